@@ -1,0 +1,69 @@
+"""The command line. Modules that need torch are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import ipiqa
+from ipiqa.cli import data, demo, show, train
+from ipiqa.errors import IpiqaError
+
+EXIT_STATUS = """exit status:
+  0    done
+  2    a mistake in the input, told in one line
+  130  stopped by Ctrl-C   } the state is saved:
+  143  stopped by SIGTERM  } go on with --resume
+  1    anything else, with a traceback: please report it
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `ipiqa <command>` and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="ipiqa",
+        description="Train, evaluate and run models that score AI-generated images against their prompts.",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ipiqa {ipiqa.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    for module in (train, data, show, demo):
+        module.add_commands(commands)
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: arguments.run(arguments))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Returns the exit status of a command; a user's mistake is told in one line."""
+    try:
+        return command() or 0
+    except IpiqaError as error:
+        _tell(f"ipiqa: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _tell("ipiqa: stopped")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
+        return 0
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":  # its class lives behind the import of torch
+            raise
+        _tell(f"ipiqa: stopped {error}. The state is saved; go on with the same command and --resume")
+        return 128 + int(error.signal_number)  # type: ignore[attr-defined]
+
+
+def _tell(line: str) -> None:
+    """Prints a line once, although every process of a torchrun job may have come upon the same mistake.
+
+    The launcher ends the other processes as soon as one has failed. Rank 0 speaks at once, the others only if they are
+    still there a little later, which means that rank 0 has not failed.
+    """
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+    print(line, file=sys.stderr, flush=True)

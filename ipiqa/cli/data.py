@@ -1,0 +1,62 @@
+"""`ipiqa data`: look at a dataset before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ipiqa.cli.train import add_config_arguments, load
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `ipiqa data check` and `ipiqa data split`."""
+    data = commands.add_parser("data", help="check a dataset, write a split", description="Look at a dataset.")
+    actions = data.add_subparsers(metavar="<action>", required=True)
+    check = actions.add_parser("check", help="check the table and decode every image", description="Check a dataset.")
+    add_config_arguments(check)
+    check.set_defaults(run=run_check)
+    split = actions.add_parser("split", help="write the split of one fold", description="Write the split of one fold.")
+    add_config_arguments(split)
+    split.add_argument("--fold", type=int, required=True, metavar="K", help="number of the fold, from 0")
+    split.add_argument("--out", metavar="FILE", help="json file to write; default standard output")
+    split.set_defaults(run=run_split)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Prints what is wrong with a dataset: every image that is missing or cannot be decoded, by name."""
+    from ipiqa.cross_validation import make_dataset, make_processor
+    from ipiqa.datasets import checks
+    from ipiqa.engine import log
+
+    log.set_up()
+    config = load(arguments)
+    dataset, processor = make_dataset(config), make_processor(config)
+    table = dataset.load()
+    for name in checks.missing_images(table):
+        print(f"missing: {name}")
+    dataset.check_images(table, processor, full=False)
+    unusable = checks.unusable_images(table, processor, full=True)
+    for message in unusable:
+        print(message)
+    checks.refuse_unusable(unusable, len(table))
+    print(f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, {len(set(table.groups))} groups: all usable")
+    for target, scores in zip(table.targets, table.scores.T, strict=True):
+        print(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
+    return 0
+
+
+def run_split(arguments: argparse.Namespace) -> int:
+    """Writes the split of one fold; the images need not be there."""
+    from ipiqa.cross_validation import split_json
+    from ipiqa.engine import log
+    from ipiqa.engine.checkpoint import write_text
+
+    log.set_up()
+    text = split_json(load(arguments), arguments.fold) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        write_text(Path(arguments.out), text)
+        print(arguments.out)
+    return 0

@@ -1,0 +1,100 @@
+"""`ipiqa train` and the train scripts: k folds of one config."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ipiqa.errors import ConfigError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose a config and change its settings."""
+    parser.add_argument("--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, as in LAVIS")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. run.max_epochs=10")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a training run."""
+    add_config_arguments(parser)
+    parser.add_argument("--num_cv", "--num-cv", type=int, metavar="K", help="number of folds (run.num_folds)")
+    parser.add_argument("--folds", metavar="0,3", help="train only these folds, counted from 0; default all")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of training (run.seed); splits keep split.seed")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `ipiqa train`."""
+    parser = commands.add_parser("train", help="train k folds of any config", description="Train k folds of a config.")
+    add_train_arguments(parser)
+    parser.set_defaults(run=train)
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """Returns the config the arguments describe."""
+    from ipiqa.config import load_config
+
+    changes = [*arguments.options, *arguments.overrides]
+    if getattr(arguments, "num_cv", None) is not None:
+        changes.append(f"run.num_folds={arguments.num_cv}")
+    if getattr(arguments, "seed", None) is not None:
+        changes.append(f"run.seed={arguments.seed}")
+    return load_config(arguments.cfg_path, *changes)
+
+
+def parse_folds(text: str | None) -> list[int] | None:
+    """Returns the numbers of "0,3", or None for None.
+
+    Raises:
+        ConfigError: it is no list of whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--folds: {text!r} is no list of folds. Write numbers from 0 with commas, such as 0,3.") from None
+
+
+def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
+    """Trains the folds asked for, prints their table and the path of the report.
+
+    Args:
+        arguments: parsed command line.
+        dataset: the dataset that the config must name, or None for any.
+
+    Raises:
+        ConfigError: the config cannot be run.
+    """
+    folds = parse_folds(arguments.folds)
+    from ipiqa.engine import log
+
+    log.set_up()
+    config = load(arguments)
+    if dataset is not None and config.dataset["name"] != dataset:
+        other = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}.get(config.dataset["name"], "ipiqa train")
+        raise ConfigError(f"{arguments.cfg_path}: dataset.name is {config.dataset['name']!r}. Start it with {other}.")
+    from ipiqa import dist
+    from ipiqa.cross_validation import run
+
+    run_dir = run(config, folds=folds, resume=arguments.resume)
+    if dist.is_main():
+        from ipiqa.report import console_table, load_run, summarise, write_summary
+
+        write_summary(run_dir)
+        print(console_table(summarise(load_run(run_dir))))
+        print(f"\nReport: {run_dir / 'report.html'}")
+    return 0
+
+
+def script(dataset: str, argv: Sequence[str] | None = None) -> int:
+    """Runs a train script of one dataset and returns its exit status."""
+    from ipiqa.cli import guarded
+
+    parser = argparse.ArgumentParser(description=f"Train and evaluate k folds on {dataset}.")
+    add_train_arguments(parser)
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: train(arguments, dataset))

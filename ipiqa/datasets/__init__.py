@@ -1,0 +1,7 @@
+"""Annotated images: tables, checks, splits, decoded-image cache and loaders. Importing it registers the datasets."""
+
+from __future__ import annotations
+
+from ipiqa.datasets import agiqa
+
+__all__ = ["agiqa"]

@@ -1,0 +1,214 @@
+"""The databases AGIQA-1k and AGIQA-3k, and tables of one's own, as registered datasets."""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ipiqa.datasets.checks import ImageReader, check_images
+from ipiqa.datasets.image_cache import ImageSource, open_images
+from ipiqa.datasets.tables import AnnotationTable, DuplicateRule, Layout, make_table, read_rows
+from ipiqa.errors import ConfigError, DataError, did_you_mean
+from ipiqa.registry import register
+
+logger = logging.getLogger(__name__)
+
+AGIQA_1K_URL = "https://github.com/lcysyzxdxc/AGIQA-1k-Database"
+AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedImages(ABC):
+    """A table file and a folder of images: the settings and steps that all datasets share.
+
+    Attributes:
+        annotations: table file.
+        images: folder of the images.
+        duplicates: what to do with an image that stands in several rows; see `tables.make_table`.
+        image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
+        cache_dir: folder of those files.
+        cache_limit_gb: a larger cache is not built; images are then decoded each time.
+    """
+
+    annotations: str
+    images: str
+    duplicates: DuplicateRule = "auto"
+    image_cache: bool = True
+    cache_dir: str = "cache/images"
+    cache_limit_gb: float = 16.0
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Returns which columns to read and how rows are grouped."""
+
+    @property
+    def hint(self) -> str:
+        """Where the files come from, for messages."""
+        return "Check the path."
+
+    def load(self) -> AnnotationTable:
+        """Returns the table; the images are not touched.
+
+        Raises:
+            DataError: the file is missing or something in it cannot be right.
+        """
+        path = Path(self.annotations).expanduser()
+        rows = read_rows(path, "dataset.annotations", self.hint)
+        here = f"dataset.annotations: '{path}'"
+        image_dir = Path(self.images).expanduser()
+        table, warnings = make_table(rows, self.layout(), here=here, image_dir=image_dir, duplicates=self.duplicates)
+        for warning in warnings:
+            logger.warning(warning)
+        return table
+
+    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
+        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
+        check_images(table, processor, full=full, hint=self.hint)
+
+    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
+        """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
+        limit_gb = self.cache_limit_gb if self.image_cache else 0.0
+        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
+
+
+@register("dataset", "agiqa_1k")
+@dataclass(frozen=True, kw_only=True)
+class Agiqa1k(AnnotatedImages):
+    """AGIQA-1k: 1,080 images by two generators, one MOS (arXiv:2303.12618); `AIGC_MOS_Zscore.xlsx`."""
+
+    @property
+    def hint(self) -> str:
+        return f"Get AGIQA-1k from {AGIQA_1K_URL}; cache/README.md shows where its files belong."
+
+    def layout(self) -> Layout:
+        return Layout(
+            image=["Image", "name"],
+            prompt=["Prompt"],
+            targets={"quality": ["MOS", "mos_quality"]},
+            group=lambda name, prompt: agiqa_1k_group(name),
+            mos_range=(0.0, 5.0),
+            # reference: the published table ends with two rows of this name and different scores; both are trained on
+            known_duplicates=frozenset({"dreamStudio_8_9_1_1.jpg"}),
+            reference_draw="bernoulli",
+        )
+
+
+@register("dataset", "agiqa_3k")
+@dataclass(frozen=True, kw_only=True)
+class Agiqa3k(AnnotatedImages):
+    """AGIQA-3k: 2,982 images of 300 prompts, quality and alignment MOS (arXiv:2306.04717).
+
+    Read from `data.csv`, as published, or from a `mos_joint.xlsx` with the same columns.
+
+    Attributes:
+        targets: which of quality and alignment to predict; null for both.
+    """
+
+    targets: list[str] | None = None
+
+    @property
+    def hint(self) -> str:
+        return f"Get AGIQA-3k from {AGIQA_3K_URL}; cache/README.md shows where its files belong."
+
+    def layout(self) -> Layout:
+        columns = {
+            "quality": ["mos_quality", "quality"],
+            "alignment": ["mos_align", "mos_alignment", "alignment"],
+        }
+        chosen = list(columns) if self.targets is None else self.targets
+        _check_targets(chosen, list(columns))
+        return Layout(
+            image=["name", "Image"],
+            prompt=["prompt"],
+            targets={target: columns[target] for target in chosen},
+            group=lambda name, prompt: agiqa_3k_group(name),
+            mos_range=(0.0, 5.0),
+            reference_draw="permutation",
+        )
+
+
+@register("dataset", "table")
+@dataclass(frozen=True, kw_only=True)
+class OwnTable(AnnotatedImages):
+    """Anyone's table: columns by name.
+
+    Attributes:
+        targets: score columns; each becomes a target of that name.
+        image: column of image file names, relative to `images`.
+        prompt: column of prompts.
+        group: column of what a split may not cut; null groups by prompt.
+        mos_min: lowest score that can be right; null for no limit.
+        mos_max: highest score that can be right; null for no limit.
+    """
+
+    targets: list[str]
+    image: str = "image"
+    prompt: str = "prompt"
+    group: str | None = None
+    mos_min: float | None = None
+    mos_max: float | None = None
+
+    def layout(self) -> Layout:
+        _check_targets(self.targets, self.targets)
+        lowest = float("-inf") if self.mos_min is None else self.mos_min
+        highest = float("inf") if self.mos_max is None else self.mos_max
+        if lowest >= highest:
+            raise ConfigError(f"dataset.mos_min: {lowest:g} is not below dataset.mos_max, {highest:g}.")
+        return Layout(
+            image=[self.image],
+            prompt=[self.prompt],
+            targets={target: [target] for target in self.targets},
+            group=self.group if self.group is not None else lambda name, prompt: prompt,
+            mos_range=(lowest, highest),
+        )
+
+
+def _check_targets(chosen: list[str], known: list[str]) -> None:
+    if not chosen:
+        raise ConfigError(f"dataset.targets: empty. Name at least one{' of ' + ', '.join(known) if known else ''}.")
+    for target in chosen:
+        if target not in known:
+            near = did_you_mean(target, known)
+            raise ConfigError(f"dataset.targets: no target is called {target!r}.{near} There are: {', '.join(known)}.")
+        if chosen.count(target) > 1:
+            raise ConfigError(f"dataset.targets: {target!r} is named twice. Name each target once.")
+
+
+def agiqa_3k_group(name: str) -> str:
+    """Returns the prompt id: the last number field of the file name. The generator may hold a dot.
+
+    >>> agiqa_3k_group("sd1.5_highcorr_012.jpg")
+    '012'
+
+    Raises:
+        DataError: the name does not end so.
+    """
+    field = PurePosixPath(name).stem.rpartition("_")[2]
+    if not re.fullmatch("[0-9]+", field):
+        form = "'<generator>_<variant>_<prompt id>.jpg'"
+        raise DataError(f"dataset.annotations: {name!r} has no prompt id. AGIQA-3k names have the form {form}.")
+    return field
+
+
+def agiqa_1k_group(name: str) -> str:
+    """Returns the content code, the same for both generators: subject and action, e.g. "bird" and "having pizza".
+
+    # reference: dreamStudio numbers its subjects without number 6 and its actions from 5 on; this undoes it.
+
+    >>> agiqa_1k_group("deepai_9_14_1_1.jpg"), agiqa_1k_group("dreamStudio_8_9_1_1.jpg")
+    ('9_14', '9_14')
+
+    Raises:
+        DataError: the name has no two number fields after the generator.
+    """
+    match = re.match(r"[^_]*_([0-9]+)_([0-9]+)_", PurePosixPath(name).name)
+    if not match:
+        form = "'<generator>_<subject>_<action>_<place>_<style>.jpg'"
+        raise DataError(f"dataset.annotations: {name!r} has no content code. AGIQA-1k names have the form {form}.")
+    subject, action = int(match[1]), int(match[2])
+    if name.startswith("dream"):
+        subject, action = subject + (subject > 5), action + 5
+    return f"{subject}_{action}"

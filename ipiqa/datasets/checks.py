@@ -1,0 +1,112 @@
+"""Image files, looked at before anything is trained: missing ones, and those no model should see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.errors import DataError
+
+
+class ImageReader(Protocol):
+    """What the datasets need of an image processor."""
+
+    @property
+    def image_size(self) -> int:
+        """Side S of a decoded image, in pixels."""
+
+    @property
+    def key(self) -> str:
+        """All that decides the decoded pixels, apart from the file."""
+
+    def verify(self, path: Path, *, full: bool = False) -> None:
+        """Raises DataError when the header, or with `full` the pixels, cannot be used."""
+
+    def decode(self, path: Path) -> torch.Tensor:
+        """Returns the uint8 image (3, S, S); raises DataError when the file cannot be used."""
+
+
+def num_threads() -> int:
+    """Returns how many files are worth reading at once: one per core this process may use, 16 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)
+
+
+def missing_images(table: AnnotationTable) -> list[str]:
+    """Returns the names of the images that are not there, each once, in table order."""
+    return [name for name in dict.fromkeys(table.names) if not (table.image_dir / name).is_file()]
+
+
+def unusable_images(table: AnnotationTable, reader: ImageReader, *, full: bool) -> list[str]:
+    """Returns one message per image that is there and cannot be used, in table order.
+
+    Args:
+        table: names and folder of the images.
+        reader: judges one file.
+        full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
+    """
+    paths = [table.image_dir / name for name in dict.fromkeys(table.names) if (table.image_dir / name).is_file()]
+    return failures(lambda path: reader.verify(path, full=full), paths)
+
+
+def failures(look: Callable[[Path], None], paths: Sequence[Path]) -> list[str]:
+    """Returns the messages of the DataErrors that looking at each file raises; several files are looked at at once."""
+
+    def problem(path: Path) -> str | None:
+        try:
+            look(path)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        return [message for message in pool.map(problem, paths) if message]
+
+
+def check_images(
+    table: AnnotationTable, reader: ImageReader, *, full: bool = False, hint: str = "Check the path."
+) -> None:
+    """Raises when the folder, or any image of the table, is missing or cannot be used.
+
+    Args:
+        table: names and folder of the images.
+        reader: judges one file.
+        full: decode every pixel instead of reading headers.
+        hint: where to get the images.
+
+    Raises:
+        DataError: with the number of images concerned and the first of them.
+    """
+    if not table.image_dir.is_dir():
+        raise DataError(f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
+    lister = "list them with: ipiqa data check --cfg-path ..."
+    missing = missing_images(table)
+    if missing:
+        raise DataError(
+            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
+            f"first {missing[0]!r}. Check the path, or {lister}"
+        )
+    refuse_unusable(unusable_images(table, reader, full=full), table.num_images)
+
+
+def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
+    """Raises DataError when there is any message about an image, with their number and the first."""
+    if messages:
+        raise DataError(
+            f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]} "
+            "Replace them, or list them with: ipiqa data check --cfg-path ..."
+        )
+
+
+def image_set_sha256(table: AnnotationTable) -> str:
+    """Returns a hash of the image names and file sizes: tells a resumed run that its images were exchanged."""
+    sizes = [(name, (table.image_dir / name).stat().st_size) for name in sorted(set(table.names))]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()

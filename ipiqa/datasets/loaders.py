@@ -1,0 +1,178 @@
+"""Batches of a table's rows. Which row stands in which batch is a pure function of (seed, fold, epoch, rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ipiqa.datasets.checks import num_threads
+from ipiqa.datasets.image_cache import CachedImages, ImageSource
+from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.errors import DataError
+
+_ORDER = 3  # last number of the RandomState seed: a stream that splits and flips do not share
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Stands for a batch with an unusable image: an exception would reach the main process as a long traceback."""
+
+    message: str
+
+
+class TableBatches(Dataset[Batch | Failure]):
+    """Batches by row numbers.
+
+    Args:
+        table: N rows.
+        images: their images.
+        tokens: (N, context) int64 token ids of their prompts.
+    """
+
+    def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
+        if len(tokens) != len(table):
+            raise ValueError(f"{len(tokens)} prompts were tokenised for {len(table)} rows")
+        self.images, self.tokens = images, tokens
+        self.targets = torch.from_numpy(table.scores.astype(np.float32))
+
+    def __getitem__(self, rows: np.ndarray) -> Batch | Failure:
+        """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,)."""
+        try:
+            images = self.images.batch(rows)
+        except DataError as error:
+            return Failure(str(error))
+        index = torch.from_numpy(rows)
+        return {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
+
+
+class TrainSampler(Sampler[np.ndarray]):
+    """Row numbers of one process's batches.
+
+    One permutation of all training rows is cut into global batches of world_size x batch_size, the rest dropped, and
+    each process takes its contiguous slice: W processes with batch B / W see the batches of one process with batch B.
+    """
+
+    def __init__(self, rows: np.ndarray, *, batch_size: int, seed: int, fold: int, rank: int, world_size: int) -> None:
+        self.rows, self.batch_size, self.rank, self.global_size = rows, batch_size, rank, batch_size * world_size
+        self.seed, self.fold, self.epoch, self.first_step = seed, fold, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.global_size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = np.random.RandomState([self.seed, self.fold, self.epoch, _ORDER]).permutation(self.rows)
+        for step in range(self.first_step, len(self)):
+            start = step * self.global_size + self.rank * self.batch_size
+            yield order[start : start + self.batch_size]
+
+
+class BatchLoader(DataLoader[Any]):
+    """A DataLoader of ready-made batches; an unusable image ends the iteration with a DataError that names it."""
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them).
+
+        The rows of each batch are drawn in this process and sent to the workers, so persistent ones follow.
+        """
+        sampler = self.sampler
+        if not isinstance(sampler, TrainSampler):
+            raise TypeError("only training batches change with the epoch")
+        sampler.epoch, sampler.first_step = epoch, first_step
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
+        for batch in super().__iter__():
+            if isinstance(batch, Failure):
+                raise DataError(batch.message)
+            yield batch
+
+
+def train_loader(
+    table: AnnotationTable,
+    images: ImageSource,
+    tokens: torch.Tensor,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    fold: int,
+    rank: int,
+    world_size: int,
+    num_workers: int | None,
+    pin_memory: bool,
+) -> BatchLoader:
+    """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
+
+    Args:
+        table: all rows.
+        images: images by row.
+        tokens: (N, context) int64, token ids by row.
+        rows: row numbers to train on.
+        batch_size: images in a batch of one process.
+        seed: seed of the order.
+        fold: number of the fold, which has an order of its own.
+        rank: number of this process.
+        world_size: number of processes.
+        num_workers: worker processes; None chooses.
+        pin_memory: whether batches are bound for a GPU.
+
+    Raises:
+        DataError: the rows do not fill one global batch.
+    """
+    if len(rows) < batch_size * world_size:
+        processes = f" x {world_size} processes" if world_size > 1 else ""
+        raise DataError(
+            f"run.batch_size: {batch_size}{processes} is more than the {len(rows)} training images. "
+            f"Use at most {len(rows) // world_size}."
+        )
+    sampler = TrainSampler(rows, batch_size=batch_size, seed=seed, fold=fold, rank=rank, world_size=world_size)
+    return _loader(TableBatches(table, images, tokens), sampler, num_workers, pin_memory)
+
+
+def eval_loader(
+    table: AnnotationTable,
+    images: ImageSource,
+    tokens: torch.Tensor,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    num_workers: int | None,
+    pin_memory: bool,
+) -> BatchLoader:
+    """Returns the batches of this process's share of the rows: over all processes, every row exactly once.
+
+    Args: as in `train_loader`.
+    """
+    own = rows[rank::world_size]
+    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    return _loader(TableBatches(table, images, tokens), batches, num_workers, pin_memory)
+
+
+def _loader(
+    batches: TableBatches,
+    sampler: Sampler[np.ndarray] | Sequence[np.ndarray],
+    num_workers: int | None,
+    pin_memory: bool,
+) -> BatchLoader:
+    workers = suggest_workers(batches.images) if num_workers is None else num_workers
+    return BatchLoader(
+        batches,
+        sampler=sampler,
+        batch_size=None,  # the sampler's items are whole batches
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )
+
+
+def suggest_workers(images: ImageSource) -> int:
+    """Returns 0 for cached images, which are copied faster than handed over, else one worker per core, 8 at most."""
+    return 0 if isinstance(images, CachedImages) else min(num_threads(), 8)

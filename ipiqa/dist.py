@@ -1,0 +1,86 @@
+"""Several processes: the torchrun environment, and the few collective operations the framework needs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """Returns the number of this process among all processes, 0 when it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Returns the number of this process on its machine, 0 when it is alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Returns the number of processes, 1 when torchrun did not start this one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Returns whether this process writes the files and the log."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator[None]:
+    """Joins the processes torchrun started (nccl on GPU, gloo on CPU) for the duration of the block."""
+    if world_size() == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns the values of all processes, by rank, on every process."""
+    if world_size() == 1:
+        return [value]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def from_main(value: Any) -> Any:
+    """Returns the value rank 0 holds, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Returns whether the flag is set on at least one process."""
+    if world_size() == 1:
+        return flag
+    total = torch.tensor(int(flag), device=device)
+    dist.all_reduce(total, op=dist.ReduceOp.MAX)
+    return bool(total.item())
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Gives every process the buffers of rank 0, so that BatchNorm evaluates with the same statistics everywhere."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,1 @@
+"""Training: tensors, loaders and callables in, checkpoints and a history out."""

@@ -1,0 +1,63 @@
+"""Scores of many images, on one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ipiqa import dist
+
+Batch = dict[str, torch.Tensor]
+
+
+def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns the precision context of `amp`: "none", "bf16" or "fp16"."""
+    if amp == "none":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    forward: Callable[[nn.Module, Batch], torch.Tensor],
+    *,
+    device: torch.device,
+    amp: str = "none",
+    description: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (rows (N,), predictions (N, T) float32), sorted by row, the same on every process.
+
+    Each process goes through its own share of the rows; no row is padded, repeated or dropped.
+
+    Args:
+        model: in any mode; evaluated in evaluation mode and left in the mode it was in.
+        batches: dicts with "rows" (B,) and whatever `forward` reads.
+        forward: (model, batch) -> predictions (B, T).
+        device: where the model is.
+        amp: see `autocast`.
+        description: for the progress bar.
+    """
+    dist.broadcast_buffers(model)
+    was_training = model.training
+    model.eval()
+    rows, predictions = [], []
+    quiet = None if dist.is_main() else True
+    for batch in tqdm(batches, desc=description, leave=False, disable=quiet):
+        with autocast(device, amp):
+            output = forward(model, batch)
+        rows.append(batch["rows"].numpy())
+        predictions.append(output.float().cpu().numpy())
+    model.train(was_training)
+    shares = dist.gather((rows, predictions))
+    all_rows = np.concatenate([r for share in shares for r in share[0]])
+    all_predictions = np.concatenate([p for share in shares for p in share[1]])
+    order = np.argsort(all_rows, kind="stable")
+    return all_rows[order], all_predictions[order]

@@ -1,0 +1,258 @@
+"""The training loop. It knows tensors, loaders and callables; what is trained, and on what, is the caller's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ipiqa import dist
+from ipiqa.engine import checkpoint
+from ipiqa.engine.optim import Schedule
+from ipiqa.engine.predict import Batch, autocast
+from ipiqa.engine.stop import Interrupted, StopSignals
+
+logger = logging.getLogger("ipiqa")
+
+
+class NonFiniteLossError(Exception):
+    """The loss of a step is infinite or not a number."""
+
+    def __init__(self, epoch: int, step: int, rows: list[int]) -> None:
+        super().__init__(f"epoch {epoch}, step {step}: the loss is not finite")
+        self.epoch, self.step, self.rows = epoch, step, rows
+
+
+class TrainLoader(Protocol):
+    """Batches of one epoch after the other."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation found: the value that selects the best epoch, and what goes into the log and the files."""
+
+    value: float
+    metrics: dict[str, Any]
+    predictions: torch.Tensor  # (N, T)
+
+
+@dataclass
+class Progress:
+    """How far training has come; `epoch` and `step` count what is finished."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0  # over the steps of the epoch
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains one model, evaluates it, keeps the last and the best state.
+
+    Every random draw is a function of (seed, epoch, step, rank), so no generator state is kept, and a resumed run repeats
+    the uninterrupted one bit for bit on the CPU.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train_loader: TrainLoader
+    start_epoch: Callable[[int, int], None]  # (epoch, first step): tells the loader which draw comes next
+    compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]  # (model, batch, epoch) -> scalar
+    evaluate: Callable[[nn.Module], Evaluation]
+    folder: Path
+    identity: dict[str, Any]  # what must be the same for a checkpoint to be continued
+    seed: tuple[int, ...]
+    device: torch.device
+    max_epochs: int
+    eval_every: int = 1
+    save_every: int = 1
+    log_every: int = 50
+    accumulate_steps: int = 1
+    clip_grad_norm: float | None = None
+    amp: str = "none"
+    stop: StopSignals = field(default_factory=StopSignals)
+    label: str = ""
+    forward_module: nn.Module | None = None  # the model as compiled, where it is
+    progress: Progress = field(default_factory=Progress)
+    evaluation: Evaluation | None = None  # the newest one
+    _rate: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        module = self.forward_module or self.model
+        self.parallel: nn.Module = module
+        if dist.world_size() > 1:
+            # Buffers are broadcast before each evaluation instead of before each step: BatchNorm does not read them
+            # while it trains.
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    @property
+    def last_path(self) -> Path:
+        """The newest whole state of training."""
+        return self.folder / "last.pt"
+
+    @property
+    def best_path(self) -> Path:
+        """The weights of the best epoch so far."""
+        return self.folder / "best.pt"
+
+    def fit(self) -> None:
+        """Trains to the last epoch from wherever `progress` stands.
+
+        Raises:
+            Interrupted: a signal asked for it; the state is saved.
+            NonFiniteLossError: training has gone wrong; nothing of that step is kept.
+            DataError: a checkpoint could not be written.
+        """
+        while self.progress.epoch < self.max_epochs:
+            self._train_epoch()
+            epoch = self.progress.epoch
+            if epoch % self.eval_every == 0 or epoch == self.max_epochs:
+                self._evaluate_epoch()
+            if epoch % self.save_every == 0 or epoch == self.max_epochs:
+                self.save()
+            if epoch < self.max_epochs:
+                self._stop_if_requested()
+        (self.folder / "previous.pt").unlink(missing_ok=True)
+
+    def _train_epoch(self) -> None:
+        progress, total = self.progress, len(self.train_loader)
+        epoch, first = progress.epoch, progress.step
+        self.model.train()
+        self.start_epoch(epoch, first)
+        bar = tqdm(total=total, initial=first, desc=f"{self.label}epoch {epoch + 1}/{self.max_epochs}", leave=False,
+                   disable=None if dist.is_main() else True)
+        with bar:
+            for step, batch in enumerate(self.train_loader, start=first):
+                loss = self._train_step(batch, epoch, step, total)
+                progress.step, progress.loss_sum = step + 1, progress.loss_sum + loss
+                bar.update()
+                if progress.step % self.log_every == 0:
+                    bar.set_postfix_str(f"loss {progress.loss_sum / progress.step:.4f}")
+                    logger.debug("%sepoch %d step %d/%d loss %.5f", self.label, epoch + 1, progress.step, total, loss)
+                if self._updates_at(step, total) and progress.step < total:
+                    self._stop_if_requested()
+        self._close_epoch(total)
+
+    def _train_step(self, batch: Batch, epoch: int, step: int, total: int) -> float:
+        """Runs one batch forward and backward, and the optimizer where an accumulation group ends; returns the loss."""
+        self._rate = self.schedule.apply(self.optimizer, epoch, step)
+        draw = np.random.SeedSequence((*self.seed, epoch, step, dist.rank())).generate_state(1)[0]
+        torch.manual_seed(int(draw))
+        updates = self._updates_at(step, total)
+        group_start = step // self.accumulate_steps * self.accumulate_steps
+        group_size = min(self.accumulate_steps, total - group_start)
+        hold = contextlib.nullcontext() if updates or not hasattr(self.parallel, "no_sync") else self.parallel.no_sync()
+        with hold:
+            with autocast(self.device, self.amp):
+                loss = self.compute_loss(self.parallel, batch, epoch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteLossError(epoch + 1, step + 1, batch["rows"].tolist())
+            self.scaler.scale(loss / group_size).backward()
+        if updates:
+            if self.clip_grad_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def _updates_at(self, step: int, total: int) -> bool:
+        """Whether an optimizer step follows this batch: at the end of each group, the epoch's last one however short."""
+        return (step + 1) % self.accumulate_steps == 0 or step + 1 == total
+
+    def _close_epoch(self, total: int) -> None:
+        progress = self.progress
+        losses = dist.gather(progress.loss_sum / max(total, 1))
+        mean_loss = sum(losses) / len(losses)
+        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.history.append(
+            {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
+        )
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise NonFiniteLossError(progress.epoch, total, [])
+
+    def _evaluate_epoch(self) -> None:
+        progress = self.progress
+        self.evaluation = self.evaluate(self.model)
+        progress.history[-1] |= {"metrics": self.evaluation.metrics, "value": self.evaluation.value}
+        is_best = self.evaluation.value > progress.best_value
+        if is_best:
+            progress.best_epoch, progress.best_value = progress.epoch, self.evaluation.value
+        if dist.is_main():
+            lines = (json.dumps(checkpoint.without_nan(row)) for row in progress.history)
+            checkpoint.write_text(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+            if is_best:
+                checkpoint.save(self.best_path, self.model_state())
+
+    def _stop_if_requested(self) -> None:
+        if dist.any_process(self.stop.requested(), self.device):
+            self.save()
+            where = f"{self.label}after epoch {self.progress.epoch}, step {self.progress.step}"
+            raise Interrupted(where, self.stop.signal_number or signal.SIGTERM)
+
+    def model_state(self) -> dict[str, Any]:
+        """Returns the weights with what they scored: the content of `best.pt`."""
+        found = None if self.evaluation is None else dataclasses.asdict(self.evaluation)
+        return {
+            "model": self.model.state_dict(),
+            "epoch": self.progress.epoch,
+            "identity": self.identity,
+            "evaluation": found,
+        }
+
+    def save(self) -> None:
+        """Writes `last.pt`: everything that training needs to go on. Rank 0 writes, the others wait."""
+        dist.broadcast_buffers(self.model)
+        if dist.is_main():
+            state = {
+                **self.model_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "progress": dataclasses.asdict(self.progress),
+            }
+            checkpoint.save(self.last_path, state, previous=self.folder / "previous.pt")
+        dist.barrier()
+
+    def restore(self, check: Callable[[dict[str, Any]], None]) -> bool:
+        """Takes up the newest whole state in the folder; returns whether there was one.
+
+        Args:
+            check: raises when the checkpoint's identity is not the one wanted.
+
+        Raises:
+            DataError: checkpoints are there but none can be read.
+        """
+        state = checkpoint.load_newest([self.last_path, self.folder / "previous.pt"], check)
+        if state is None:
+            return False
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        if state["evaluation"] is not None:
+            self.evaluation = Evaluation(**state["evaluation"])
+        return True

@@ -1,0 +1,19 @@
+"""What is measured: agreement of predictions with mean opinion scores, and how sure we may be of it."""
+
+from __future__ import annotations
+
+from ipiqa.metrics.correlation import METRICS, LogisticFit, aggregate, fit_logistic, measure
+from ipiqa.metrics.significance import PairedTest, Spread, bootstrap_interval, describe, paired_test
+
+__all__ = [
+    "METRICS",
+    "LogisticFit",
+    "PairedTest",
+    "Spread",
+    "aggregate",
+    "bootstrap_interval",
+    "describe",
+    "fit_logistic",
+    "measure",
+    "paired_test",
+]

@@ -1,0 +1,55 @@
+"""How the image and the prompt meet: token map, pooled feature and prompt feature -> one joint feature."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ipiqa.errors import ConfigError
+from ipiqa.models.image_encoder import ImageEncoder
+from ipiqa.models.pooling import AttentionPool
+from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.registry import register
+
+
+@register("fusion", "cross_attention")
+class CrossAttentionFusion(nn.Module):
+    """The paper's fusion (section 3.3): the prompt feature asks the token map, the answer joins CLIP's own pool."""
+
+    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, *, heads: int | None = None) -> None:
+        """Makes the cross-attention pool.
+
+        Args:
+            image_encoder: gives the token map.
+            prompt_encoder: gives the query.
+            heads: number of heads; None for one per 64 channels (32 for RN50).
+        """
+        super().__init__()
+        channels, embed_dim = image_encoder.channels, image_encoder.embed_dim
+        heads = max(channels // 64, 1) if heads is None else heads
+        if heads < 1 or channels % heads:
+            raise ConfigError(f"model.fusion.heads: {heads} does not divide the {channels} channels of the token map.")
+        num_positions = image_encoder.grid[0] * image_encoder.grid[1] + 1
+        self.pool = AttentionPool(channels, prompt_encoder.embed_dim, embed_dim, heads, num_positions)
+        self.num_features = 2 * embed_dim
+
+    def forward(
+        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the joint feature (B, 2 D): CLIP's image feature, then what the prompt found in the token map."""
+        return torch.cat([image_feature, self.pool(token_map, prompt_feature)], dim=1)
+
+
+@register("fusion", "concatenation")
+class ConcatenationFusion(nn.Module):
+    """No fusion at all: image feature and prompt feature side by side."""
+
+    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+        super().__init__()
+        self.num_features = image_encoder.embed_dim + prompt_encoder.embed_dim
+
+    def forward(
+        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the joint feature (B, D_image + D_prompt)."""
+        return torch.cat([image_feature, prompt_feature], dim=1)

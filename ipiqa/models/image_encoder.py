@@ -1,0 +1,285 @@
+"""CLIP's convolutional image tower: images -> token map and pooled feature."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.models.pooling import AttentionPool, resize_positions
+from ipiqa.models.weights import Tensors, read_tensors
+from ipiqa.registry import register
+
+WHERE = "model.image_encoder"
+STRIDE = 32  # pixels a token of the last stage stands for, in each direction
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class ResNetSizes:
+    """Sizes of CLIP's ModifiedResNet."""
+
+    layers: tuple[int, ...]  # residual blocks per stage
+    width: int  # channels after the stem; the last stage has 32 times as many
+    embed_dim: int  # length of the pooled feature
+    heads: int  # of the attention pool
+
+    @classmethod
+    def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
+        """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
+        stages = (
+            {n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5)
+        )
+        width = tensors["visual.layer1.0.conv1.weight"].shape[0]
+        embed_dim = tensors["visual.attnpool.c_proj.weight"].shape[0]
+        return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
+
+    @classmethod
+    def of_architecture(cls, name: str) -> ResNetSizes:
+        """Returns the sizes open_clip gives an architecture.
+
+        Raises:
+            ConfigError: open_clip does not know the name, or its image tower is no ResNet.
+        """
+        settings = architecture_settings(name, WHERE)
+        vision = settings["vision_cfg"]
+        if not isinstance(vision.get("layers"), (list, tuple)):
+            raise ConfigError(f"{WHERE}.architecture: {name!r} has no ResNet image tower. Take 'RN50-quickgelu' or 'RN101-quickgelu'.")
+        width = vision["width"]
+        return cls(tuple(vision["layers"]), width, settings["embed_dim"], heads=width * 32 // vision.get("head_width", 64))
+
+
+def architecture_settings(name: str, where: str) -> dict[str, Any]:
+    """Returns open_clip's settings of an architecture.
+
+    Raises:
+        ConfigError: open_clip does not know the name.
+    """
+    import open_clip
+
+    from ipiqa.errors import did_you_mean
+
+    settings = open_clip.get_model_config(name)
+    if settings is None:
+        near = did_you_mean(name, open_clip.list_models())
+        raise ConfigError(f"{where}.architecture: open_clip knows no {name!r}.{near} List: open_clip.list_models().")
+    return settings
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's ResNet with its attention pool; the pool's single query is the mean token."""
+
+    def __init__(self, sizes: ResNetSizes, image_size: int, *, freeze: bool = False) -> None:
+        super().__init__()
+        from open_clip.modified_resnet import ModifiedResNet
+
+        # The tower's own pool would compute a query for every token: ours replaces it and bears the same names.
+        tower = ModifiedResNet(list(sizes.layers), sizes.embed_dim, sizes.heads, image_size=STRIDE, width=sizes.width)
+        del tower.attnpool
+        self.tower = tower
+        self.channels = sizes.width * 32
+        self.embed_dim = self.num_features = sizes.embed_dim
+        self.grid = (image_size // STRIDE, image_size // STRIDE)
+        num_positions = self.grid[0] * self.grid[1] + 1
+        self.pool = AttentionPool(self.channels, self.channels, sizes.embed_dim, sizes.heads, num_positions)
+        for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
+            nn.init.normal_(projection.weight, std=self.channels**-0.5)
+        self.grad_checkpointing = False
+        self.frozen = freeze
+        if freeze:
+            self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """A frozen encoder stays in evaluation mode, so that its BatchNorm statistics do not move either."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the token map (B, C, S/32, S/32) and the pooled feature (B, D).
+
+        Args:
+            images: (B, 3, S, S), normalised.
+        """
+        x = images.contiguous(memory_format=torch.channels_last)
+        for name in STAGES:
+            stage = getattr(self.tower, name)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(stage, x, use_reentrant=False, context_fn=self._recomputation)
+            else:
+                x = stage(x)
+        return x, self.pool(x)
+
+    def _recomputation(self) -> tuple[Any, Any]:
+        return contextlib.nullcontext(), self._keep_statistics()
+
+    @contextlib.contextmanager
+    def _keep_statistics(self) -> Iterator[None]:
+        """The second forward of a checkpointed stage must not move the BatchNorm statistics a second time."""
+        norms = [m for m in self.tower.modules() if isinstance(m, nn.BatchNorm2d)]
+        before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, (momentum, count) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(count)
+
+    def load_clip(self, tensors: Tensors, where: str) -> None:
+        """Takes the image tower out of a whole CLIP, resizing the positions to this image size.
+
+        Raises:
+            DataError: the tensors are of other sizes or some are missing.
+        """
+        own = {}
+        for name, value in tensors.items():
+            if name.startswith("visual.attnpool."):
+                own["pool." + name.removeprefix("visual.attnpool.")] = value
+            elif name.startswith("visual."):
+                own["tower." + name.removeprefix("visual.")] = value
+        if "pool.positional_embedding" in own:
+            own["pool.positional_embedding"] = resize_positions(own["pool.positional_embedding"].float(), self.grid)
+        load_exactly(self, own, where)
+
+
+def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
+    """Loads tensors into a module, every one of them and no other.
+
+    Args:
+        module: what to fill.
+        tensors: values by name.
+        where: for messages.
+        may_miss: prefixes of names that need not be there.
+
+    Raises:
+        DataError: a tensor is missing, unknown or of another shape; the message gives the first of each.
+    """
+    wanted = module.state_dict()
+    missing = [n for n in wanted if n not in tensors and not n.startswith(may_miss or ("\0",))]
+    unknown = [n for n in tensors if n not in wanted]
+    shapes = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
+    if unknown:
+        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0]!r}")
+    if shapes:
+        name = shapes[0]
+        got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)
+        problems.append(f"{len(shapes)} tensors have another shape, first {name!r} with {got} instead of {want}")
+    if problems:
+        raise DataError(f"{where}: {'; '.join(problems)}. Check that the weights and the model settings belong together.")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _load(encoder: ImageEncoder, tensors: Tensors | None, weights: str | None) -> ImageEncoder:
+    if tensors is not None:
+        encoder.load_clip(tensors, f"{WHERE}.weights: '{weights}'")
+    return encoder
+
+
+@register("image_encoder", "clip")
+def clip_image_encoder(
+    image_size: int,
+    *,
+    architecture: str = "auto",
+    weights: str | None = None,
+    sha256: str | None = None,
+    freeze: Literal["none", "all"] = "none",
+) -> ImageEncoder:
+    """Returns the image tower of a published CLIP.
+
+    Args:
+        image_size: side of the square input in pixels, a multiple of 32.
+        architecture: name open_clip knows, such as "RN50-quickgelu"; "auto" reads the sizes from the weights.
+        weights: file with OpenAI's tensor names (RN50.pt, state dict, safetensors), or a pretrained tag of open_clip
+            such as "openai", which it downloads; None draws them at random.
+        sha256: what the hash of the weights file must be.
+        freeze: "all" keeps the tower as it is, BatchNorm statistics included.
+    """
+    tensors = clip_tensors(architecture, weights, sha256, WHERE)
+    sizes = _sizes(architecture, tensors, weights)
+    return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)
+
+
+def _sizes(architecture: str, tensors: Tensors | None, weights: str | None) -> ResNetSizes:
+    if tensors is None:
+        if architecture == "auto":
+            raise ConfigError(f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu.")
+        return ResNetSizes.of_architecture(architecture)
+    if "visual.layer1.0.conv1.weight" not in tensors:
+        kind = "a vision transformer" if "visual.proj" in tensors else "no CLIP image tower"
+        raise DataError(f"{WHERE}.weights: '{weights}' holds {kind}. The tower needed is a ResNet such as OpenAI's RN50.pt.")
+    found = ResNetSizes.of_tensors(tensors)
+    if architecture != "auto" and found != (wanted := ResNetSizes.of_architecture(architecture)):
+        raise DataError(f"{WHERE}.weights: '{weights}' holds {found}, but {architecture} is {wanted}. Set architecture: auto.")
+    return found
+
+
+@register("image_encoder", "clip_resnet")
+def clip_resnet(
+    image_size: int,
+    *,
+    layers: list[int],
+    width: int,
+    embed_dim: int,
+    heads: int | None = None,
+    weights: str | None = None,
+    freeze: Literal["none", "all"] = "none",
+) -> ImageEncoder:
+    """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.
+
+    Args:
+        image_size: side of the square input in pixels, a multiple of 32.
+        layers: residual blocks of the four stages.
+        width: channels after the stem; the token map has 32 times as many.
+        embed_dim: length of the pooled feature.
+        heads: of the attention pool; None for one per 64 channels.
+        weights: file with OpenAI's tensor names, or None for random values.
+        freeze: "all" keeps the tower as it is, BatchNorm statistics included.
+    """
+    if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2:
+        raise ConfigError(f"{WHERE}: layers {layers} and width {width} make no tower. Give four stages of 1 or more and an even width.")
+    heads = width * 32 // 64 if heads is None else heads
+    if heads < 1 or width * 32 % heads:
+        raise ConfigError(f"{WHERE}.heads: {heads} does not divide the {width * 32} channels of the token map.")
+    tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
+    sizes = ResNetSizes(tuple(layers), width, embed_dim, heads)
+    return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)
+
+
+def clip_tensors(architecture: str, weights: str | None, sha256: str | None, where: str) -> Tensors | None:
+    """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
+
+    Raises:
+        DataError: the file cannot be used, or open_clip could not download the tag.
+    """
+    if weights is None:
+        return None
+    if architecture == "auto" or not _is_tag(architecture, weights):
+        return read_tensors(weights, f"{where}.weights", sha256)
+    import open_clip
+
+    try:
+        model = open_clip.create_model(architecture, pretrained=weights)
+    except Exception as error:
+        # The hub's client has many exceptions of its own for a network that does not answer.
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({reason}). "
+            f"Without a network, download the file and give its path."
+        ) from None
+    return dict(model.state_dict())
+
+
+def _is_tag(architecture: str, weights: str) -> bool:
+    import open_clip
+
+    return weights in open_clip.list_pretrained_tags_by_model(architecture)

@@ -1,0 +1,84 @@
+"""IP-IQA: an image and its prompt -> scores; and its ablation that never sees the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ipiqa.models.image_encoder import STAGES, ImageEncoder
+from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.registry import register
+
+Prompts = Sequence[str] | torch.Tensor
+
+
+@register("model", "ipiqa")
+class IPIQA(nn.Module):
+    """Scores images against their prompts (Qu, Li and Gao 2024, figure 2).
+
+    The image tower's token map is pooled twice: once by its own mean token, once by the prompt feature. The head reads
+    both (or whatever another fusion makes of them).
+    """
+
+    def __init__(
+        self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, fusion: nn.Module, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.fusion = fusion
+        self.head = head
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, num_targets), fp32, in units of the MOS trained on.
+
+        Args:
+            images: (B, 3, S, S), normalised as the processor does.
+            prompts: B texts, or their tokens (B, 77).
+        """
+        token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
+        prompt_feature = self.prompt_encoder(prompts)  # (B, D)
+        return self.head(self.fusion(token_map, image_feature, prompt_feature))
+
+    def encode_prompts(self, prompts: Prompts) -> torch.Tensor:
+        """Returns prompt features (B, D), not normalised."""
+        return self.prompt_encoder(prompts)
+
+
+@register("model", "image_only")
+class ImageOnly(nn.Module):
+    """The ablation without a prompt: CLIP's pooled image feature and the head."""
+
+    def __init__(self, image_encoder: ImageEncoder, head: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.head = head
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, num_targets), fp32; the prompts are taken and not looked at."""
+        del prompts
+        return self.head(self.image_encoder(images)[1])
+
+
+def parameter_depth(name: str) -> int:
+    """Returns how many layers lie before a parameter: 0 for the stem, 4 for the last stage, 5 for all behind it.
+
+    Text parameters count as the last stage does: the reference code decays by image stage only.
+
+    >>> parameter_depth("image_encoder.tower.conv1.weight"), parameter_depth("image_encoder.tower.layer3.0.conv1.weight")
+    (0, 3)
+    >>> parameter_depth("head.dense.weight")
+    5
+    """
+    prefix = "image_encoder.tower."
+    if not name.startswith(prefix):
+        return len(STAGES)
+    stage = name.removeprefix(prefix).split(".")[0]
+    return STAGES.index(stage) if stage in STAGES else 0
+
+
+def is_head(name: str) -> bool:
+    """Returns whether a parameter trains at the head's learning rate."""
+    return name.startswith("head.")

@@ -1,0 +1,169 @@
+"""From an image file to pixels (once, cached), and from pixels to the normalised tensor (every step, on the device)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.registry import register
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+# Only what is expected: of the other formats, some start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+MAX_PIXELS = 178_956_970  # Pillow refuses more as a decompression bomb
+MIN_SIDE = 8
+_TOO_LARGE = f"has more than the {MAX_PIXELS / 1e6:.0f} million pixels that are safe to decode"
+
+_FLIPS = 4  # last number of the RandomState seed: a stream that splits and batches do not share
+
+
+@register("processor", "squash")
+class SquashProcessor:
+    """Resizes to a square regardless of aspect ratio, flips at random for training, normalises.
+
+    # reference: squash-resize with Pillow's bicubic filter, flip with probability 0.5, CLIP's mean and std; no crop.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        flip: float = 0.5,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        mean: list[float] = CLIP_MEAN,
+        std: list[float] = CLIP_STD,
+    ) -> None:
+        """Takes the size and the settings.
+
+        Args:
+            image_size: side S of the square, in pixels.
+            flip: probability of a horizontal flip in training, 0 to 1.
+            interpolation: Pillow's resize filter.
+            mean: of each channel, on the scale 0 to 1.
+            std: of each channel, above 0.
+        """
+        if not 0 <= flip <= 1:
+            raise ConfigError(f"processor.flip: {flip:g} is not a probability. Give a number from 0 to 1.")
+        for setting, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ConfigError(f"processor.{setting}: {len(values)} values. Give three: red, green, blue.")
+        if min(std) <= 0:
+            raise ConfigError(f"processor.std: {min(std):g} is not above 0. Give the spread of each channel.")
+        self.image_size, self.flip, self.interpolation = image_size, flip, interpolation
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    @property
+    def key(self) -> str:
+        """All that decides the decoded pixels: settings, version of this code, and of the libraries that decode."""
+        libraries = f"pillow {PIL.__version__}, jpeg {features.version('jpg')}, webp {features.version('webp')}"
+        return f"squash 1, {self.image_size}, {self.interpolation}, {libraries}"
+
+    def verify(self, path: Path, *, full: bool = False) -> None:
+        """Checks a file: its header, or with `full` every pixel.
+
+        Raises:
+            DataError: the file cannot be used; the message names it and says why.
+        """
+        if full:
+            self.decode(path)
+        else:
+            _open(path).close()
+
+    def decode(self, path: Path) -> torch.Tensor:
+        """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
+
+        Raises:
+            DataError: the file cannot be used; the message names it and says why.
+        """
+        with _open(path) as opened:
+            try:
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+            except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file
+                raise DataError(f"'{path}' cannot be decoded: {_one_line(error)}.") from error
+        resample = Image.Resampling[self.interpolation.upper()]
+        pixels = np.array(image.resize((self.image_size, self.image_size), resample))  # (S, S, 3)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def flips(self, rows: torch.Tensor, *, num_rows: int, seed: int, fold: int, epoch: int) -> torch.Tensor:
+        """Returns which of the images to flip, bool (B,): the same for a row whichever process or worker has it.
+
+        Args:
+            rows: (B,) int64 row numbers.
+            num_rows: rows of the table.
+            seed: seed of all draws.
+            fold: number of the fold.
+            epoch: number of the epoch.
+        """
+        draws = np.random.RandomState([seed, fold, epoch, _FLIPS]).random_sample(num_rows)
+        return torch.from_numpy(draws < self.flip)[rows]
+
+    def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns float32 (B, 3, S, S), on the device of the images, equal to the last bit to torchvision's transforms.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            flips: (B,) bool, which images to mirror left to right; None mirrors none.
+        """
+        if flips is not None:
+            images = torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _open(path: Path) -> Image.Image:
+    """Returns the image with its header read and judged, its pixels not yet decoded.
+
+    Raises:
+        DataError: not an image, too small or too large, animated.
+    """
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"'{path}' {_TOO_LARGE}.") from error
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            start = file.read(12)
+        found = f"it starts with {start!r}" if start else "it has 0 bytes"
+        raise DataError(f"'{path}' is not an image: {found}.") from error
+    except Exception as error:  # missing, no permission, or a header that breaks one of Pillow's parsers
+        raise DataError(f"'{path}' cannot be read: {_one_line(error)}.") from error
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        problem = f"is {width}x{height} pixels, too small to judge"
+    elif width * height > MAX_PIXELS:
+        problem = _TOO_LARGE
+    elif getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG photo and its preview
+        problem = f"is animated ({getattr(image, 'n_frames', 2)} frames); save the one frame to be judged"
+    elif image.mode == "F":
+        problem = "has floating-point pixels of unknown range; save it with 8 or 16 bits"
+    else:
+        return image
+    image.close()
+    raise DataError(f"'{path}' {problem}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an 8-bit RGB image: 16-bit grey scaled (Pillow alone would clip it), transparency over white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its grey values do not fit in 16 bits")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,228 @@
+"""Named parts and the settings they take.
+
+A part is a class registered under a kind ("model", "image_encoder", "dataset", ...) and a name. The constructor is the
+schema of the part's YAML section:
+
+* keyword-only parameters are the settings: their annotation is the type, their default the default;
+* positional parameters come from the code that builds it: either a value of the caller's (`context`) or, where the
+  parameter bears the name of a kind, a nested part whose section stands under that key.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ipiqa.errors import ConfigError, did_you_mean
+
+KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task")
+
+_PARTS: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+
+
+def register(kind: str, name: str) -> Callable[[Part], Part]:
+    """Returns a decorator that makes a class available as `name: <name>` in a section of this kind."""
+
+    def add(part: Part) -> Part:
+        known = _PARTS[kind].setdefault(name, part)
+        if known is not part and known.__qualname__ != part.__qualname__:
+            raise ValueError(f"{kind} {name!r} is registered twice: {known.__qualname__} and {part.__qualname__}")
+        _PARTS[kind][name] = part
+        return part
+
+    return add
+
+
+def list_registered(kind: str) -> list[str]:
+    """Returns the names registered under a kind, sorted.
+
+    Raises:
+        ConfigError: the kind is unknown.
+    """
+    if kind not in _PARTS:
+        raise ConfigError(f"{kind}: no such kind of part.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}.")
+    return sorted(_PARTS[kind])
+
+
+def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
+    """Returns the part registered under `name`.
+
+    Raises:
+        ConfigError: no such name; the message gives the near miss and all names.
+    """
+    names = list_registered(kind)
+    if not isinstance(name, str) or name not in _PARTS[kind]:
+        near = did_you_mean(str(name), names)
+        raise ConfigError(f"{where}.name: no {kind} is called {name!r}.{near} There are: {', '.join(names)}.")
+    return _PARTS[kind][name]
+
+
+@functools.cache
+def _parameters(component: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Returns (settings by name, nested kinds and context names -> default) of a constructor, annotations resolved."""
+    target = component.__init__ if inspect.isclass(component) else component
+    hints = get_type_hints(target)
+    settings, given = {}, {}
+    for name, parameter in inspect.signature(component).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            settings[name] = parameter.replace(annotation=hints.get(name, Any))
+        elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            given[name] = parameter.default
+    return settings, given
+
+
+def settings_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the settings a constructor takes: its keyword-only parameters, annotations resolved."""
+    return dict(_parameters(component)[0])
+
+
+def describe_type(annotation: Any) -> str:
+    """Returns a type in words for an error message.
+
+    >>> describe_type(float | None)
+    'a number or null'
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(a) for a in arguments)
+    if origin is list:
+        return f"a list, each {describe_type(arguments[0])}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return words.get(annotation, "a mapping" if annotation is dict or origin is dict else str(annotation))
+
+
+def _fits(value: Any, annotation: Any) -> tuple[bool, Any]:
+    """Returns (whether the value is of the type, the value as that type). Only int -> float is converted."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True, value
+    if origin is Literal:
+        fits = any(value == a and type(value) is type(a) for a in arguments)
+        return fits, value
+    if origin in (typing.Union, types.UnionType):
+        return next(((True, v) for ok, v in (_fits(value, a) for a in arguments) if ok), (False, value))
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            return False, value
+        items = [_fits(v, arguments[0]) for v in value]
+        return all(ok for ok, _ in items), [v for _, v in items]
+    if annotation is dict or origin is dict:
+        return isinstance(value, Mapping), value
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if annotation is int and isinstance(value, bool):
+        return False, value
+    return isinstance(value, annotation), value
+
+
+def check_settings(component: Callable[..., Any], section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the complete settings of a component: those given, checked, and the defaults of the rest.
+
+    Args:
+        component: a registered part or a dataclass with keyword-only fields.
+        section: settings by name, without `name` and nested parts.
+        where: dotted path of the section, for messages.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a setting without default that is not given.
+    """
+    settings = settings_of(component)
+    takes = ", ".join(settings) or "no settings"
+    for key in section:
+        if key not in settings:
+            raise ConfigError(f"{where}.{key}: no such setting.{did_you_mean(str(key), settings)} It takes: {takes}.")
+    out = {}
+    for key, parameter in settings.items():
+        if key not in section:
+            if parameter.default is inspect.Parameter.empty:
+                raise ConfigError(f"{where}.{key}: missing. Give {describe_type(parameter.annotation)}.")
+            out[key] = parameter.default
+            continue
+        fits, value = _fits(section[key], parameter.annotation)
+        if not fits:
+            expected = describe_type(parameter.annotation)
+            near = did_you_mean(str(value), map(str, get_args(parameter.annotation)))
+            raise ConfigError(f"{where}.{key}: {value!r} is not {expected}.{near}")
+        out[key] = value
+    return out
+
+
+def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
+    """Returns a section with every default filled in, nested parts included; builds nothing.
+
+    Raises:
+        ConfigError: anything in the section that the named part does not take.
+    """
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: {section!r} is not a mapping. Write name: and the settings of the {kind} under it.")
+    if "name" not in section:
+        raise ConfigError(f"{where}.name: missing. There are: {', '.join(list_registered(kind))}.")
+    part = lookup(kind, section["name"], where)
+    settings, given = _parameters(part)
+    nested = [name for name in given if name in KINDS and name not in _siblings(kind)]
+    own = {k: v for k, v in section.items() if k != "name" and k not in nested}
+    for key in own:
+        if key not in settings:
+            takes = ["name", *nested, *settings]
+            raise ConfigError(f"{where}.{key}: no such setting.{did_you_mean(str(key), takes)} It takes: {', '.join(takes)}.")
+    out: dict[str, Any] = {"name": section["name"]}
+    for name in nested:
+        if name not in section:
+            raise ConfigError(f"{where}.{name}: missing. There are: {', '.join(list_registered(name))}.")
+        out[name] = resolve(name, section[name], f"{where}.{name}")
+    return out | check_settings(part, own, where)
+
+
+def keys_of(kind: str, name: str) -> list[str]:
+    """Returns the keys a section of this part may have: its nested parts and its settings."""
+    settings, given = _parameters(_PARTS[kind][name])
+    return [*(n for n in given if n in KINDS and n not in _siblings(kind)), *settings]
+
+
+def _siblings(kind: str) -> tuple[str, ...]:
+    """Returns the kinds that a part of this kind is handed ready-made, because they stand beside it in the section."""
+    order = ("image_encoder", "prompt_encoder", "fusion", "head")
+    return order if kind in order else ()
+
+
+def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:
+    """Returns the part a resolved section describes, its nested parts built first, in the order of its parameters.
+
+    Args:
+        kind: kind of the part.
+        section: what `resolve` returned.
+        where: dotted path of the section, for messages.
+        context: values for positional parameters that are not parts, such as `image_size`. Parts built on the way are
+            handed to their younger siblings, so that a fusion can read the sizes of the encoders; and a parameter that is
+            neither is read off the youngest sibling that has an attribute of that name (`num_features` of a fusion).
+    """
+    part = lookup(kind, section["name"], where)
+    settings, given = _parameters(part)
+    known = dict(context)
+    for name, default in given.items():
+        if name in known:
+            continue
+        if name in KINDS:
+            known[name] = build(name, section[name], f"{where}.{name}", known)
+        elif (elder := _youngest_with(name, known)) is not None:
+            known[name] = getattr(elder, name)
+        elif default is inspect.Parameter.empty:
+            raise TypeError(f"{part.__qualname__} needs {name!r}, which is neither a part nor in the context")
+    arguments = {name: known[name] for name in given if name in known}
+    return part(**arguments, **{name: section[name] for name in settings})
+
+
+def _youngest_with(attribute: str, known: Mapping[str, Any]) -> Any:
+    """Returns the part built last that has the attribute, or None."""
+    elders = [value for name, value in known.items() if name in KINDS and hasattr(value, attribute)]
+    return elders[-1] if elders else None

@@ -1,0 +1,29 @@
+"""The report of a run: what its folds came to, as tables and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ipiqa.engine.checkpoint import write_json, write_text
+from ipiqa.report.compare import compare_runs
+from ipiqa.report.data import RunResult, Summary, load_run, summarise
+from ipiqa.report.page import report_page
+from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
+
+__all__ = ["RunResult", "Summary", "compare_runs", "console_table", "load_run", "summarise", "write_summary"]
+
+
+def write_summary(run_dir: Path) -> Summary:
+    """Writes summary.json, .csv, .md, .tex and report.html beside the folds, each whole or not at all.
+
+    Raises:
+        DataError: the folder holds no finished fold, or folds that do not belong together; nothing is written then.
+    """
+    run_dir = Path(run_dir)
+    summary = summarise(load_run(run_dir))
+    write_json(run_dir / "summary.json", summary_json(summary))
+    write_text(run_dir / "summary.csv", summary_csv(summary))
+    write_text(run_dir / "summary.md", summary_markdown(summary))
+    write_text(run_dir / "summary.tex", summary_latex(summary))
+    write_text(run_dir / "report.html", report_page(summary))
+    return summary

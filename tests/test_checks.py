@@ -1,0 +1,90 @@
+"""Checks of the image files of a table, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ipiqa.datasets.checks import check_images, image_set_sha256, missing_images, unusable_images
+from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.errors import DataError
+from ipiqa.processors.image import SquashProcessor
+
+PROCESSOR = SquashProcessor(16)
+
+
+def make(folder: Path, names: list[str]) -> AnnotationTable:
+    count = len(names)
+    return AnnotationTable(tuple(names), ("p",) * count, np.zeros((count, 1)), ("quality",), ("g",) * count, folder)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> AnnotationTable:
+    names = [f"{number}.png" for number in range(6)]
+    for name in names:
+        Image.new("RGB", (16, 16), "red").save(tmp_path / name)
+    return make(tmp_path, names)
+
+
+def test_all_well(table: AnnotationTable) -> None:
+    check_images(table, PROCESSOR)
+    check_images(table, PROCESSOR, full=True)
+
+
+def test_missing_images_are_counted(table: AnnotationTable) -> None:
+    for number in (4, 2):
+        (table.image_dir / f"{number}.png").unlink()
+    assert missing_images(table) == ["2.png", "4.png"]
+    with pytest.raises(DataError) as caught:
+        check_images(table, PROCESSOR)
+    assert str(caught.value) == (
+        f"dataset.images: 2 of 6 images are missing under '{table.image_dir}', first '2.png'. "
+        "Check the path, or list them with: ipiqa data check --cfg-path ..."
+    )
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="^dataset.images: the folder '.*none' does not exist. Get it there.$"):
+        check_images(make(tmp_path / "none", ["a.png"]), PROCESSOR, hint="Get it there.")
+
+
+def test_unusable_images_are_counted(table: AnnotationTable) -> None:
+    (table.image_dir / "3.png").write_text("no picture")
+    (table.image_dir / "5.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        check_images(table, PROCESSOR)
+    assert str(caught.value) == (
+        f"dataset.images: 2 of 6 images cannot be used, first '{table.image_dir / '3.png'}' is not an image: "
+        "it starts with b'no picture'. Replace them, or list them with: ipiqa data check --cfg-path ..."
+    )
+
+
+def test_truncated_images_take_a_full_look(table: AnnotationTable) -> None:
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(table.image_dir / "1.png")
+    (table.image_dir / "1.png").write_bytes((table.image_dir / "1.png").read_bytes()[:5000])
+    assert unusable_images(table, PROCESSOR, full=False) == []
+    assert len(unusable_images(table, PROCESSOR, full=True)) == 1
+    with pytest.raises(DataError, match="1 of 6 images cannot be used, first '.*1.png' cannot be decoded"):
+        check_images(table, PROCESSOR, full=True)
+
+
+def test_image_set_hash_sees_exchanged_images(table: AnnotationTable) -> None:
+    before = image_set_sha256(table)
+    assert image_set_sha256(make(table.image_dir, list(reversed(table.names)))) == before
+    Image.new("RGB", (99, 99), "blue").save(table.image_dir / "0.png")
+    assert image_set_sha256(table) != before
+
+
+def test_headers_of_3000_images_take_about_a_second(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "0.jpg")
+    for number in range(1, 3000):
+        (tmp_path / f"{number}.jpg").hardlink_to(tmp_path / "0.jpg")
+    table = make(tmp_path, [f"{number}.jpg" for number in range(3000)])
+    start = time.perf_counter()
+    check_images(table, PROCESSOR)
+    assert time.perf_counter() - start < 3  # measured 0.3; the margin is for busy machines

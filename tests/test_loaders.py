@@ -1,0 +1,186 @@
+"""Loaders: which rows stand in which batch, and what reaches the training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipiqa.datasets.image_cache import CachedImages, DecodedImages, open_images
+from ipiqa.datasets.loaders import BatchLoader, eval_loader, suggest_workers, train_loader
+from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.errors import DataError
+from ipiqa.processors.image import SquashProcessor
+
+PROCESSOR = SquashProcessor(8)
+NUM_ROWS = 20
+TOKENS = torch.arange(NUM_ROWS * 77).view(NUM_ROWS, 77)
+TRAIN_ROWS = np.arange(1, 19)  # 18 rows
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> AnnotationTable:
+    names = tuple(f"{row}.png" for row in range(NUM_ROWS))
+    for row, name in enumerate(names):
+        Image.new("RGB", (8, 8), (row, 0, 0)).save(tmp_path / name)
+    scores = np.stack([np.arange(NUM_ROWS) / 7, np.arange(NUM_ROWS) / 3], axis=1)
+    return AnnotationTable(names, names, scores, ("quality", "alignment"), names, tmp_path)
+
+
+def train(table: AnnotationTable, **changes: Any) -> BatchLoader:
+    images = DecodedImages(table.image_paths, PROCESSOR)
+    given = {"batch_size": 4, "seed": 42, "fold": 0, "rank": 0, "world_size": 1, "num_workers": 0, "pin_memory": False}
+    return train_loader(table, images, TOKENS, TRAIN_ROWS, **(given | changes))
+
+
+def rows_of(loader: BatchLoader) -> list[list[int]]:
+    return [batch["rows"].tolist() for batch in loader]
+
+
+def test_batch(table: AnnotationTable) -> None:
+    batch = next(iter(train(table)))
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
+        "images": (torch.uint8, (4, 3, 8, 8)),
+        "tokens": (torch.int64, (4, 77)),
+        "targets": (torch.float32, (4, 2)),
+        "rows": (torch.int64, (4,)),
+    }
+    rows = batch["rows"]
+    assert torch.equal(batch["images"][:, 0, 0, 0].long(), rows)
+    assert torch.equal(batch["tokens"], TOKENS[rows])
+    assert torch.equal(batch["targets"], torch.from_numpy(table.scores)[rows].float())
+
+
+def test_epochs_are_permutations_without_the_rest(table: AnnotationTable) -> None:
+    loader = train(table)
+    seen = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = rows_of(loader)
+        flat = [row for batch in batches for row in batch]
+        assert len(batches) == len(loader) == 4 and len(set(flat)) == 16 and set(flat) <= set(TRAIN_ROWS.tolist())
+        seen.append(flat)
+    assert seen[0] != seen[1] != seen[2]
+    loader.set_epoch(0)
+    assert [row for batch in rows_of(loader) for row in batch] == seen[0]
+
+
+def test_order_depends_on_seed_and_fold(table: AnnotationTable) -> None:
+    assert rows_of(train(table)) == rows_of(train(table))
+    assert rows_of(train(table, seed=43)) != rows_of(train(table))
+    assert rows_of(train(table, fold=1)) != rows_of(train(table))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_global_batches(table: AnnotationTable, world_size: int) -> None:
+    alone = rows_of(train(table))
+    parts = [
+        rows_of(train(table, batch_size=4 // world_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert [sum(slices, []) for slices in zip(*parts, strict=True)] == alone
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_within_an_epoch(table: AnnotationTable, num_workers: int) -> None:
+    loader = train(table, num_workers=num_workers)
+    loader.set_epoch(5)
+    whole = rows_of(loader)
+    loader.set_epoch(5, first_step=3)
+    assert rows_of(loader) == whole[3:] and len(loader) == 4
+    loader.set_epoch(5, first_step=4)
+    assert rows_of(loader) == []
+    loader.set_epoch(6)
+    assert len(rows_of(loader)) == 4
+
+
+def test_skipped_steps_are_not_decoded(table: AnnotationTable) -> None:
+    loader = train(table)
+    loader.set_epoch(0)
+    for row in rows_of(loader)[0]:
+        table.image_paths[row].unlink()
+    loader.set_epoch(0, first_step=1)
+    assert len(rows_of(loader)) == 3
+
+
+def test_workers_give_the_same_batches(table: AnnotationTable) -> None:
+    for epoch in range(2):  # persistent workers follow the epoch
+        alone, workers = train(table), train(table, num_workers=2)
+        for loader in (alone, workers):
+            loader.set_epoch(epoch)
+        for one, other in zip(alone, workers, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in one)
+            assert one["images"].stride() == other["images"].stride()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_sees_every_row_once(table: AnnotationTable, world_size: int) -> None:
+    images, held_out = DecodedImages(table.image_paths, PROCESSOR), np.array([2, 3, 5, 7, 11])
+    loaders = [
+        eval_loader(
+            table,
+            images,
+            TOKENS,
+            held_out,
+            batch_size=2,
+            rank=rank,
+            world_size=world_size,
+            num_workers=0,
+            pin_memory=False,
+        )
+        for rank in range(world_size)
+    ]
+    seen = [row for loader in loaders for batch in rows_of(loader) for row in batch]
+    assert sorted(seen) == held_out.tolist()
+    if world_size == 1:
+        assert rows_of(loaders[0]) == [[2, 3], [5, 7], [11]]
+    with pytest.raises(TypeError, match="only training batches"):
+        loaders[0].set_epoch(1)
+
+
+def test_too_few_rows_for_a_batch(table: AnnotationTable) -> None:
+    with pytest.raises(DataError) as caught:
+        train(table, batch_size=10, world_size=2)
+    assert str(caught.value) == "run.batch_size: 10 x 2 processes is more than the 18 training images. Use at most 9."
+    with pytest.raises(DataError, match="run.batch_size: 19 is more than the 18 training images. Use at most 18."):
+        train(table, batch_size=19)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_image_that_breaks_on_the_way_is_named(table: AnnotationTable, num_workers: int) -> None:
+    for path in table.image_paths:
+        path.write_text("gone")
+    message = ""
+    try:  # not pytest.raises, which would keep the workers alive
+        rows_of(train(table, num_workers=num_workers))
+    except DataError as error:
+        message = str(error)
+    assert message.endswith("is not an image: it starts with b'gone'.") and "\n" not in message
+
+
+def test_tokens_must_fit_the_table(table: AnnotationTable) -> None:
+    with pytest.raises(ValueError, match="3 prompts were tokenised for 20 rows"):
+        train_loader(
+            table,
+            DecodedImages([], PROCESSOR),
+            TOKENS[:3],
+            TRAIN_ROWS,
+            batch_size=1,
+            seed=0,
+            fold=0,
+            rank=0,
+            world_size=1,
+            num_workers=0,
+            pin_memory=False,
+        )
+
+
+def test_suggested_workers(table: AnnotationTable, tmp_path: Path) -> None:
+    cached = open_images(table, PROCESSOR, cache_dir=tmp_path / "cache", limit_gb=1)
+    assert isinstance(cached, CachedImages) and suggest_workers(cached) == 0
+    assert 1 <= suggest_workers(DecodedImages(table.image_paths, PROCESSOR)) <= 8
+    assert train(table, num_workers=None).num_workers >= 1

@@ -1,0 +1,203 @@
+"""Splits: equal to the reference code's, and the properties that make a split one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipiqa.datasets.agiqa import Agiqa1k, Agiqa3k
+from ipiqa.datasets.splits import SPLIT_KINDS, make_split
+from ipiqa.datasets.tables import AnnotationTable, ReferenceDraw
+from ipiqa.errors import ConfigError, DataError, IpiqaError
+
+
+def make(groups: list[str], reference_draw: ReferenceDraw | None = "permutation") -> AnnotationTable:
+    names = tuple(f"{row}.jpg" for row in range(len(groups)))
+    scores = np.zeros((len(groups), 1))
+    return AnnotationTable(names, names, scores, ("quality",), tuple(groups), Path("x"), reference_draw)
+
+
+TABLE = make([str(group) for group in range(20) for _ in range(3)])
+
+
+@pytest.mark.parametrize("database", ["agiqa1k", "agiqa3k"])
+def test_reference_splits(shared: Path, database: str) -> None:
+    reference = json.loads((shared / "reference" / f"splits_{database}.json").read_text())
+    if database == "agiqa1k":
+        table = Agiqa1k(annotations=str(shared / "data" / database / "AIGC_MOS_Zscore.xlsx"), images="x").load()
+    else:
+        table = Agiqa3k(annotations=str(shared / "data" / database / "data.csv"), images="x").load()
+    for fold, held_out in enumerate(reference["val"]):
+        split = make_split(table, kind="reference", seed=reference["seed"], fold=fold, num_folds=10)
+        assert split.to_json(table)["val"] == held_out
+    if database == "agiqa1k":
+        sizes = [len(make_split(table, kind="reference", seed=42, fold=fold, num_folds=10).val) for fold in range(10)]
+        assert (min(sizes), max(sizes)) == (132, 316)
+
+
+def test_reference_permutation_is_numpys_global_stream() -> None:
+    """Independent of `make_split`: prompt ids against numpy's global generator, ids in mixed order in the table."""
+    table = make([f"{group:03d}" for group in reversed(range(150))])
+    np.random.seed(7)
+    for fold in range(4):
+        train = set(np.random.permutation(150)[:120])
+        split = make_split(table, kind="reference", seed=7, fold=fold, num_folds=1)
+        assert {int(table.groups[row]) for row in split.train} == train
+
+
+def test_no_global_state() -> None:
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    for kind in SPLIT_KINDS:
+        make_split(TABLE, kind=kind, seed=1, fold=2, num_folds=5, val_fraction=0.2)
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]
+
+
+drawn = st.lists(st.sampled_from("abcdefghijkl"), min_size=12, max_size=60).filter(lambda g: len(set(g)) >= 6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    groups=drawn,
+    kind=st.sampled_from(SPLIT_KINDS),
+    draw=st.sampled_from(["permutation", "bernoulli"]),
+    seed=st.integers(0, 2**32 - 1),
+    fold=st.integers(0, 4),
+    val_fraction=st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_properties(groups: list[str], kind: str, draw: Any, seed: int, fold: int, val_fraction: float) -> None:
+    table = make(groups, draw)
+    given: dict[str, Any] = {"kind": kind, "seed": seed, "fold": fold, "val_fraction": val_fraction}
+    try:
+        split = make_split(table, num_folds=5, **given)
+    except DataError:  # independent draws may put every group of a small table on one side
+        assert kind == "reference" and draw == "bernoulli"
+        return
+    parts = [split.train, split.selection, split.val]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
+    assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert len(split.train) and len(split.val) and bool(len(split.selection)) == bool(val_fraction)
+    if kind != "image_random":
+        labels = [{groups[row] for row in part} for part in parts]
+        assert not labels[0] & labels[1] and not labels[0] & labels[2] and not labels[1] & labels[2]
+    if kind != "kfold":
+        assert make_split(table, num_folds=50, **given).sha256 == split.sha256
+    plain = make_split(table, num_folds=5, **(given | {"val_fraction": 0.0}))
+    np.testing.assert_array_equal(plain.val, split.val)  # what is reported does not depend on how one selects
+
+
+def test_holdout_fraction_is_exact_and_draws_differ() -> None:
+    splits = [
+        make_split(TABLE, kind="holdout", seed=1, fold=fold, num_folds=9, train_fraction=0.7) for fold in range(9)
+    ]
+    assert {len(split.val) for split in splits} == {18}
+    assert len({split.sha256 for split in splits}) == 9
+    assert make_split(TABLE, kind="holdout", seed=2, fold=0, num_folds=9).sha256 != splits[0].sha256
+
+
+def test_holdout_depends_on_groups_not_on_row_order() -> None:
+    backwards = make(list(reversed(TABLE.groups)))
+    held = [
+        {table.groups[row] for row in make_split(table, kind="holdout", seed=1, fold=0, num_folds=1).val}
+        for table in (TABLE, backwards)
+    ]
+    assert held[0] == held[1]
+
+
+def test_kfold_holds_out_each_group_once() -> None:
+    folds = [make_split(TABLE, kind="kfold", seed=3, fold=fold, num_folds=6).val for fold in range(6)]
+    assert sorted(np.concatenate(folds).tolist()) == list(range(60))
+    assert {len(fold) for fold in folds} == {9, 12}
+
+
+def test_image_random_cuts_groups_but_not_an_image() -> None:
+    split = make_split(TABLE, kind="image_random", seed=1, fold=0, num_folds=1)
+    assert {TABLE.groups[row] for row in split.train} & {TABLE.groups[row] for row in split.val}
+    assert len(split.val) == 12
+    twice = AnnotationTable(("a", "b", "a", "b"), ("p",) * 4, np.zeros((4, 1)), ("quality",), ("g",) * 4, Path("x"))
+    assert make_split(twice, kind="image_random", seed=0, fold=0, num_folds=1, train_fraction=0.5).val.tolist() in (
+        [0, 2],
+        [1, 3],
+    )
+
+
+def test_json() -> None:
+    split = make_split(TABLE, kind="holdout", seed=1, fold=0, num_folds=1)
+    shown = json.loads(json.dumps(split.to_json(TABLE)))
+    assert list(shown) == ["train", "val", "kind", "seed", "fold", "sha256"]
+    assert shown["val"] == [TABLE.names[row] for row in split.val]
+    nested = make_split(TABLE, kind="holdout", seed=1, fold=0, num_folds=1, val_fraction=0.25)
+    assert len(nested.to_json(TABLE)["selection"]) == 12
+    assert nested.sha256 != split.sha256
+
+
+ONE_GROUP = make(["g"] * 5)
+REFUSED: dict[str, tuple[AnnotationTable, dict[str, Any], str]] = {
+    "kind": (
+        TABLE,
+        {"kind": "holdot"},
+        "split.kind: no split is called 'holdot'. Did you mean 'holdout'? There are: reference, holdout, kfold, "
+        "image_random.",
+    ),
+    "not offered": (
+        make(["a", "b"], None),
+        {"kind": "reference"},
+        "split.kind: 'reference' is defined for AGIQA-1k and AGIQA-3k only. Use holdout or kfold.",
+    ),
+    "one group": (ONE_GROUP, {}, "split: all 5 rows belong to one group, 'g', so none can be held out."),
+    "one group, kfold": (
+        ONE_GROUP,
+        {"kind": "kfold"},
+        "split: all 5 rows belong to one group, 'g', so none can be held out.",
+    ),
+    "seed": (TABLE, {"seed": -1}, "split.seed: -1 is not from 0 to 4294967295."),
+    "fold": (TABLE, {"kind": "kfold", "fold": 5}, "fold: 5 is not one of the 5 folds, numbered from 0 to 4."),
+    "negative fold": (TABLE, {"fold": -1}, "fold: -1 is not one of the 5 folds"),
+    "too many folds": (
+        TABLE,
+        {"kind": "kfold", "num_folds": 21},
+        "num_folds: kfold cannot cut 20 groups into 21. Use 2 to 20.",
+    ),
+    "one fold": (
+        TABLE,
+        {"kind": "kfold", "num_folds": 1},
+        "num_folds: kfold cannot cut 20 groups into 1. Use 2 to 20.",
+    ),
+    "train fraction": (TABLE, {"train_fraction": 1.0}, "split.train_fraction: 1 is not above 0 and below 1."),
+    "val fraction": (TABLE, {"val_fraction": 1.0}, "run.val_fraction: 1 is not from 0 to below 1."),
+    "small val fraction": (
+        TABLE,
+        {"val_fraction": 0.01},
+        "run.val_fraction: 0.01 of 16 training groups is less than one group. Raise it.",
+    ),
+    "large val fraction": (
+        TABLE,
+        {"val_fraction": 0.99},
+        "split: the train part of fold 0 is empty (20 groups). Check run.val_fraction",
+    ),
+    "nothing held out": (
+        TABLE,
+        {"train_fraction": 0.99},
+        "split: the val part of fold 0 is empty (20 groups). Check split.train_fraction",
+    ),
+    "nothing trains": (
+        TABLE,
+        {"train_fraction": 0.01},
+        "split: the train part of fold 0 is empty (20 groups). Check split.train_fraction",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    table, changes, expected = REFUSED[case]
+    arguments: dict[str, Any] = {"kind": "holdout", "seed": 1, "fold": 0, "num_folds": 5} | changes
+    with pytest.raises(IpiqaError) as caught:
+        make_split(table, **arguments)
+    assert expected in str(caught.value) and isinstance(caught.value, (ConfigError, DataError))
