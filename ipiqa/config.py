@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 # Importing the packages registers their parts.
 import ipiqa.datasets
@@ -27,9 +28,15 @@ __all__ = ["Config", "list_registered", "load_config"]
 
 logger = logging.getLogger("ipiqa")
 
-SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
 PARTS = ("model", "dataset", "processor", "task")
-DEFAULTS: dict[str, Any] = {"processor": {"name": "squash"}, "task": {"name": "quality_regression"}, "split": {}, "run": {}}
+SETTINGS = {"split": SplitConfig, "run": RunConfig}
+SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
+DEFAULTS: dict[str, Any] = {
+    "processor": {"name": "squash"},
+    "task": {"name": "quality_regression"},
+    "split": {},
+    "run": {},
+}
 
 
 @dataclass(frozen=True)
@@ -50,40 +57,48 @@ class Config:
 
     def to_yaml(self) -> str:
         """Returns all settings as YAML that `load_config` reads back to an equal config."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict(), flags={"allow_objects": False}))
+        return OmegaConf.to_yaml(OmegaConf.create(_escaped(self.to_dict())))
 
 
 def load_config(cfg_path: str | Path, *overrides: str) -> Config:
     """Returns the config of a YAML file with some settings changed.
 
     Args:
-        cfg_path: YAML file, ours or in the form published with the reference code; `base: other.yaml` in it names a file,
-            relative to it, whose settings it changes.
+        cfg_path: YAML file, ours or in the form published with the reference code; `base: other.yaml` in it names a
+            file, relative to it, whose settings it changes.
         overrides: "key=value" with dotted keys; the value is read as YAML.
 
     Raises:
-        ConfigError: a file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of range.
+        ConfigError: a file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of
+            range.
     """
     path = Path(cfg_path)
-    merged = _read_with_bases(path, ())
-    if reference_config.is_reference_format(merged):
-        merged, notes = reference_config.translate(merged, str(path))
-        for note in notes:
-            logger.info("%s: %s", path, note)
+    file, is_translated = _read_with_bases(path, ())
+    changes: dict[str, Any] = {}
     for override in overrides:
         key, value = parse_override(override)
-        _check_override_key(key, value, merged)
-        merged = _merge(merged, _nested(key, value))
-    return _resolve(_interpolate(merged, path))
+        if key == "base":
+            raise ConfigError(
+                f"{override!r}: the base of a file cannot be changed from outside. Give another --cfg-path."
+            )
+        changes = _merge(changes, _nested(key, value))
+    # All changes count as one file: a setting given beside a new name is meant for the part of that name.
+    settings = _interpolate(_merge(_merge(DEFAULTS, file), changes), path)
+    try:
+        return _resolve(settings)
+    except ConfigError as error:
+        if not is_translated:
+            raise
+        raise ConfigError(reference_config.add_their_name(str(error))) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Returns (dotted key, value) of "key=value"; the value is read as YAML.
+    """Returns (dotted key, value) of "key=value"; the value is read as YAML, and is text where it is no valid YAML.
 
     >>> parse_override("run.learning_rate=1e-4")
     ('run.learning_rate', 0.0001)
-    >>> parse_override("model.fusion=null"), parse_override("dataset.images=a=b")
-    (('model.fusion', None), ('dataset.images', 'a=b'))
+    >>> parse_override("model.fusion=null"), parse_override("dataset.images=a=b #1")
+    (('model.fusion', None), ('dataset.images', 'a=b #1'))
 
     Raises:
         ConfigError: there is no "=", or a part of the key is empty.
@@ -91,33 +106,53 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"{text!r}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10.")
+    value = value.strip()
     try:
         # OmegaConf's reader, so that 1e-4 is a number here as it is in a file
-        loaded = OmegaConf.to_container(OmegaConf.create(f"value: {value}" if value else "value: ''"))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
-        loaded = {"value": value}
-    return key.strip(), loaded["value"] if isinstance(loaded, dict) and set(loaded) == {"value"} else value
+        found = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or set(found) != {"value"}:
+        return key.strip(), value
+    loaded = found["value"]
+    # Nothing after "=" is the empty text, and " #" in a path begins no comment.
+    is_bare = value.lower() not in ("null", "~") if loaded is None else value[:1] not in ("'", '"')
+    return key.strip(), value if is_bare and (loaded is None or isinstance(loaded, str)) else loaded
 
 
-def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns a file's mapping merged over its base's."""
+def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], bool]:
+    """Returns (a file's settings merged over its base's, whether they were translated from the reference's form)."""
     if path.resolve() in chain:
         names = " -> ".join(p.name for p in (*chain, path.resolve()))
         raise ConfigError(f"{path}: base: leads in a circle ({names}). Remove one of them.")
     own = _read(path, chain)
     base = own.pop("base", None)
     if base is None:
-        return own
+        is_reference = reference_config.is_reference_format(own)
+        return (_translate(own, path) if is_reference else own), is_reference
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {base!r} is not a file name. Give one relative to this file.")
-    return _merge(_read_with_bases(path.parent / base, (*chain, path.resolve())), own)
+    inherited, is_translated = _read_with_bases(path.parent / base, (*chain, path.resolve()))
+    return _merge(inherited, own), is_translated
+
+
+def _translate(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns settings in the reference code's form as ours, and logs how they were read."""
+    ours, notes, warnings = reference_config.translate(_interpolate(settings, path), str(path))
+    for note in notes:
+        logger.info("%s: %s", path, note)
+    for warning in warnings:
+        logger.warning("%s: %s", path, warning)
+    return ours
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """Returns the mapping that stands in a file."""
     if not path.is_file():
         where = f"{chain[-1]}: base: '{path}'" if chain else f"--cfg-path: '{path}'"
         what = "is a folder" if path.is_dir() else "does not exist"
-        files = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        folder = path if path.is_dir() else path.parent
+        files = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
         raise ConfigError(f"{where} {what}.{did_you_mean(path.name, files)} Configs are in ipiqa/projects/*/*.yaml.")
     try:
         text = path.read_text(encoding="utf-8")
@@ -125,14 +160,18 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
         raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None or not root.value:
+            raise ConfigError(f"{path}: is empty. A config has the sections {', '.join(SECTIONS)}.")
+        if not isinstance(root, yaml.MappingNode):
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else f"the text {root.value[:40]!r}"
+            raise ConfigError(f"{path}: holds {kind}, not a mapping. A config has the sections {', '.join(SECTIONS)}.")
+        content = OmegaConf.to_container(OmegaConf.create(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_position(error)}: {_yaml_problem(error, text)}") from None
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())[:160]}. Give a plain YAML mapping.") from None
-    if not isinstance(content, dict) or not content:
-        found = "is empty" if not content else f"holds {type(content).__name__}, not a mapping"
-        raise ConfigError(f"{path}: {found}. A config has the sections {', '.join(SECTIONS)}.")
+    assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
@@ -146,38 +185,43 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
     if "duplicate key" in problem:
         return f"{problem}. Each setting stands once in its section."
     mark = getattr(error, "problem_mark", None)
-    if mark is not None and "\t" in text.split("\n")[mark.line]:
+    line = text.split("\n")[mark.line] if mark is not None and mark.line <= text.count("\n") else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
         return "a tab. YAML is indented with spaces only."
     return f"no valid YAML ({problem}). Check indentation, colons and quotes there."
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
     """Returns `base` with the settings of `over`, mappings merged key by key.
 
-    Where `over` names another part, the settings inherited for the old one stay only if the new part takes them too, so
-    that an ablation is one line.
+    Where `over` names another part, inherited settings that only the old part takes are dropped, so that an ablation is
+    one line.
+
+    Args:
+        base: inherited settings.
+        over: settings that win.
+        kind: what kind of part the settings are of, or None.
     """
     out = dict(base)
-    renamed = "name" in over and "name" in base and over["name"] != base["name"]
+    if kind is not None and "name" in over:
+        for key in _keys(kind, base.get("name")) - _keys(kind, over["name"]):
+            out.pop(key, None)
     for key, value in over.items():
-        old = out.get(key)
-        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    if renamed:
-        known = _settings_of_name(str(over["name"]))
-        if known is not None:
-            out = {k: v for k, v in out.items() if k in over or k in known}
+        part = key if key in registry.KINDS else None
+        old, new = _spelt_out(out.get(key), part), _spelt_out(value, part)
+        out[key] = _merge(old, new, part) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
     return out
 
 
-def _settings_of_name(name: str) -> set[str] | None:
-    """Returns all keys that parts of this name take, of whichever kind, or None when there is no such part."""
-    found: set[str] = set()
-    known = False
-    for kind in registry.KINDS:
-        if name in list_registered(kind):
-            known = True
-            found |= set(registry.keys_of(kind, name))
-    return found if known else None
+def _keys(kind: str, name: object) -> set[str]:
+    """Returns the keys a part takes; none where no part has this name, which is told later."""
+    return set(registry.keys_of(kind, name)) if isinstance(name, str) and name in list_registered(kind) else set()
+
+
+def _spelt_out(section: Any, kind: str | None) -> Any:
+    """Returns the section that `head: mlp` is short for."""
+    is_name = kind is not None and isinstance(section, str) and "${" not in section
+    return {"name": section} if is_name else section
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -186,54 +230,83 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _check_override_key(key: str, value: Any, config: Mapping[str, Any]) -> None:
-    """Answers a key of the reference code with ours, before the registry calls it unknown."""
-    ours = reference_config.our_key(key)
-    section = key.split(".")[0]
-    if ours is not None and section in ("model", "dataset", "run") and not _takes(key, config):
-        raise ConfigError(f"{key}: a key of the reference code. Here it is {ours}={value}.")
-
-
-def _takes(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether our own config has a setting of this dotted name."""
-    section, *rest = key.split(".")
-    if section == "run":
-        return rest[0] in {field.name for field in dataclasses.fields(RunConfig)}
-    node = config.get(section)
-    name = node.get("name") if isinstance(node, Mapping) else None
-    return len(rest) > 1 or (isinstance(name, str) and name in list_registered(section) and rest[0] in ("name", *registry.keys_of(section, name)))
-
-
 def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
     """Returns the settings with every ${other.setting} replaced by its value."""
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: missing ('???'). Give it a value, in {path} or as key=value.") from None
     except OmegaConfBaseException as error:
         reason = str(error).split("\n")[0]
-        raise ConfigError(f"{path}: {reason}. Write ${{section.setting}} with a setting that exists.") from None
+        where = error.full_key or path
+        raise ConfigError(f"{where}: {reason}. Write ${{section.setting}} with a setting that is given.") from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
+def _escaped(value: Any) -> Any:
+    r"""Returns settings with every "${" that is meant as it stands written as OmegaConf reads it back.
+
+    >>> _escaped({"images": "costs ${5}"})
+    {'images': 'costs \\${5}'}
+    """
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def _resolve(settings: dict[str, Any]) -> Config:
+    """Returns the config that complete settings describe; everything in them is checked."""
     for key in settings:
         if key not in SECTIONS:
-            near = did_you_mean(key, SECTIONS)
-            raise ConfigError(f"{key}: no such section.{near} There are: {', '.join(SECTIONS)}, and base.")
-    image_size = settings.get("image_size")
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 32 or image_size % 32:
-        raise ConfigError(f"image_size: {image_size!r} is not a multiple of 32 pixels. Give 224 or 512, for example.")
-    sections = {**DEFAULTS, **settings}
+            raise ConfigError(
+                f"{key}: no such section.{_near_section(key)} There are: {', '.join(SECTIONS)}, and base."
+            )
+    _answer_reference_keys(settings)
+    size = _image_size(settings.get("image_size"))
     parts = {}
     for kind in PARTS:
-        if kind not in sections:
-            raise ConfigError(f"{kind}: missing. Give a section with a name, one of: {', '.join(list_registered(kind))}.")
-        parts[kind] = registry.resolve(kind, sections[kind], kind)
-    split = SplitConfig(**_typed(SplitConfig, sections["split"], "split"))
-    run = RunConfig(**_typed(RunConfig, sections["run"], "run"))
+        if kind not in settings:
+            raise ConfigError(f"{kind}: missing. Give a section with a name: {', '.join(list_registered(kind))}.")
+        parts[kind] = registry.resolve(kind, settings[kind], kind)
+    split = SplitConfig(**_typed(SplitConfig, settings["split"], "split"))
+    run = RunConfig(**_typed(RunConfig, settings["run"], "run"))
     split.check()
     run.check()
-    return Config(image_size=image_size, split=split, run=run, **parts)
+    if split.kind == "kfold" and run.num_folds < 2:
+        raise ConfigError("run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.")
+    return Config(image_size=size, split=split, run=run, **parts)
+
+
+def _near_section(key: str) -> str:
+    """Returns the near miss of an unknown section: another section, or a setting written without its section."""
+    for section, settings in SETTINGS.items():
+        if key in registry.settings_of(settings):
+            return f" Did you mean '{section}.{key}'?"
+    return did_you_mean(key, (*SECTIONS, "base"))
+
+
+def _answer_reference_keys(settings: Mapping[str, Any]) -> None:
+    """Answers a key of the reference code with ours, before the registry calls it unknown."""
+    for section in ("model", "dataset", "run"):
+        content = settings.get(section)
+        if not isinstance(content, Mapping):
+            continue
+        ours = registry.settings_of(RunConfig) if section == "run" else _keys(section, content.get("name"))
+        for key in content:
+            answer = reference_config.answer(f"{section}.{key}") if key not in ours else None
+            if answer is not None:
+                raise ConfigError(answer)
+
+
+def _image_size(size: Any) -> int:
+    if size is None:
+        raise ConfigError("image_size: missing. Give the side of the input in pixels, a multiple of 32, such as 224.")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 32 or size % 32:
+        raise ConfigError(f"image_size: {size!r} is not a multiple of 32 pixels. Give 224 or 512, for example.")
+    return size
 
 
 def _typed(settings: type, section: Any, where: str) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:
     wrong = [fold for fold in folds if not 0 <= fold < config.run.num_folds]
     if wrong or not folds or len(set(folds)) != len(folds):
         last = config.run.num_folds - 1
-        raise ConfigError(f"--folds: {','.join(map(str, folds))} is not a choice from 0 to {last}. Folds are counted from 0.")
+        raise ConfigError(
+            f"--folds: {','.join(map(str, folds))} is not a choice from 0 to {last}. Folds are counted from 0."
+        )
     return folds
 
 
@@ -121,7 +123,10 @@ def load_data(config: Config) -> Data:
         images = dataset.open_images(table, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
-        len(table), len(set(table.prompts)), len(set(table.groups)), ", ".join(table.targets),
+        len(table),
+        len(set(table.prompts)),
+        len(set(table.groups)),
+        ", ".join(table.targets),
     )
     return Data(table, processor, images, tokenize(table.prompts), image_set_sha256(table))
 

@@ -52,7 +52,7 @@ def build_model(config: Config, num_targets: int) -> nn.Module:
     if config.run.grad_checkpointing:
         for module in model.modules():
             if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = True
+                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
     return model
 
 
@@ -80,7 +80,11 @@ class FoldRun:
         """Trains or evaluates the fold and writes its files."""
         split = self.split
         logger.info(
-            "fold %d of %d: %d images to train on, %d held out%s", split.fold, self.num_folds, len(split.train), len(split.val),
+            "fold %d of %d: %d images to train on, %d held out%s",
+            split.fold,
+            self.num_folds,
+            len(split.train),
+            len(split.val),
             f", {len(split.selection)} to choose the epoch on" if len(split.selection) else "",
         )
         if dist.is_main():
@@ -97,7 +101,12 @@ class FoldRun:
             return
         trainer = self._trainer(model, stop)
         if resume and trainer.restore(lambda state: check_identity(state["identity"], self.identity, self.folder)):
-            logger.info("fold %d goes on at epoch %d, step %d", split.fold, trainer.progress.epoch + 1, trainer.progress.step + 1)
+            logger.info(
+                "fold %d goes on at epoch %d, step %d",
+                split.fold,
+                trainer.progress.epoch + 1,
+                trainer.progress.step + 1,
+            )
         try:
             trainer.fit()
         except NonFiniteLossError as error:
@@ -112,8 +121,8 @@ class FoldRun:
         names = [self.data.table.names[row] for row in error.rows[:4]]
         images = f" in the batch with {', '.join(names)}" + (" ..." if len(error.rows) > 4 else "") if names else ""
         return DataError(
-            f"fold {self.split.fold}, epoch {error.epoch}, step {error.step}: the loss or a weight is no finite number{images}. "
-            "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
+            f"fold {self.split.fold}, epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}."
+            " Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
         )
 
     def _forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -124,8 +133,9 @@ class FoldRun:
         run, data, split = self.config.run, self.data, self.split
         task = registry.build("task", self.config.task, "task", {})
         loader = train_loader(
-            data.table, data.images, data.tokens, split.train, batch_size=run.batch_size, seed=run.seed, fold=split.fold,
-            rank=dist.rank(), world_size=dist.world_size(), num_workers=run.num_workers, pin_memory=self.device.type == "cuda",
+            data.table, data.images, data.tokens, split.train, batch_size=run.batch_size, seed=run.seed,
+            fold=split.fold, rank=dist.rank(), world_size=dist.world_size(), num_workers=run.num_workers,
+            pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
         def compute_loss(module: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
@@ -172,7 +182,12 @@ class FoldRun:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
         run, data, split = self.config.run, self.data, self.split
         rows, predictions = predict(
-            model, self.eval_loader, self._forward, device=self.device, amp=run.amp, description=f"fold {split.fold} evaluation"
+            model,
+            self.eval_loader,
+            self._forward,
+            device=self.device,
+            amp=run.amp,
+            description=f"fold {split.fold} evaluation",
         )
         by_row = dict(zip(rows.tolist(), predictions, strict=True))
 
@@ -201,7 +216,9 @@ class FoldRun:
             best = last
         else:
             best = Evaluation(**checkpoint.load(trainer.best_path)["evaluation"])
-        self._write_results(trainer.max_epochs, trainer, {"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
+        self._write_results(
+            trainer.max_epochs, trainer, {"best": (best_epoch, best), "last": (trainer.max_epochs, last)}
+        )
         dist.barrier()
 
     def _write_results(

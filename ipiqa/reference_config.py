@@ -5,13 +5,14 @@ The list of keys is closed: each does what it says, is answered in a note, or is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ipiqa.errors import ConfigError, did_you_mean
 
-# reference key -> where its value goes here; None: handled in words below
+# reference key -> where its value goes here; None: nowhere, see `answer`
 KEYS: dict[str, str | None] = {
     "model.arch": "model.name",
     "model.base_ckpt": "model.image_encoder.weights",
@@ -64,23 +65,54 @@ COPIED = [
     "run.eval_freq", "run.seed", "model.head_scale", "model.dropout_rate", "model.base_ckpt", "model.input_resolution",
     "dataset.data_path", "dataset.vis_root",
 ]  # fmt: skip
+# Of these, what they say is compared or told, not carried over.
+NOTED_APART = (
+    "model.output_dim", "model.load_finetuned", "model.finetuned", "run.resume_ckpt_path", "run.save_freq",
+)  # fmt: skip
 TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}
-_MARKS = ("model.arch", "model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.init_lr")
+TRANSFORMS = {
+    "dataset.transform_train": "image_train_processor",
+    "dataset.transform_val": "image_eval_processor",
+}
+# No file of ours has these, and every file of theirs has one of them.
+_MARKS = (
+    "model.arch", "model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.init_lr",
+)  # fmt: skip
 
 
 def is_reference_format(settings: Mapping[str, Any]) -> bool:
-    """Returns whether a mapping is written with the reference code's keys."""
-    flat = _flat(settings)
-    return any(mark in flat for mark in _MARKS)
+    """Returns whether a mapping is written with the reference code's keys, and not with ours.
 
-
-def our_key(key: str) -> str | None:
-    """Returns our name of a setting of the reference code, or None when it has none.
-
-    >>> our_key("run.init_lr")
-    'run.learning_rate'
+    >>> is_reference_format({"model": {"arch": "ipiqa"}}), is_reference_format({"model": {"name": "ipiqa"}})
+    (True, False)
     """
-    return KEYS.get(key)
+    given = _flat(settings)
+    is_ours = "image_size" in settings or "model.name" in given or "dataset.name" in given
+    return not is_ours and any(mark in given for mark in _MARKS)
+
+
+def answer(key: str) -> str | None:
+    """Returns what to tell someone who sets a key of the reference code in our config, or None for any other key.
+
+    >>> answer("run.init_lr")
+    'run.init_lr: a key of the reference code. Here it is run.learning_rate.'
+    """
+    if key not in KEYS:
+        return None
+    ours = KEYS[key]
+    here = "Here the number of processes is what torchrun starts" if ours is None else f"Here it is {ours}"
+    return f"{key}: a key of the reference code. {here}."
+
+
+def add_their_name(message: str) -> str:
+    """Returns a message about one of our settings with the name that it has in the reference's file.
+
+    >>> add_their_name("run.max_epochs: 0 is out of range.")
+    'run.max_epochs: 0 is out of range. In the file it is run.max_epoch.'
+    """
+    where = message.partition(": ")[0]
+    theirs = [key for key, ours in KEYS.items() if ours == where and key != where]
+    return f"{message} In the file it is {' or '.join(theirs)}." if theirs else message
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,8 +125,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """Returns (our settings, notes on what was read as what).
+def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Returns (our settings, notes on what was read as what, warnings).
 
     Args:
         settings: content of a YAML file in the reference code's form.
@@ -106,7 +138,8 @@ def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
     given = _flat(settings)
     _refuse_unknown(settings, given, where)
     out: dict[str, Any] = {}
-    notes = ["written for the reference code; read as the config that `ipiqa config show` prints"]
+    notes = _renamed(given)
+    warnings: list[str] = []
     for key in COPIED:
         if key in given:
             _put(out, str(KEYS[key]), given[key])
@@ -114,24 +147,41 @@ def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
     _resolution(given, where)
     _dataset(given, out, notes, where)
     _start(given, out, notes, where)
-    _device(given, out, notes, where)
-    if given.get("run.save_freq", 1) != 1:
-        notes.append(f"run.save_freq {given['run.save_freq']}: a run that can be resumed is saved every epoch (run.save_every)")
-    return out, notes
+    _schedule(given, notes)
+    _saving(given, notes, where)
+    _device(given, out, notes, warnings, where)
+    return out, notes, warnings
+
+
+def _renamed(given: Mapping[str, Any]) -> list[str]:
+    """Returns one note for each section: the keys that are called something else here."""
+    notes = ["written for the reference code; `ipiqa config show` prints it in our form"]
+    for section in ("model", "dataset", "run"):
+        keys = [key for key in given if key.startswith(f"{section}.") and key not in NOTED_APART]
+        pairs = [f"{key} as {KEYS[key]}" for key in keys if KEYS[key] not in (key, None)]
+        if pairs:
+            notes.append("read " + ", ".join(pairs))
+    return notes
 
 
 def _refuse_unknown(settings: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    sections = ("model", "dataset", "run")
     for section, content in settings.items():
-        if section not in ("model", "dataset", "run"):
-            raise ConfigError(f"{where}: {section}: the reference code has no such section. It has: model, dataset, run.")
+        if section not in sections:
+            near = did_you_mean(section, sections)
+            raise ConfigError(
+                f"{where}: {section}: the reference code has no such section.{near} It has: model, dataset, run."
+            )
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}: {section}: {content!r} is not a mapping. Write its settings under it, indented.")
+            raise ConfigError(
+                f"{where}: {section}: {content!r} is not a mapping. Write its settings under it, indented."
+            )
     for key in given:
         if key not in KEYS:
-            section = key.split(".")[0]
-            near = did_you_mean(key, KEYS)
-            takes = ", ".join(k.partition(".")[2] for k in KEYS if k.startswith(section + "."))
-            raise ConfigError(f"{where}: {key}: the reference code has no such key.{near} Under {section} it has: {takes}.")
+            section, _, name = key.partition(".")
+            takes = [k.partition(".")[2] for k in KEYS if k.startswith(f"{section}.")]
+            near = did_you_mean(name, takes)
+            raise ConfigError(f"{where}: {key}: the reference code has no such key.{near} It has: {', '.join(takes)}.")
 
 
 def _put(out: dict[str, Any], key: str, value: Any) -> None:
@@ -163,7 +213,8 @@ def _model(given: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
     _put(out, "model.image_encoder.name", "clip")
     freeze = "reference" if _flag(given, "model.freeze_text", True, where) else "none"
     qa_token = "embeddings" if _flag(given, "model.qa_token", False, where) else "none"
-    _put(out, "model.prompt_encoder", {"name": "clip", "weights": weights, "freeze": freeze, "qa_token": qa_token})
+    prompt_encoder = {"name": "clip", "weights": weights, "freeze": freeze, "qa_token": qa_token}
+    _put(out, "model.prompt_encoder", prompt_encoder)
     _put(out, "model.fusion.name", "cross_attention")
     _put(out, "model.head.name", "mlp" if _flag(given, "model.use_mlp_head", True, where) else "linear")
 
@@ -171,12 +222,12 @@ def _model(given: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
 def _resolution(given: Mapping[str, Any], where: str) -> None:
     """The reference code has the image size in three places; they must agree."""
     size = _need(given, "model.input_resolution", where)
-    for key, name in (("dataset.transform_train", "image_train_processor"), ("dataset.transform_val", "image_eval_processor")):
+    for key, name in TRANSFORMS.items():
         transform = given.get(key)
         if transform is None:
             continue
         if not isinstance(transform, Mapping) or set(transform) - {"name", "cfg"}:
-            raise ConfigError(f"{where}: {key}: {transform!r} is not understood. It has name and cfg, and cfg has image_size.")
+            raise ConfigError(f"{where}: {key}: {transform!r} is not understood. It has name and cfg.image_size.")
         if transform.get("name", name) != name:
             raise ConfigError(f"{where}: {key}.name: {transform['name']!r} is unknown. The reference code has {name}.")
         cfg = transform.get("cfg") or {}
@@ -192,7 +243,8 @@ def _resolution(given: Mapping[str, Any], where: str) -> None:
 def _dataset(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
     task = _need(given, "run.task", where)
     if task not in TASKS:
-        raise ConfigError(f"{where}: run.task: {task!r} is unknown.{did_you_mean(str(task), TASKS)} There are: {', '.join(TASKS)}.")
+        near = did_you_mean(str(task), TASKS)
+        raise ConfigError(f"{where}: run.task: {task!r} is unknown.{near} There are: {', '.join(TASKS)}.")
     name, num_targets = TASKS[task]
     if given.get("model.output_dim", num_targets) != num_targets:
         raise ConfigError(
@@ -200,11 +252,13 @@ def _dataset(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], wh
             f"{num_targets}. Set it to {num_targets}."
         )
     _put(out, "dataset.name", name)
-    annotations = str(_need(given, "dataset.data_path", where))
+    annotations = Path(str(_need(given, "dataset.data_path", where)))
     _need(given, "dataset.vis_root", where)
-    published = Path(annotations).with_name("data.csv")
-    if name == "agiqa_3k" and not Path(annotations).exists() and published.exists():
-        notes.append(f"dataset.data_path: '{annotations}' is not there; '{published}', which has the same scores, is read")
+    published = annotations.with_name("data.csv")
+    # reference: mos_joint.xlsx is made by hand from data.csv, which has everything
+    absent = annotations.name == "mos_joint.xlsx" and not annotations.expanduser().exists()
+    if name == "agiqa_3k" and absent and published.expanduser().exists():
+        notes.append(f"read '{published}', since '{annotations}' is not there; it has the same scores")
         _put(out, "dataset.annotations", str(published))
     _put(out, "processor", {"name": "squash", "flip": 0.5})
     _put(out, "split.kind", "reference")
@@ -213,36 +267,67 @@ def _dataset(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], wh
 def _start(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
     """What training starts from, or what is evaluated."""
     finetuned, resumed = given.get("model.finetuned") or None, given.get("run.resume_ckpt_path") or None
-    if _flag(given, "model.load_finetuned", False, where):
-        if finetuned is None:
-            raise ConfigError(f"{where}: model.load_finetuned is true and model.finetuned names no file. Name the checkpoint.")
+    loads = _flag(given, "model.load_finetuned", False, where)
+    if loads and finetuned is None:
+        raise ConfigError(
+            f"{where}: model.load_finetuned is true, but model.finetuned names no file. Name the checkpoint."
+        )
+    if loads:
         _put(out, "run.checkpoint", finetuned)
+        notes.append("read model.finetuned as run.checkpoint")
     elif finetuned is not None:
         notes.append(f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false")
-    if resumed is not None:
-        _put(out, "run.checkpoint", resumed)
+    if resumed is None:
+        return
+    if loads and resumed != finetuned:
+        raise ConfigError(
+            f"{where}: run.resume_ckpt_path: '{resumed}' would replace what model.finetuned loads, '{finetuned}'. "
+            "Keep one of them; here both are run.checkpoint."
+        )
+    _put(out, "run.checkpoint", resumed)
+    notes.append(
+        f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
+        "an interrupted run is continued with --resume instead"
+    )
+
+
+def _schedule(given: Mapping[str, Any], notes: list[str]) -> None:
+    unused = [key for key in ("run.warmup_steps", "run.lr_decay_rate") if given.get(key)]
+    if unused and given.get("run.lr_sched", "constant_lr") == "constant_lr":
+        notes.append(f"{' and '.join(unused)}: constant_lr does not use it")
+
+
+def _saving(given: Mapping[str, Any], notes: list[str], where: str) -> None:
+    every = given.get("run.save_freq", 1)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ConfigError(f"{where}: run.save_freq: {every!r} is not a number of epochs. Give 1 or more.")
+    if every > 1:
         notes.append(
-            f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
-            "an interrupted run is continued with --resume instead"
+            f"run.save_freq: {every}, but last.pt is saved every epoch, so that a run can be resumed; "
+            f"run.save_every={every} on the command line saves as rarely as that"
         )
 
 
-def _device(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
+def _device(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], warnings: list[str], where: str) -> None:
     import torch
 
     has_gpu = torch.cuda.is_available()
-    device = str(given.get("run.device", "cuda"))
-    if device.split(":")[0] not in ("cuda", "cpu"):
+    device = given.get("run.device", "cuda")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(device)):
         raise ConfigError(f"{where}: run.device: {device!r} is unknown. Take cuda or cpu.")
-    on_gpu = device.startswith("cuda") and has_gpu
-    _put(out, "run.device", "cpu" if device == "cpu" else "auto")
-    if device.startswith("cuda") and not has_gpu:
-        notes.append("run.device: 'cuda', but PyTorch sees no GPU; the CPU is used")
+    wants_gpu = device != "cpu"
+    _put(out, "run.device", "auto" if wants_gpu else "cpu")
+    if wants_gpu and not has_gpu:
+        warnings.append(f"run.device: '{device}', but PyTorch sees no GPU; read as auto, which takes the CPU")
+    elif wants_gpu and device != "cuda":
+        warnings.append(f"run.device: '{device}' is read as auto; choose a GPU with CUDA_VISIBLE_DEVICES")
     if _flag(given, "run.amp", False, where):
-        _put(out, "run.amp", "fp16" if on_gpu else "bf16")
-        notes.append(f"run.amp: true is read as {'fp16' if on_gpu else 'bf16, since fp16 needs a GPU'}")
+        _put(out, "run.amp", "fp16" if wants_gpu and has_gpu else "bf16")
+        notes.append(f"read run.amp true as {'fp16' if wants_gpu and has_gpu else 'bf16, since fp16 needs a GPU'}")
     url = given.get("run.dist_url", "env://")
     if url != "env://":
-        raise ConfigError(f"{where}: run.dist_url: {url!r} is not supported. Start several processes with torchrun (env://).")
+        raise ConfigError(
+            f"{where}: run.dist_url: {url!r} is not supported. Start several processes with torchrun (env://)."
+        )
     if _flag(given, "run.distributed", False, where):
         notes.append("run.distributed: the number of processes is what torchrun starts; without it there is one")

@@ -10,6 +10,7 @@ schema of the part's YAML section:
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
@@ -31,12 +32,16 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
 
     def add(part: Part) -> Part:
         known = _PARTS[kind].setdefault(name, part)
-        if known is not part and known.__qualname__ != part.__qualname__:
-            raise ValueError(f"{kind} {name!r} is registered twice: {known.__qualname__} and {part.__qualname__}")
+        if _full_name(known) != _full_name(part):  # the same name again is a module that was reloaded
+            raise ValueError(f"{kind} {name!r} is registered twice: {_full_name(known)} and {_full_name(part)}")
         _PARTS[kind][name] = part
         return part
 
     return add
+
+
+def _full_name(part: Callable[..., Any]) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
 
 
 def list_registered(kind: str) -> list[str]:
@@ -46,7 +51,9 @@ def list_registered(kind: str) -> list[str]:
         ConfigError: the kind is unknown.
     """
     if kind not in _PARTS:
-        raise ConfigError(f"{kind}: no such kind of part.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}.")
+        raise ConfigError(
+            f"{kind}: no such kind of part.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
+        )
     return sorted(_PARTS[kind])
 
 
@@ -95,8 +102,11 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(describe_type(a) for a in arguments)
     if origin is list:
         return f"a list, each {describe_type(arguments[0])}"
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return words.get(annotation, "a mapping" if annotation is dict or origin is dict else str(annotation))
+    words = {
+        int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+        dict: "a mapping", list: "a list",
+    }  # fmt: skip
+    return words.get(origin or annotation, str(annotation))
 
 
 def _fits(value: Any, annotation: Any) -> tuple[bool, Any]:
@@ -123,6 +133,17 @@ def _fits(value: Any, annotation: Any) -> tuple[bool, Any]:
     return isinstance(value, annotation), value
 
 
+def _near_value(value: Any, annotation: Any) -> str:
+    """Returns the near miss of a value among the ones that are named, or ""."""
+    choices = get_args(annotation) if get_origin(annotation) is not Literal else (annotation,)
+    literals = [str(a) for choice in choices if get_origin(choice) is Literal for a in get_args(choice)]
+    return did_you_mean(str(value), literals)
+
+
+def _accepts_null(annotation: Any) -> bool:
+    return get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in get_args(annotation)
+
+
 def check_settings(component: Callable[..., Any], section: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns the complete settings of a component: those given, checked, and the defaults of the rest.
 
@@ -144,13 +165,14 @@ def check_settings(component: Callable[..., Any], section: Mapping[str, Any], wh
         if key not in section:
             if parameter.default is inspect.Parameter.empty:
                 raise ConfigError(f"{where}.{key}: missing. Give {describe_type(parameter.annotation)}.")
-            out[key] = parameter.default
+            out[key] = copy.deepcopy(parameter.default)  # a list must not be shared by all configs
             continue
+        if section[key] == "None" and _accepts_null(parameter.annotation):
+            raise ConfigError(f"{where}.{key}: 'None' is text. Write null for none.")
         fits, value = _fits(section[key], parameter.annotation)
         if not fits:
             expected = describe_type(parameter.annotation)
-            near = did_you_mean(str(value), map(str, get_args(parameter.annotation)))
-            raise ConfigError(f"{where}.{key}: {value!r} is not {expected}.{near}")
+            raise ConfigError(f"{where}.{key}: {value!r} is not {expected}.{_near_value(value, parameter.annotation)}")
         out[key] = value
     return out
 
@@ -164,7 +186,9 @@ def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
     if isinstance(section, str):
         section = {"name": section}
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a mapping. Write name: and the settings of the {kind} under it.")
+        raise ConfigError(
+            f"{where}: {section!r} is not a mapping. Write name: and the settings of the {kind} under it."
+        )
     if "name" not in section:
         raise ConfigError(f"{where}.name: missing. There are: {', '.join(list_registered(kind))}.")
     part = lookup(kind, section["name"], where)
@@ -174,7 +198,9 @@ def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
     for key in own:
         if key not in settings:
             takes = ["name", *nested, *settings]
-            raise ConfigError(f"{where}.{key}: no such setting.{did_you_mean(str(key), takes)} It takes: {', '.join(takes)}.")
+            raise ConfigError(
+                f"{where}.{key}: no such setting.{did_you_mean(str(key), takes)} It takes: {', '.join(takes)}."
+            )
     out: dict[str, Any] = {"name": section["name"]}
     for name in nested:
         if name not in section:
@@ -203,8 +229,8 @@ def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[st
         section: what `resolve` returned.
         where: dotted path of the section, for messages.
         context: values for positional parameters that are not parts, such as `image_size`. Parts built on the way are
-            handed to their younger siblings, so that a fusion can read the sizes of the encoders; and a parameter that is
-            neither is read off the youngest sibling that has an attribute of that name (`num_features` of a fusion).
+            handed to their younger siblings, so that a fusion can read the sizes of the encoders; a parameter that is
+            neither is read off the youngest sibling with an attribute of that name (`num_features` of a fusion).
     """
     part = lookup(kind, section["name"], where)
     settings, given = _parameters(part)

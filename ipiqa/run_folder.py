@@ -94,10 +94,14 @@ def claim(config: Config, folds: list[int], *, resume: bool) -> None:
         raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
     if config_path.is_file():
         if not resume and any(fold_dir(run_dir, f).exists() for f in folds):
-            raise ConfigError(f"{run_dir} already holds a run. Continue it with --resume or choose another run.output_dir.")
+            raise ConfigError(
+                f"{run_dir} already holds a run. Continue it with --resume or choose another run.output_dir."
+            )
         check_identity(identity_of(load_config(config_path)), identity_of(config), run_dir)
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ConfigError(f"run.output_dir: '{run_dir}' holds files but no run. Choose another folder, or empty this one.")
+    elif run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):  # ".": being written
+        raise ConfigError(
+            f"run.output_dir: '{run_dir}' holds files but no run. Choose another folder, or empty this one."
+        )
     elif resume:
         raise ConfigError(f"{run_dir}: there is no run to continue. Leave out --resume to start one.")
     else:
@@ -108,7 +112,9 @@ def claim(config: Config, folds: list[int], *, resume: bool) -> None:
         try:
             fold_dir(run_dir, fold).mkdir(exist_ok=resume)
         except FileExistsError:
-            raise ConfigError(f"{fold_dir(run_dir, fold)}: another job has taken this fold. Choose others with --folds.") from None
+            raise ConfigError(
+                f"{fold_dir(run_dir, fold)}: another job has taken this fold. Choose others with --folds."
+            ) from None
 
 
 def environment() -> dict[str, Any]:
@@ -127,7 +133,9 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {
         "ipiqa": ipiqa.__version__,
         "python": platform.python_version(),

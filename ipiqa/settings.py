@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,9 @@ class SplitConfig:
 
     def check(self) -> None:
         """Raises ConfigError when a value is out of range."""
-        _check("split.train_fraction", self.train_fraction, 0 < self.train_fraction < 1, "between 0 and 1, both excluded")
+        _check(
+            "split.train_fraction", self.train_fraction, 0 < self.train_fraction < 1, "between 0 and 1, both excluded"
+        )
         _check("split.seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
 
@@ -66,6 +69,9 @@ class RunConfig:
             _check(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("learning_rate", "head_learning_rate_scale", "weight_decay", "warmup_steps", "min_learning_rate"):
             _check(f"run.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name, value in (("output_dir", self.output_dir), ("checkpoint", self.checkpoint)):
+            if value is not None and not value.strip():
+                raise ConfigError(f"run.{name}: empty. Give a path{' or null' if name == 'checkpoint' else ''}.")
         _check("run.seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
         _check("run.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
         _check("run.beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
@@ -74,12 +80,24 @@ class RunConfig:
             _check("run.num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
         if self.clip_grad_norm is not None:
             _check("run.clip_grad_norm", self.clip_grad_norm, self.clip_grad_norm > 0, "above 0, or null")
+        if self.learning_rate_decay is not None:
+            decay = self.learning_rate_decay
+            _check("run.learning_rate_decay", decay, 0 < decay <= 1, "above 0 and at most 1, or null")
+        if self.schedule != "constant_lr" and self.min_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"run.min_learning_rate: {self.min_learning_rate!r} is above run.learning_rate, "
+                f"{self.learning_rate!r}. Give at most that."
+            )
         if self.schedule == "linear_warmup_step_lr" and self.learning_rate_decay is None:
-            raise ConfigError("run.learning_rate_decay: missing. linear_warmup_step_lr needs the factor per epoch, such as 0.9.")
+            raise ConfigError(
+                "run.learning_rate_decay: missing. linear_warmup_step_lr needs the factor per epoch, such as 0.9."
+            )
         if self.evaluate and self.checkpoint is None:
-            raise ConfigError("run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint.")
+            raise ConfigError(
+                "run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint."
+            )
 
 
 def _check(where: str, value: float, fits: bool, expected: str) -> None:
-    if not fits:  # also for nan, which no comparison holds for
+    if not fits or math.isinf(value):  # nan never fits
         raise ConfigError(f"{where}: {value!r} is out of range. Give a number {expected}.")

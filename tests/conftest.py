@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,3 +23,33 @@ def shared() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip(f"reference material is absent: {folder} (numbers measured from the reference implementation)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def standin(shared: Path) -> ModuleType:
+    """The module that writes stand-ins for OpenAI's RN50.pt."""
+    return _tool(shared, "standin_rn50")
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoint(shared: Path) -> ModuleType:
+    """The module that writes checkpoints named as the reference code does, and parity images."""
+    return _tool(shared, "reference_checkpoint")
+
+
+def _tool(shared: Path, name: str) -> ModuleType:
+    sys.path.insert(0, str(shared / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_rn50(standin: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript archive of the released form, tiny."""
+    path = tmp_path_factory.mktemp("weights") / "RN50.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; the released file is written in it all the same
+        standin.archive(standin.state_dict(standin.TINY, 0), standin.TINY).save(str(path))
+    return path

@@ -98,7 +98,7 @@ def test_own_table(tmp_path: Path) -> None:
         make_split(table, kind="reference", seed=42, fold=0, num_folds=1)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "unknown target": (
         Agiqa3k,
         {"targets": ["qualty"]},

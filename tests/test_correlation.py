@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import METRICS, aggregate, fit_logistic, measure
+from ipiqa.metrics import METRICS, aggregate, correlation, fit_logistic, measure
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,21 @@ def test_backward_predictions_start_from_a_falling_curve() -> None:
     assert result["srcc"] == pytest.approx(-1)
     assert fit.upper < fit.lower
     assert result["plcc_fitted"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fit_starts_from_the_side_of_srcc_and_from_two_slopes(monkeypatch, sign) -> None:
+    starts = []
+
+    def spy(x, y, start, evaluations, search=correlation._least_squares):
+        starts.append(start)
+        return search(x, y, start, evaluations)
+
+    monkeypatch.setattr(correlation, "_least_squares", spy)
+    x = np.random.default_rng(3).normal(size=300)
+    fit_logistic(sign * x, logistic(x))
+    assert [np.sign(start[0] - start[1]) for start in starts] == [sign, sign]
+    assert [np.exp(start[3]) for start in starts] == pytest.approx([0.25, 2.0])  # the published quarter, nearly a line
 
 
 @pytest.mark.parametrize("shape", ["line", "step", "outlier"])

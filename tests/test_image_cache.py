@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -68,7 +71,7 @@ def test_built_once(table: AnnotationTable, monkeypatch: pytest.MonkeyPatch, cap
     assert f"image cache: decoding 6 images once to '{file}' (0.00 GB)" in caplog.text
     assert file.stat().st_size == 4096 + 6 * 16 * 16 * 3
     monkeypatch.setattr(image_cache, "_build", None)  # a second build would fail
-    backwards = AnnotationTable(table.names[::-1], *([("p",) * 7, table.scores, ("q",), ("g",) * 7, table.image_dir]))
+    backwards = dataclasses.replace(table, names=table.names[::-1])
     assert_right(opened(backwards), backwards)
 
 
@@ -121,12 +124,22 @@ def test_limit(table: AnnotationTable, caplog: pytest.LogCaptureFixture) -> None
     assert "6 images take 0.0 GB, more than dataset.cache_limit_gb 1e-06; decoding them in every epoch" in caplog.text
 
 
-def test_full_disk(table: AnnotationTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    usage = image_cache.shutil.disk_usage("/")
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage._replace(free=100))
+@pytest.mark.parametrize("when", ["before", "while writing"])
+def test_full_disk(
+    table: AnnotationTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    def fail(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if when == "before":
+        usage = shutil.disk_usage("/")._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    else:
+        monkeypatch.setattr(os, "fsync", fail)
     images = opened(table)
-    assert isinstance(images, DecodedImages) and not cache_files(table)
-    assert "(0.0 GB do not fit on the disk); decoding images in every epoch" in caplog.text
+    assert isinstance(images, DecodedImages) and not cache_files(table) and not cache_files(table, "partial")
+    reason = "0.0 GB do not fit on the disk" if when == "before" else "No space left on device"
+    assert f"({reason}); decoding images in every epoch" in caplog.text
     assert_right(images, table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_processes_share_the_global_batches(table: AnnotationTable, world_size: 
         rows_of(train(table, batch_size=4 // world_size, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
-    assert [sum(slices, []) for slices in zip(*parts, strict=True)] == alone
+    assert [list(itertools.chain(*slices)) for slices in zip(*parts, strict=True)] == alone
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

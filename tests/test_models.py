@@ -36,7 +36,9 @@ def tiny_section(**changes: Any) -> dict[str, Any]:
         "head": {"name": "mlp", "dropout": 0.0},
     }
     for key, value in changes.items():
-        section[key] = {**section[key], **value} if isinstance(section.get(key), dict) and "name" not in value else value
+        section[key] = (
+            {**section[key], **value} if isinstance(section.get(key), dict) and "name" not in value else value
+        )
     return section
 
 
@@ -66,7 +68,9 @@ def plain_pool(pool: AttentionPool, token_map: torch.Tensor, query: torch.Tensor
 @pytest.mark.parametrize("with_query", [False, True])
 def test_single_query_pool_equals_full_attention_and_so_do_its_gradients(with_query: bool) -> None:
     torch.manual_seed(1)
-    pool = AttentionPool(channels=64, query_dim=24 if with_query else 64, embed_dim=16, heads=4, num_positions=10).double()
+    pool = AttentionPool(
+        channels=64, query_dim=24 if with_query else 64, embed_dim=16, heads=4, num_positions=10
+    ).double()
     token_map = torch.randn(3, 64, 3, 3, dtype=torch.float64)
     query = torch.randn(3, 24, dtype=torch.float64) if with_query else None
     found, expected = pool(token_map, query), plain_pool(pool, token_map, query)
@@ -126,7 +130,7 @@ def test_longest_prompt_keeps_its_end_token_in_every_mode() -> None:
     assert tokenize(long)[0, 76] == 49407
     for qa in ("none", "token"):
         for position in ("prefix", "suffix"):
-            assert text_encoder("none", qa, position)(long + ["short"]).shape == (2, 16)
+            assert text_encoder("none", qa, position)([*long, "short"]).shape == (2, 16)
 
 
 @pytest.mark.parametrize("position", ["prefix", "suffix"])

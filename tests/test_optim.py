@@ -17,20 +17,28 @@ def named(*names: str) -> list[tuple[str, nn.Parameter]]:
 
 
 def test_one_dimensional_tensors_never_decay_and_the_head_learns_faster() -> None:
-    parameters = named("head.dense.weight", "head.dense.bias", "image_encoder.tower.conv1.weight", "fusion.pool.q_proj.weight")
+    parameters = named(
+        "head.dense.weight", "head.dense.bias", "image_encoder.tower.conv1.weight", "fusion.pool.q_proj.weight"
+    )
     parameters[2][1].requires_grad_(False)
     groups = parameter_groups(
         parameters, weight_decay=0.1, head_scale=10.0, layer_decay=1.0, is_head=is_head, depth=parameter_depth
     )
     found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert found == {id(parameters[0][1]): (10.0, 0.1), id(parameters[1][1]): (10.0, 0.0), id(parameters[3][1]): (1.0, 0.1)}
+    assert found == {
+        id(parameters[0][1]): (10.0, 0.1),
+        id(parameters[1][1]): (10.0, 0.0),
+        id(parameters[3][1]): (1.0, 0.1),
+    }
     optimizer = make_adamw(groups, learning_rate=1e-5, beta2=0.98)
     assert {g["lr"] for g in optimizer.param_groups} == {1e-4, 1e-5}
     assert optimizer.defaults["betas"] == (0.9, 0.98)
 
 
 def test_layer_decay_slows_the_early_stages() -> None:
-    parameters = named("image_encoder.tower.conv1.weight", "image_encoder.tower.layer4.0.conv1.weight", "head.dense.weight")
+    parameters = named(
+        "image_encoder.tower.conv1.weight", "image_encoder.tower.layer4.0.conv1.weight", "head.dense.weight"
+    )
     groups = parameter_groups(
         parameters, weight_decay=0.0, head_scale=2.0, layer_decay=0.5, is_head=is_head, depth=parameter_depth
     )
@@ -43,7 +51,9 @@ def schedule(kind: str, **changes: float) -> Schedule:
 
 
 def test_constant_rate_ignores_every_other_setting() -> None:
-    assert {schedule("constant_lr", warmup_steps=5, warmup_learning_rate=0).at(e, s) for e in range(10) for s in range(4)} == {1.0}
+    assert {
+        schedule("constant_lr", warmup_steps=5, warmup_learning_rate=0).at(e, s) for e in range(10) for s in range(4)
+    } == {1.0}
 
 
 @pytest.mark.parametrize("kind", SCHEDULES[1:])
@@ -65,7 +75,10 @@ def test_step_schedule_multiplies_each_epoch_and_keeps_the_minimum() -> None:
 
 
 def test_groups_keep_their_scale_under_the_schedule() -> None:
-    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 10.0}, {"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0}]
+    groups = [
+        {"params": [nn.Parameter(torch.ones(1))], "lr_scale": 10.0},
+        {"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0},
+    ]
     optimizer = make_adamw(groups, learning_rate=1.0, beta2=0.999)
     assert schedule("linear_warmup_step_lr").apply(optimizer, 2, 0) == 0.25
     assert [g["lr"] for g in optimizer.param_groups] == [2.5, 0.25]

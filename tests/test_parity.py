@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,25 +20,15 @@ from ipiqa.models.ipiqa import is_head, parameter_depth
 
 
 @pytest.fixture(scope="module")
-def tools(shared: Path) -> tuple[ModuleType, ModuleType]:
-    sys.path.insert(0, str(shared / "tools"))
-    try:
-        return importlib.import_module("standin_rn50"), importlib.import_module("reference_checkpoint")
-    finally:
-        sys.path.pop(0)
-
-
-@pytest.fixture(scope="module")
 def reference(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "reference" / "parity_agiqa3k_224.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def files(tools: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    standin, checkpoint = tools
+def files(standin: ModuleType, reference_checkpoint: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin")
     torch.save(standin.state_dict(standin.FULL, 0), folder / "RN50.pt")
-    torch.save({"model": checkpoint.reference_state_dict(0, 224, 2), "epoch": 0}, folder / "checkpoint.pth")
+    torch.save({"model": reference_checkpoint.reference_state_dict(0, 224, 2), "epoch": 0}, folder / "checkpoint.pth")
     return folder
 
 
@@ -64,9 +52,11 @@ def assert_features(found: torch.Tensor, expected: dict[str, Any]) -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.tensor(expected["norm"]), rtol=1e-4, atol=0)
 
 
-def test_features_and_outputs_equal_the_reference(files: Path, reference: dict, tools: tuple) -> None:
+def test_features_and_outputs_equal_the_reference(
+    files: Path, reference: dict, reference_checkpoint: ModuleType
+) -> None:
     model = make_model(files).eval()
-    images = tools[1].parity_batch(4, 224, 10)
+    images = reference_checkpoint.parity_batch(4, 224, 10)
     with torch.no_grad():
         prompts = model.encode_prompts(reference["prompts"])
         token_map, image_feature = model.image_encoder(images)
@@ -77,11 +67,18 @@ def test_features_and_outputs_equal_the_reference(files: Path, reference: dict, 
     torch.testing.assert_close(scores, torch.tensor(reference["eval_output"]), rtol=1e-4, atol=0)
 
 
-def test_five_training_steps_equal_the_reference(files: Path, reference: dict, tools: tuple) -> None:
+def test_five_training_steps_equal_the_reference(
+    files: Path, reference: dict, reference_checkpoint: ModuleType
+) -> None:
     model = make_model(files).train()
-    images, targets = tools[1].parity_batch(4, 224, 10), torch.tensor(reference["targets"])
+    images, targets = reference_checkpoint.parity_batch(4, 224, 10), torch.tensor(reference["targets"])
     groups = parameter_groups(
-        model.named_parameters(), weight_decay=0.0, head_scale=10.0, layer_decay=1.0, is_head=is_head, depth=parameter_depth
+        model.named_parameters(),
+        weight_decay=0.0,
+        head_scale=10.0,
+        layer_decay=1.0,
+        is_head=is_head,
+        depth=parameter_depth,
     )
     optimizer = make_adamw(groups, learning_rate=1e-5, beta2=0.999)
     losses = []
@@ -104,7 +101,9 @@ def test_the_parameters_that_train_are_those_of_the_reference(files: Path, refer
 
     model = make_model(files)
     trained = {name for name, p in model.named_parameters() if p.requires_grad and ".tower." not in name}
-    expected = from_reference({name: torch.empty(0) for name in reference["trainable"] if not name.startswith("resnet50.")})
+    expected = from_reference(
+        {name: torch.empty(0) for name in reference["trainable"] if not name.startswith("resnet50.")}
+    )
     assert trained == set(expected)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen and all(n.startswith(("prompt_encoder.transformer.", "prompt_encoder.ln_final.")) for n in frozen)

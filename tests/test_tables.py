@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_formats_agree(tmp_path: Path, ending: str) -> None:
     assert table.names == ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
     np.testing.assert_array_equal(table.scores, [[0.1], [2.0], [1 / 3], [5.0]])
     assert table.sha256 == load(write(tmp_path / "reference.csv", awkward)).sha256
-    awkward[0][2] = 0.2
+    awkward[0][2] = 0.1 + 1e-12
     assert table.sha256 != load(write(tmp_path / f"changed{ending}", awkward)).sha256
 
 
@@ -92,6 +93,7 @@ def test_exact_heading_wins_over_tolerant_one(tmp_path: Path) -> None:
 def test_byte_order_mark_blank_lines_and_wide_lines(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes('\ufeffname,prompt,mos\r\n\r\na.jpg,"two\r\nlines",1\r\n,,\r\nb.jpg,p,x\r\n'.encode())
+    assert read_rows(path, "dataset.annotations").columns.tolist() == ["name", "prompt", "mos"]
     assert "'x' (line 6)" in message(path)
 
 
@@ -213,8 +215,12 @@ def test_empty_workbook_refused(tmp_path: Path) -> None:
 
 
 def test_unnamed_spreadsheet_columns_are_ignored(tmp_path: Path) -> None:
-    path = workbook(tmp_path / "t.xlsx", lambda sheet: sheet.__setitem__("F9", "a note beside the table"))
-    assert len(load(path)) == 2
+    def add_notes(sheet: Any) -> None:
+        sheet.insert_cols(2)
+        sheet["B3"] = "a note between the columns"
+        sheet["F9"] = "a note beside the table"
+
+    assert load(workbook(tmp_path / "t.xlsx", add_notes)).prompts == ("a cat", "a dog")
 
 
 def test_json_row_without_a_key(tmp_path: Path) -> None:
@@ -262,10 +268,8 @@ def test_any_prompt_is_read_as_written(tmp_path: Path, prompts: list[str], endin
 def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, ending: str) -> None:
     path = tmp_path / f"t{ending}"
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(DataError):  # any other exception fails the test
         load(path)
-    except DataError as error:
-        assert str(error).startswith("dataset.annotations: ")
 
 
 @given(parts=st.lists(st.sampled_from(["..", "a", ".", "", "b.jpg", "..b"]), max_size=5), slash=st.sampled_from("/\\"))

@@ -1,4 +1,4 @@
-"""The training loop on a toy model: learns, resumes bit for bit, accumulates exactly, stops and says what went wrong."""
+"""The training loop on a toy model: learns, resumes bit for bit, accumulates exactly, stops, says what went wrong."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ def test_lost_after_a_saved_epoch_resumes_from_it(tmp_path: Path) -> None:
     assert_same_files(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_truncated_last_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_last_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_trainer(tmp_path / "whole").fit()
 
     def fail(stop: StopSignals, epoch: int, batch: dict) -> None:
@@ -170,7 +172,8 @@ def test_accumulation_equals_the_larger_batch_also_in_the_short_last_group(tmp_p
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         trainer = make_trainer(
             tmp_path / f"{batch_size}", loader=ToyLoader(batch_size), model=model, optimizer=optimizer,
-            accumulate_steps=accumulate, max_epochs=2, schedule=Schedule(kind="constant_lr", learning_rate=0.01, max_epochs=2, steps_per_epoch=6),
+            accumulate_steps=accumulate, max_epochs=2,
+            schedule=Schedule(kind="constant_lr", learning_rate=0.01, max_epochs=2, steps_per_epoch=6),
         )  # fmt: skip
         trainer.fit()
         return model.weight.detach()

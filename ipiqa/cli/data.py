@@ -40,7 +40,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     for message in unusable:
         print(message)
     checks.refuse_unusable(unusable, len(table))
-    print(f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, {len(set(table.groups))} groups: all usable")
+    print(
+        f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, "
+        f"{len(set(table.groups))} groups: all usable"
+    )
     for target, scores in zip(table.targets, table.scores.T, strict=True):
         print(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
     return 0

@@ -13,7 +13,9 @@ def add_commands(commands: Any) -> None:
     """Adds `ipiqa config show`, `ipiqa report`, `ipiqa env` and `ipiqa convert-clip`."""
     config = commands.add_parser("config", help="show a config with every default", description="Show configs.")
     actions = config.add_subparsers(metavar="<action>", required=True)
-    show = actions.add_parser("show", help="print the resolved YAML", description="Print the resolved YAML of a config.")
+    show = actions.add_parser(
+        "show", help="print the resolved YAML", description="Print the resolved YAML of a config."
+    )
     add_config_arguments(show)
     show.set_defaults(run=run_config_show)
 
@@ -23,11 +25,15 @@ def add_commands(commands: Any) -> None:
     report.add_argument("runs", nargs="+", metavar="DIR", help="run folder; a second one is compared with the first")
     report.set_defaults(run=run_report)
 
-    env = commands.add_parser("env", help="print versions and machine facts", description="Print what to put in a bug report.")
+    env = commands.add_parser(
+        "env", help="print versions and machine facts", description="Print what to put in a bug report."
+    )
     env.set_defaults(run=run_env)
 
     convert = commands.add_parser(
-        "convert-clip", help="write CLIP weights as safetensors", description="Convert CLIP weights, e.g. RN50.pt, to safetensors."
+        "convert-clip",
+        help="write CLIP weights as safetensors",
+        description="Convert CLIP weights, e.g. RN50.pt, to safetensors.",
     )
     convert.add_argument("source", help="RN50.pt or another weights file")
     convert.add_argument("target", help="safetensors file to write")

@@ -12,7 +12,9 @@ from ipiqa.errors import ConfigError
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose a config and change its settings."""
-    parser.add_argument("--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml")
+    parser.add_argument(
+        "--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml"
+    )
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, as in LAVIS")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. run.max_epochs=10")
 
@@ -56,7 +58,9 @@ def parse_folds(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--folds: {text!r} is no list of folds. Write numbers from 0 with commas, such as 0,3.") from None
+        raise ConfigError(
+            f"--folds: {text!r} is no list of folds. Write numbers from 0 with commas, such as 0,3."
+        ) from None
 
 
 def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
@@ -75,7 +79,9 @@ def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
     log.set_up()
     config = load(arguments)
     if dataset is not None and config.dataset["name"] != dataset:
-        other = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}.get(config.dataset["name"], "ipiqa train")
+        other = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}.get(
+            config.dataset["name"], "ipiqa train"
+        )
         raise ConfigError(f"{arguments.cfg_path}: dataset.name is {config.dataset['name']!r}. Start it with {other}.")
     from ipiqa import dist
     from ipiqa.cross_validation import run

@@ -30,7 +30,8 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        text = "b" not in mode
+        with temporary.open(mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +95,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):
-            raise DataError(f"{path}: refused, it asks for code to be run. A checkpoint holds tensors and numbers only.") from None
+            raise DataError(
+                f"{path}: refused, it asks for code to be run. A checkpoint holds tensors and numbers only."
+            ) from None
         raise DataError(f"{path}: damaged, cannot be read. Delete it to start this fold anew.") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]

@@ -92,7 +92,9 @@ class Schedule:
             part = epoch / self.max_epochs
         else:
             part = (done - self.warmup_steps) / max(self.max_epochs * self.steps_per_epoch - self.warmup_steps, 1)
-        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * 0.5 * (1 + math.cos(math.pi * part))
+        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * 0.5 * (
+            1 + math.cos(math.pi * part)
+        )
 
     def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
         """Sets the learning rate of every group for a step and returns it unscaled."""

@@ -68,8 +68,8 @@ class Progress:
 class Trainer:
     """Trains one model, evaluates it, keeps the last and the best state.
 
-    Every random draw is a function of (seed, epoch, step, rank), so no generator state is kept, and a resumed run repeats
-    the uninterrupted one bit for bit on the CPU.
+    Every random draw is a function of (seed, epoch, step, rank), so no generator state is kept, and a resumed run
+    repeats the uninterrupted one bit for bit on the CPU.
     """
 
     model: nn.Module
@@ -141,8 +141,13 @@ class Trainer:
         epoch, first = progress.epoch, progress.step
         self.model.train()
         self.start_epoch(epoch, first)
-        bar = tqdm(total=total, initial=first, desc=f"{self.label}epoch {epoch + 1}/{self.max_epochs}", leave=False,
-                   disable=None if dist.is_main() else True)
+        bar = tqdm(
+            total=total,
+            initial=first,
+            desc=f"{self.label}epoch {epoch + 1}/{self.max_epochs}",
+            leave=False,
+            disable=None if dist.is_main() else True,
+        )
         with bar:
             for step, batch in enumerate(self.train_loader, start=first):
                 loss = self._train_step(batch, epoch, step, total)
@@ -163,8 +168,9 @@ class Trainer:
         updates = self._updates_at(step, total)
         group_start = step // self.accumulate_steps * self.accumulate_steps
         group_size = min(self.accumulate_steps, total - group_start)
-        hold = contextlib.nullcontext() if updates or not hasattr(self.parallel, "no_sync") else self.parallel.no_sync()
-        with hold:
+        parallel = self.parallel
+        waits = isinstance(parallel, DistributedDataParallel) and not updates  # gradients are averaged once per group
+        with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(self.device, self.amp):
                 loss = self.compute_loss(self.parallel, batch, epoch)
             value = loss.item()
@@ -181,7 +187,7 @@ class Trainer:
         return value
 
     def _updates_at(self, step: int, total: int) -> bool:
-        """Whether an optimizer step follows this batch: at the end of each group, the epoch's last one however short."""
+        """Whether an optimizer step follows this batch: at the end of each group, however short the epoch's last."""
         return (step + 1) % self.accumulate_steps == 0 or step + 1 == total
 
     def _close_epoch(self, total: int) -> None:

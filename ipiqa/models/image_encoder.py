@@ -33,9 +33,7 @@ class ResNetSizes:
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
         """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
-        stages = (
-            {n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5)
-        )
+        stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
         width = tensors["visual.layer1.0.conv1.weight"].shape[0]
         embed_dim = tensors["visual.attnpool.c_proj.weight"].shape[0]
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
@@ -50,9 +48,13 @@ class ResNetSizes:
         settings = architecture_settings(name, WHERE)
         vision = settings["vision_cfg"]
         if not isinstance(vision.get("layers"), (list, tuple)):
-            raise ConfigError(f"{WHERE}.architecture: {name!r} has no ResNet image tower. Take 'RN50-quickgelu' or 'RN101-quickgelu'.")
+            raise ConfigError(
+                f"{WHERE}.architecture: {name!r} has no ResNet image tower. Take 'RN50-quickgelu' or 'RN101-quickgelu'."
+            )
         width = vision["width"]
-        return cls(tuple(vision["layers"]), width, settings["embed_dim"], heads=width * 32 // vision.get("head_width", 64))
+        return cls(
+            tuple(vision["layers"]), width, settings["embed_dim"], heads=width * 32 // vision.get("head_width", 64)
+        )
 
 
 def architecture_settings(name: str, where: str) -> dict[str, Any]:
@@ -122,15 +124,18 @@ class ImageEncoder(nn.Module):
     def _keep_statistics(self) -> Iterator[None]:
         """The second forward of a checkpointed stage must not move the BatchNorm statistics a second time."""
         norms = [m for m in self.tower.modules() if isinstance(m, nn.BatchNorm2d)]
-        before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        momenta = [norm.momentum for norm in norms]
+        counts = [count.clone() for name, count in self.tower.named_buffers() if name.endswith("num_batches_tracked")]
         for norm in norms:
             norm.momentum = 0.0
         try:
             yield
         finally:
-            for norm, (momentum, count) in zip(norms, before, strict=True):
+            for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-                norm.num_batches_tracked.copy_(count)
+            buffers = (b for name, b in self.tower.named_buffers() if name.endswith("num_batches_tracked"))
+            for buffer, count in zip(buffers, counts, strict=True):
+                buffer.copy_(count)
 
     def load_clip(self, tensors: Tensors, where: str) -> None:
         """Takes the image tower out of a whole CLIP, resizing the positions to this image size.
@@ -147,6 +152,15 @@ class ImageEncoder(nn.Module):
         if "pool.positional_embedding" in own:
             own["pool.positional_embedding"] = resize_positions(own["pool.positional_embedding"].float(), self.grid)
         load_exactly(self, own, where)
+
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under the names of OpenAI's release; `load_clip` takes them back."""
+        return {
+            name.replace("pool.", "visual.attnpool.", 1)
+            if name.startswith("pool.")
+            else "visual." + name.removeprefix("tower."): value
+            for name, value in self.state_dict().items()
+        }
 
 
 def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
@@ -175,7 +189,9 @@ def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tupl
         got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)
         problems.append(f"{len(shapes)} tensors have another shape, first {name!r} with {got} instead of {want}")
     if problems:
-        raise DataError(f"{where}: {'; '.join(problems)}. Check that the weights and the model settings belong together.")
+        raise DataError(
+            f"{where}: {'; '.join(problems)}. Check that the weights and the model settings belong together."
+        )
     module.load_state_dict(tensors, strict=False)
 
 
@@ -212,14 +228,20 @@ def clip_image_encoder(
 def _sizes(architecture: str, tensors: Tensors | None, weights: str | None) -> ResNetSizes:
     if tensors is None:
         if architecture == "auto":
-            raise ConfigError(f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu.")
+            raise ConfigError(
+                f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
+            )
         return ResNetSizes.of_architecture(architecture)
     if "visual.layer1.0.conv1.weight" not in tensors:
         kind = "a vision transformer" if "visual.proj" in tensors else "no CLIP image tower"
-        raise DataError(f"{WHERE}.weights: '{weights}' holds {kind}. The tower needed is a ResNet such as OpenAI's RN50.pt.")
+        raise DataError(
+            f"{WHERE}.weights: '{weights}' holds {kind}. The tower needed is a ResNet such as OpenAI's RN50.pt."
+        )
     found = ResNetSizes.of_tensors(tensors)
     if architecture != "auto" and found != (wanted := ResNetSizes.of_architecture(architecture)):
-        raise DataError(f"{WHERE}.weights: '{weights}' holds {found}, but {architecture} is {wanted}. Set architecture: auto.")
+        raise DataError(
+            f"{WHERE}.weights: '{weights}' holds {found}, but {architecture} is {wanted}. Set architecture: auto."
+        )
     return found
 
 
@@ -246,7 +268,9 @@ def clip_resnet(
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
     if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2:
-        raise ConfigError(f"{WHERE}: layers {layers} and width {width} make no tower. Give four stages of 1 or more and an even width.")
+        raise ConfigError(
+            f"{WHERE}: layers {layers} and width {width} make no tower. Give four stages of at least 1, an even width."
+        )
     heads = width * 32 // 64 if heads is None else heads
     if heads < 1 or width * 32 % heads:
         raise ConfigError(f"{WHERE}.heads: {heads} does not divide the {width * 32} channels of the token map.")

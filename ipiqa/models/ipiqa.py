@@ -67,10 +67,9 @@ def parameter_depth(name: str) -> int:
 
     Text parameters count as the last stage does: the reference code decays by image stage only.
 
-    >>> parameter_depth("image_encoder.tower.conv1.weight"), parameter_depth("image_encoder.tower.layer3.0.conv1.weight")
-    (0, 3)
-    >>> parameter_depth("head.dense.weight")
-    5
+    >>> names = "image_encoder.tower.conv1.weight", "image_encoder.tower.layer3.0.conv1.weight", "head.dense.weight"
+    >>> [parameter_depth(name) for name in names]
+    [0, 3, 5]
     """
     prefix = "image_encoder.tower."
     if not name.startswith(prefix):

@@ -183,6 +183,10 @@ class PromptEncoder(nn.Module):
         own = {name: value for name, value in tensors.items() if name.startswith(prefixes)}
         load_exactly(self, own, where, may_miss=("qa_embedding",))
 
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under the names of OpenAI's release; a [QA] token has none and stays behind."""
+        return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
+
 
 def _load(encoder: PromptEncoder, tensors: Tensors | None, weights: str | None) -> PromptEncoder:
     if tensors is not None:
@@ -214,9 +218,13 @@ def clip_prompt_encoder(
     """
     tensors = clip_tensors(architecture, weights, sha256, WHERE)
     if tensors is None and architecture == "auto":
-        raise ConfigError(f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu.")
+        raise ConfigError(
+            f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
+        )
     if tensors is not None and "text_projection" not in tensors:
-        raise DataError(f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt.")
+        raise DataError(
+            f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt."
+        )
     sizes = TextSizes.of_architecture(architecture) if tensors is None else TextSizes.of_tensors(tensors)
     encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, qa_position=qa_position)
     return _load(encoder, tensors, weights)

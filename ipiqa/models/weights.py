@@ -1,7 +1,7 @@
 """Reading tensor files that nobody has to trust: no code of a file is ever run.
 
-OpenAI publishes its CLIP weights as TorchScript archives. `torch.jit.load` would compile and may run the code inside, so
-the archive's tensors are read here by a restricted unpickler instead.
+OpenAI publishes its CLIP weights as TorchScript archives. `torch.jit.load` would compile and may run the code inside,
+so the archive's tensors are read here by a restricted unpickler instead.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _check_sha256(path: Path, expected: str, where: str) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
     if digest != expected.lower():
         raise DataError(
-            f"{where}: '{path}' has sha256 {digest}, not {expected}. Download it again, or set sha256: null to use it as it is."
+            f"{where}: '{path}' has sha256 {digest}, not {expected}. "
+            "Download it again, or set sha256: null to use it as it is."
         )
     logger.info("%s: sha256 of %s is as expected", where, path)
 

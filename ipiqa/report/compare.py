@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ipiqa.errors import DataError
 from ipiqa.metrics import METRICS, PairedTest, paired_test
-from ipiqa.report.data import RunResult, fold_numbers
-from ipiqa.report.tables import FITTED, LABELS, markdown_table, number
+from ipiqa.report.data import FoldResult, RunResult, fold_numbers
+from ipiqa.report.tables import FITTED, LABELS, escaped, markdown_table, number
 
 
 def compare_runs(a: RunResult, b: RunResult) -> str:
@@ -30,40 +31,22 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
     if not pairs:
         have = f"{fold_numbers([f.number for f in a.folds])} against {fold_numbers([f.number for f in b.folds])}"
         raise DataError(f"{where}: no common fold, {have}. Train the same folds in both.")
-    rows: list[list[str]] = []
-    notes: dict[str, None] = {}
+    header = ["epoch", "metric", "A", "B", "A - B", "95 % interval", "p NB", "p t", "p rank", "ahead"]
+    lines, notes = [f"# A = {a.run_dir}, B = {b.run_dir}", ""], dict[str, None]()
     for target in targets:
+        rows = []
         for moment in [moment for moment in a.moments if moment in b.moments]:
             for metric in METRICS:
-                test = paired_test(
-                    [one.moments[moment].metrics[target][metric] for one, _ in pairs],
-                    [other.moments[moment].metrics[target][metric] for _, other in pairs],
-                    test_to_train=float(np.mean([one.split["num_val"] / one.split["num_train"] for one, _ in pairs])),
-                    splits_a=[one.split["sha256"] for one, _ in pairs],
-                    splits_b=[other.split["sha256"] for _, other in pairs],
-                )
-                rows.append([target, moment, LABELS[metric].replace("*", "\\*"), *_cells(test, metric)])
+                test = _test(pairs, target, moment, metric)
+                rows.append([moment, LABELS[metric], *_cells(test, metric)])
                 notes |= dict.fromkeys(test.notes)
-    header = [
-        "target",
-        "epoch",
-        "metric",
-        "A",
-        "B",
-        "A - B",
-        "95 % interval",
-        "p corrected",
-        "p t",
-        "p Wilcoxon",
-        "reads",
-    ]
-    lines = [f"# A = {a.run_dir}, B = {b.run_dir}", "", *markdown_table(header, rows), ""]
+        lines += [f"## {escaped(target)}", "", *markdown_table(header, rows), ""]
     lines += [f"- {len(pairs)} common fold{'s' * (len(pairs) > 1)}: {fold_numbers([one.number for one, _ in pairs])}"]
     lines += [
-        "- interval and p corrected: resampled t-test of Nadeau & Bengio (2003), allows for images that folds share",
-        "- p t (plain paired t-test) takes the folds for independent: too small. p Wilcoxon: signed ranks, exact",
+        "- interval and p NB: corrected resampled t-test, Nadeau & Bengio (2003); allows for shared images",
+        "- p t: plain paired t-test, takes the folds for independent, too small; p rank: Wilcoxon signed ranks, exact",
         "- two-sided, each row by itself: among many rows some fall below 0.05 by chance",
-        f"- {FITTED.replace('*', chr(92) + '*')}",
+        f"- {FITTED}",
     ]
     chosen = a.folds[0].selection, b.folds[0].selection
     if chosen[0] != chosen[1]:
@@ -71,12 +54,22 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
 
 
+def _test(pairs: Sequence[tuple[FoldResult, FoldResult]], target: str, moment: str, metric: str) -> PairedTest:
+    return paired_test(
+        [one.moments[moment].metrics[target][metric] for one, _ in pairs],
+        [other.moments[moment].metrics[target][metric] for _, other in pairs],
+        test_to_train=float(np.mean([one.split["num_val"] / one.split["num_train"] for one, _ in pairs])),
+        splits_a=[one.split["sha256"] for one, _ in pairs],
+        splits_b=[other.split["sha256"] for _, other in pairs],
+    )
+
+
 def _listed(run: RunResult) -> str:
     return ", ".join(run.targets)
 
 
 def _cells(test: PairedTest, metric: str) -> list[str]:
-    interval = "-" if math.isnan(test.low) else f"{test.low:+.4f} to {test.high:+.4f}"
+    interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
     p_values = [_p(p) for p in (test.p_corrected, test.p_t, test.p_wilcoxon)]
     return [
         number(test.mean_a),
@@ -84,18 +77,18 @@ def _cells(test: PairedTest, metric: str) -> list[str]:
         f"{test.difference:+.4f}",
         interval,
         *p_values,
-        _reading(test, metric),
+        _ahead(test, metric),
     ]
 
 
 def _p(value: float) -> str:
     if math.isnan(value):
         return "-"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _reading(test: PairedTest, metric: str) -> str:
+def _ahead(test: PairedTest, metric: str) -> str:
     if math.isnan(test.low) or test.low <= 0 <= test.high:
         return "open"
     better_a = (test.difference < 0) == (metric == "rmse")
-    return "A better" if better_a else "B better"
+    return "A" if better_a else "B"

@@ -19,8 +19,8 @@ from ipiqa.metrics import METRICS, Spread, describe
 FORMAT = 1  # of scores.json
 MOMENTS = ("best", "last")
 _SPLIT_WORDS = {
-    "reference": "repeated prompt-disjoint draws as the reference code makes them; the folds overlap",
-    "holdout": "repeated prompt-disjoint draws of an exact share of the groups; the folds overlap",
+    "reference": "prompt-disjoint draws as in the reference code; folds overlap",
+    "holdout": "prompt-disjoint draws, exact share of the groups; folds overlap",
     "kfold": "disjoint groups, every image is held out exactly once over all folds",
     "image_random": "prompts leak between parts: do not compare with prompt-disjoint results",
 }
@@ -153,7 +153,7 @@ def summarise(run: RunResult) -> Summary:
 
 
 def facts(run: RunResult) -> list[tuple[str, str]]:
-    """Returns what stands above every table: (label, words) for dataset, split, selection and folds."""
+    """Returns what stands above every table: (label, words) for dataset, split, selection rule and folds."""
     first = run.folds[0]
     held_out = [fold.split["num_val"] for fold in run.folds]
     sizes = f"{held_out[0]}" if len(set(held_out)) == 1 else f"{min(held_out)} to {max(held_out)}"
@@ -163,7 +163,7 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
     return [
         ("dataset", f"{first.dataset['name']}, {first.dataset['num_images']} images, {sizes} held out{each}"),
         ("split", f"{kind}, seed {first.split['seed']}{': ' if words else ''}{words}"),
-        ("best", selection_rule(run)),
+        ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", _fold_count(run)),
     ]
 
@@ -256,7 +256,7 @@ def _check_together(run_dir: Path, folds: Sequence[FoldResult]) -> None:
     ):
         holders: dict[Any, list[int]] = {}
         for fold in folds:
-            holders.setdefault(of(fold), []).append(fold.number)  # type: ignore[no-untyped-call]
+            holders.setdefault(of(fold), []).append(fold.number)
         if len(holders) > 1:
             each = ", ".join(
                 f"{value} in fold{'s' if len(n) > 1 else ''} {fold_numbers(n)}" for value, n in holders.items()

@@ -54,13 +54,20 @@ def report_page(summary: Summary) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (), footer: int = 0) -> str:
+def _table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Sequence[int] = (),
+    footer: int = 0,
+    above: Sequence[tuple[str, int]] = (),
+) -> str:
     """Returns a table that scrolls in its own box; cells are HTML.
 
     Args:
         header, rows: cells, already escaped.
         words: columns of text, set flush left.
         footer: how many of the last rows are the footer.
+        above: a first line of the header, as (title, number of columns under it).
     """
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -68,7 +75,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence
         return f"<tr>{inner}</tr>"
 
     split = len(rows) - footer
-    parts = [f"<thead>{line(header, 'th')}</thead>", "<tbody>", *(line(row, "td") for row in rows[:split]), "</tbody>"]
+    titles = "".join(f'<th class="above" colspan="{span}">{title}</th>' for title, span in above)
+    first = f"<tr>{titles}</tr>" if above else ""
+    parts = [
+        f"<thead>{first}{line(header, 'th')}</thead>",
+        "<tbody>",
+        *(line(row, "td") for row in rows[:split]),
+        "</tbody>",
+    ]
     if footer:
         parts += ["<tfoot>", *(line(row, "td") for row in rows[split:]), "</tfoot>"]
     return f'<div class="scroll" tabindex="0"><table>{"".join(parts)}</table></div>'
@@ -89,10 +103,10 @@ def _headline(summary: Summary) -> str:
     cards = []
     for target in run.targets:
         titles = [escape(moment_title(summary, moment)) for moment in run.moments]
+        values = [_big(summary.spreads[target][moment]["srcc"]) for moment in run.moments]
         figures = "".join(
-            f'<div class="figure"><span>{title}</span><b>{_big(summary.spreads[target][moment]["srcc"])}</b>'
-            "<small>SRCC</small></div>"
-            for title, moment in zip(titles, run.moments, strict=True)
+            f'<div class="figure"><span>SRCC, {title}</span><b>{value}</b></div>'
+            for title, value in zip(titles, values, strict=True)
         )
         rows = [
             [LABELS[metric], *(_interval(summary.spreads[target][moment][metric]) for moment in run.moments)]
@@ -129,10 +143,11 @@ def _fold_tables(summary: Summary) -> str:
     run = summary.run
     parts = []
     for target in run.targets:
-        header = ["fold", "images"]
+        header, above = ["fold", "images"], [("", 2)]
         for moment in run.moments:
-            header += [moment] if run.trained else []
-            header += [LABELS[m] for m in METRICS]
+            columns = (["epoch"] if run.trained else []) + [LABELS[m] for m in METRICS]
+            header += columns
+            above.append((moment_title(summary, moment), len(columns)))
         rows = [_fold_row(run, fold, target) for fold in run.folds]
         footer = 0
         if len(run.folds) > 1:
@@ -143,9 +158,9 @@ def _fold_tables(summary: Summary) -> str:
                     row += [number(getattr(summary.spreads[target][moment][m], field)) for m in METRICS]
                 rows.append(row)
             footer = 3
-        parts.append(f"<h3>{escape(target)}</h3>{_table(header, rows, footer=footer)}")
-    columns = "Columns best and last give the epoch that the metrics after them belong to. " if run.trained else ""
-    caption = f'<p class="caption">{columns}Best: {escape(selection_rule(run))}.</p>'
+        parts.append(f"<h3>{escape(target)}</h3>{_table(header, rows, words=(0,), footer=footer, above=above)}")
+    rule = f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}."
+    caption = f'<p class="caption">{escape(rule)}</p>'
     return f"<section><h2>Folds</h2>{caption}{''.join(parts)}</section>"
 
 
@@ -230,10 +245,12 @@ def _shorten(prompt: str) -> str:
     return escape(prompt if len(prompt) <= _MAX_PROMPT else prompt[: _MAX_PROMPT - 1] + "…")
 
 
+def _named(name: str, prompt: str) -> str:
+    return f"{escape(name)}<br><small>{_shorten(prompt)}</small>"
+
+
 def _image_rows(images: Sequence[ImageResidual]) -> list[list[str]]:
-    return [
-        [escape(r.image), _shorten(r.prompt), number(r.mos), number(r.prediction), f"{r.residual:+.3f}"] for r in images
-    ]
+    return [[_named(r.image, r.prompt), number(r.mos), number(r.prediction), f"{r.residual:+.3f}"] for r in images]
 
 
 def _residuals(run: RunResult, target: str) -> str:
@@ -242,24 +259,26 @@ def _residuals(run: RunResult, target: str) -> str:
         return ""
     over = [image for image in images[:NUM_WORST] if image.residual > 0]
     under = [image for image in images[: -NUM_WORST - 1 : -1] if image.residual < 0]
-    header = ["image", "prompt", "MOS", "predicted", "difference"]
+    header = ["image and prompt", "MOS", "predicted", "off by"]
     groups = group_residuals(images)
     which = "best epoch" if run.trained else "checkpoint"
     parts = [
         f"<section><h2>Largest errors: {escape(target)}</h2>",
         f'<p class="caption">Held-out images, {which}; an image held out in several folds counts once, with its mean '
-        "prediction. Difference = prediction - MOS.</p>",
+        "prediction. Off by: prediction - MOS.</p>",
     ]
     for title, rows in (("Rated too high", over), ("Rated too low", under)):
         if rows:
-            parts.append(f"<h3>{title}</h3>{_table(header, _image_rows(rows), words=(0, 1))}")
+            parts.append(f"<h3>{title}</h3>{_table(header, _image_rows(rows), words=(0,))}")
     if groups:
         cells = [
-            [escape(g.group), _shorten(g.prompt), str(g.num_images), f"{g.mean:+.3f}", number(g.mean_absolute)]
+            [_named(g.group, g.prompt), str(g.num_images), f"{g.mean:+.3f}", number(g.mean_absolute)]
             for g in groups[:NUM_WORST]
         ]
-        header = ["group", "a prompt of it", "images", "mean difference", "mean error"]
-        parts.append(f"<h3>Groups, worst {len(cells)} of {len(groups)}</h3>{_table(header, cells, words=(0, 1))}")
+        header = ["group and one of its prompts", "images", "off by", "error"]
+        parts.append(f"<h3>Groups, worst {len(cells)} of {len(groups)}</h3>")
+        parts.append('<p class="caption">Off by: mean of prediction - MOS; error: mean of its absolute value.</p>')
+        parts.append(f"{_table(header, cells, words=(0,))}")
     return "".join([*parts, "</section>"])
 
 

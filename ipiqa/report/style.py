@@ -36,21 +36,21 @@ dd { margin: 0; overflow-wrap: anywhere }
   display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr))
 }
 .card {
-  background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 1rem; min-width: 0
+  background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 1rem; min-width: 0;
+  max-width: 640px
 }
 .card h3 { margin-top: 0 }
-.figures { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin-bottom: .75rem }
-.figure span, .figure small { color: var(--soft); font-size: .85rem }
-.figure span { display: block }
-.figure b {
-  font-size: 1.7rem; font-weight: 600; color: var(--accent); font-variant-numeric: tabular-nums;
-  margin-right: .4rem
-}
+.figures { display: flex; flex-wrap: wrap; gap: .5rem 1.75rem; margin-bottom: .75rem }
+.figure span { display: block; color: var(--soft); font-size: .85rem }
+.figure b { font-size: 1.7rem; font-weight: 600; color: var(--accent); font-variant-numeric: tabular-nums }
 .figure i { font-size: 1rem; font-style: normal; font-weight: 400; color: var(--soft) }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 100% }
+table {
+  border-collapse: separate; border-spacing: 0; min-width: 100%;
+  font-size: .875rem; font-variant-numeric: tabular-nums
+}
 th, td {
-  padding: .3rem .6rem; text-align: right; white-space: nowrap; vertical-align: top;
+  padding: 5px .6rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line)
 }
 th { color: var(--soft); font-weight: 500 }
@@ -58,9 +58,21 @@ tfoot td { font-weight: 600 }
 tfoot tr:first-child td { border-top: 2px solid var(--line) }
 td small { color: var(--soft) }
 .words { text-align: left }
-td.words:nth-child(2) { white-space: normal; min-width: 15rem; overflow-wrap: anywhere }
 th:first-child, td:first-child { padding-left: 0 }
 th:last-child, td:last-child { padding-right: .2rem }
+.words { white-space: normal }
+td.words { overflow-wrap: anywhere; min-width: 4.25rem }
+td.words small { display: inline-block; line-height: 1.35 }
+th.above { text-align: center; border-bottom-color: var(--soft) }
+th.above:first-child { border-bottom-color: transparent }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper) }
+.card td:first-child, .card th:first-child { background: var(--card) }
+@media (max-width: 480px) {
+  th, td { padding: 5px .35rem }
+  .card { padding: .75rem }
+  .figure b { font-size: 1.4rem }
+  .figure i { font-size: .9rem }
+}
 figure { margin: 0; min-width: 0 }
 figcaption, .empty { color: var(--soft); font-size: .85rem }
 svg {
@@ -75,7 +87,7 @@ svg .mean { stroke: var(--accent); stroke-width: 2.5 }
 svg .fit { stroke: var(--warm); stroke-width: 2.5 }
 svg .equal { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4 }
 svg .single { fill: currentColor }
-svg .cloud { fill: none; stroke: var(--accent); stroke-opacity: .4; stroke-linecap: round }
+svg .cloud { fill: none; stroke: var(--accent); stroke-opacity: .55; stroke-linecap: round }
 svg .mark { fill: var(--warm); stroke: var(--paper); stroke-width: 1 }
 pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .75rem;

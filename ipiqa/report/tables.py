@@ -71,7 +71,7 @@ def _console_block(summary: Summary, target: str) -> list[str]:
         titles = " " * 12
     for moment in run.moments:
         head += "  " + (f"{'epoch':>5}" if run.trained else "") + "".join(f"{LABELS[m]:>7}" for m in METRICS)
-        titles += "   " + f" {moment_title(summary, moment)} ".center(39 if run.trained else 34, "─")
+        titles += "  " + f" {moment_title(summary, moment)} ".center(40 if run.trained else 35, "─")
     lines = [] if titles.startswith(target) else [target]
     lines += [titles.rstrip(), head]
     for fold in run.folds:
@@ -99,7 +99,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     return {
         "format": 1,
         "run": run.name,
-        **dict(facts(run)),
+        "facts": dict(facts(run)),
         "dataset_sha256": run.folds[0].dataset["sha256"],
         "split_kind": run.folds[0].split["kind"],
         "split_seed": run.folds[0].split["seed"],
@@ -144,21 +144,21 @@ def _cell(value: float) -> str:
 def summary_markdown(summary: Summary) -> str:
     """Returns the results as markdown: one table of means and one of folds for each target."""
     run = summary.run
-    lines = [f"# {_plain(run.name)}", "", *(f"- **{label}**: {_plain(words)}" for label, words in facts(run)), ""]
-    lines += [f"Mean ± std over {len(run.folds)} fold{'s' * (len(run.folds) > 1)}. {_plain(FITTED)}", ""]
-    header = ["target", "epoch", *(_plain(LABELS[m]) for m in METRICS)]
+    lines = [f"# {escaped(run.name)}", "", *(f"- **{label}**: {escaped(words)}" for label, words in facts(run)), ""]
+    lines += [f"Mean ± std over {len(run.folds)} fold{'s' * (len(run.folds) > 1)}. {escaped(FITTED)}", ""]
+    header = ["target", "epoch", *(escaped(LABELS[m]) for m in METRICS)]
     rows = [
-        [_plain(target), moment if run.trained else "checkpoint", *(mean_std(spreads[m]) for m in METRICS)]
+        [escaped(target), moment if run.trained else "checkpoint", *(mean_std(spreads[m]) for m in METRICS)]
         for target, moments in summary.spreads.items()
         for moment, spreads in moments.items()
     ]
     lines += markdown_table(header, rows)
     for target in run.targets:
-        lines += ["", f"## {_plain(target)}, by fold", ""]
+        lines += ["", f"## {escaped(target)}, by fold", ""]
         header = ["fold", "images"]
         for moment in run.moments:
             prefix = f"{moment} " if run.trained else ""
-            header += ([f"{moment} epoch"] if run.trained else []) + [f"{prefix}{_plain(LABELS[m])}" for m in METRICS]
+            header += ([f"{moment} epoch"] if run.trained else []) + [f"{prefix}{escaped(LABELS[m])}" for m in METRICS]
         rows = []
         for fold in run.folds:
             row = [str(fold.number), str(fold.split["num_val"])]
@@ -168,7 +168,7 @@ def summary_markdown(summary: Summary) -> str:
                 row += [number(checkpoint.metrics[target][m]) for m in METRICS]
             rows.append(row)
         lines += markdown_table(header, rows)
-    lines += ["", *(f"- Note: {_plain(note)}" for note in shown_notes(summary))] if summary.notes else []
+    lines += ["", *(f"- Note: {escaped(note)}" for note in shown_notes(summary))] if summary.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -186,7 +186,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Returns text that markdown and an HTML page made from it show as it is."""
     for character in "\\`*_|<>[]":
         text = text.replace(character, "\\" + character)

@@ -1,0 +1,156 @@
+"""The demo dataset and the warm-up of its encoders, small."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from scipy.stats import spearmanr
+
+from ipiqa import registry
+from ipiqa.config import Config, load_config
+from ipiqa.cross_validation import make_dataset
+from ipiqa.datasets import demo
+from ipiqa.datasets.demo_scenes import (
+    DISTORTIONS,
+    Scene,
+    Thing,
+    alignment,
+    distort,
+    draw_scene,
+    near_miss,
+    render,
+    with_errors,
+)
+from ipiqa.errors import ConfigError
+from ipiqa.warm_up import WarmUp, contrastive_loss, retrieval, warm_up
+
+SCENE = Scene(Thing("two", "red", "circle"), Thing("one", "blue", "square"), "above", "plain")
+
+
+def dataset_config(folder: Path, *overrides: str) -> Config:
+    return load_config(
+        REPOSITORY / "ipiqa/projects/demo/ipiqa.yaml", f"dataset.annotations={folder}/data.csv",
+        f"dataset.images={folder}/images", f"model.image_encoder.weights={folder}/encoders.safetensors",
+        f"dataset.cache_dir={folder}/decoded", f"run.output_dir={folder}/output", *overrides,
+    )  # fmt: skip
+
+
+def test_the_same_seed_writes_the_same_bytes_however_many_processes(tmp_path: Path) -> None:
+    for name, processes in (("a", 1), ("b", 2)):
+        demo.write_demo_dataset(tmp_path / name, seed=3, num_prompts=4, image_size=32, processes=processes)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 4 * 10 + 2
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    demo.write_demo_dataset(tmp_path / "c", seed=4, num_prompts=4, image_size=32)
+    assert (tmp_path / "c" / "data.csv").read_bytes() != (tmp_path / "a" / "data.csv").read_bytes()
+
+
+def test_it_is_read_as_agiqa_3k_and_says_that_it_is_synthetic(tmp_path: Path) -> None:
+    summary = demo.write_demo_dataset(tmp_path, num_prompts=30, image_size=32)
+    table = make_dataset(dataset_config(tmp_path)).load()
+    assert len(table) == 300 and len(set(table.groups)) == 30 and table.targets == ("quality", "alignment")
+    assert "synthetic" in (tmp_path / "README.txt").read_text() and "synthetic" in str(summary)
+    for target, (srcc, plcc) in summary.ceilings.items():
+        assert 0.9 < srcc < 1 and 0.9 < plcc < 1 and f"{srcc:.3f}" in str(summary), target
+    assert abs(summary.crosstalk) < 0.2
+
+
+def test_more_skill_means_more_of_the_prompt_and_distortion_means_less_quality(tmp_path: Path) -> None:
+    demo.write_demo_dataset(tmp_path, num_prompts=40, image_size=32)
+    with (tmp_path / "data.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    means = {}
+    for generator in demo.GENERATORS:
+        own = [r for r in rows if r["name"].startswith(generator + "_")]
+        means[generator] = [np.mean([float(r[c]) for r in own]) for c in ("mos_quality", "mos_align")]
+    found = np.array(list(means.values()))
+    settings = np.array(list(demo.GENERATORS.values()))
+    assert spearmanr(settings[:, 0], found[:, 1]).statistic < -0.95
+    assert spearmanr(settings[:, 1], found[:, 0]).statistic < -0.95
+
+
+def test_alignment_is_the_share_of_the_prompt_that_is_there() -> None:
+    assert alignment(SCENE, SCENE) == pytest.approx(1)
+    missing = dataclasses.replace(SCENE, second=None)
+    assert alignment(SCENE, missing) == pytest.approx(1 - 0.3 - 0.15)  # its parts, and the relation
+    for part, loss in (("colour", 0.15), ("shape", 0.1), ("count", 0.05)):
+        other = {"colour": "green", "shape": "cross", "count": "three"}[part]
+        changed = dataclasses.replace(SCENE, first=dataclasses.replace(SCENE.first, **{part: other}))
+        assert alignment(SCENE, changed) == pytest.approx(1 - loss)
+    rng = np.random.default_rng(0)
+    never, always = with_errors(SCENE, 0.0, rng), with_errors(SCENE, 1.0, rng)
+    assert never == SCENE and alignment(SCENE, always) == pytest.approx(0)
+
+
+def test_a_near_miss_differs_in_one_word() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scene = draw_scene(rng)
+        miss = near_miss(scene, rng)
+        assert miss.prompt != scene.prompt and 0.7 < alignment(scene, miss) < 1
+
+
+@pytest.mark.parametrize("kind", DISTORTIONS)
+def test_distortions_grow_with_their_strength(kind: str) -> None:
+    def difference(strength: float) -> float:
+        clean = render(SCENE, 64, np.random.default_rng(0))
+        changed = distort(clean, kind, strength, np.random.default_rng(1))
+        assert isinstance(changed, Image.Image) and changed.mode == "RGB"
+        return float(np.abs(np.asarray(clean, float) - np.asarray(changed, float)).mean())
+
+    found = [difference(s) for s in (0.2, 0.5, 0.8)]
+    assert found[0] < found[1] < found[2]
+    if kind != "jpeg":
+        assert difference(0.0) < 0.6
+
+
+def test_pairs_show_their_prompts_and_exclude_those_asked(tmp_path: Path) -> None:
+    first = demo.render_pairs(40, seed=0, image_size=32, exclude=[], processes=1)
+    assert first.images.shape == (40, 3, 32, 32) and len(set(first.prompts)) > 35
+    banned = first.prompts[:5]
+    second = demo.render_pairs(40, seed=0, image_size=32, exclude=banned, processes=1)
+    assert not set(banned) & set(second.prompts + second.near_misses)
+
+
+def test_contrastive_loss_and_retrieval_prefer_the_right_prompt() -> None:
+    images = torch.eye(3, 8)
+    right = torch.cat([torch.eye(3, 8), torch.eye(8)[3:6]])
+    wrong = right.roll(1, 0)
+    scale = torch.tensor(10.0)
+    assert contrastive_loss(images, right, scale) < 0.01 < contrastive_loss(images, wrong, scale)
+    near = torch.cat([torch.eye(3, 8) * 0.5 + 0.5, torch.eye(3, 8)])  # near misses that are nearer than the prompts
+    assert retrieval(images, right) == (1.0, 1.0) and retrieval(images, near)[1] == 0.0
+
+
+def test_warm_up_writes_encoders_that_load_and_is_not_repeated(tmp_path: Path) -> None:
+    demo.write_demo_dataset(tmp_path, num_prompts=3, image_size=32)
+    config = dataset_config(tmp_path, "image_size=32", "model.image_encoder.width=4", "model.prompt_encoder.width=16")
+    settings = WarmUp(num_pairs=64, epochs=1, batch_size=32)
+    path = warm_up(config, settings)
+    written = path.stat().st_mtime_ns
+    image = registry.build("image_encoder", config.model["image_encoder"], "model.image_encoder", {"image_size": 64})
+    text = registry.build("prompt_encoder", config.model["prompt_encoder"], "model.prompt_encoder", {})
+    assert image.grid == (2, 2)  # positions are resized from one token
+    assert text(["two red circles"]).shape == (1, 64)
+    assert warm_up(config, settings) == path and path.stat().st_mtime_ns == written
+    first = path.read_bytes()
+    warm_up(config, dataclasses.replace(settings, seed=1))
+    assert path.read_bytes() != first
+    warm_up(config, settings)
+    assert path.read_bytes() == first  # the same settings give the same bits
+    path.write_bytes(b"something of mine")
+    with pytest.raises(ConfigError, match="not made by the warm-up"):
+        warm_up(config, settings)
+
+
+def test_encoders_must_share_one_file(tmp_path: Path) -> None:
+    config = dataset_config(tmp_path, "model.prompt_encoder.weights=other.pt")
+    with pytest.raises(ConfigError, match="must name the one file"):
+        warm_up(config, WarmUp())

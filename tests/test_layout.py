@@ -1,0 +1,328 @@
+"""What the repository promises about itself: layers, file sizes, configs, commands and versions that agree."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+import ipiqa
+from ipiqa import cli, registry
+from ipiqa.cli.train import script
+from ipiqa.config import load_config
+
+# Every module or package of ipiqa and its layer. An import points down. Within a layer, only the modules of L0, L3 and
+# L4 may name each other, and never in a circle; the packages of L1 do not know each other.
+LAYERS = {
+    "errors": 0, "registry": 0, "dist": 0,
+    "datasets": 1, "processors": 1, "tasks": 1, "engine": 1, "metrics": 1,
+    "models": 2,
+    "settings": 3, "reference_config": 3, "config": 3,
+    "run_folder": 4, "fold": 4, "cross_validation": 4, "scoring": 4, "warm_up": 4, "report": 4, "api": 4,
+    "cli": 5,
+}  # fmt: skip
+OPEN_LAYERS = (0, 3, 4)
+
+# pip's name -> the name to import, where they differ
+IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
+NEEDED_BY_OTHERS = {"torchvision", "ftfy", "regex"}  # reasons in requirements.txt
+
+ROOT_FILES = [*REPOSITORY.glob("*.py")]
+PACKAGE_FILES = sorted((REPOSITORY / "ipiqa").rglob("*.py"))
+OTHER_FILES = sorted(path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
+PYTHON_FILES = [*ROOT_FILES, *PACKAGE_FILES, *OTHER_FILES]
+PROJECTS = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "ipiqa" / "projects").rglob("*.yaml"))
+PAGES = ["README.md", "CONTRIBUTING.md", "cache/README.md"]
+DOCS = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))
+PROGRAMS = ("make", "python", "torchrun", "ipiqa")
+
+
+def module_name(path: Path) -> str:
+    """Returns the dotted name of a file of the package.
+
+    >>> module_name(REPOSITORY / "ipiqa" / "models" / "__init__.py")
+    'ipiqa.models'
+    """
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE_FILES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields what a file imports, anywhere in it: modules of ipiqa by their full names, others by theirs."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def part_of(module: str) -> str:
+    """Returns the part of ipiqa a module belongs to.
+
+    >>> part_of("ipiqa.models.pooling"), part_of("ipiqa")
+    ('models', '')
+    """
+    return module.partition(".")[2].split(".")[0]
+
+
+GRAPH = {name: sorted({m for m in imported(path) if m in MODULES}) for name, path in MODULES.items()}
+
+
+def test_every_part_has_a_layer() -> None:
+    missing = {part_of(name) for name in MODULES} - {""} - set(LAYERS)
+    assert not missing, f"give these a layer in LAYERS, and a line in README's code map: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("module", [name for name in GRAPH if name != "ipiqa"])
+def test_imports_point_down(module: str) -> None:
+    own = LAYERS[part_of(module)]
+    for target in GRAPH[module]:
+        if target == "ipiqa" or part_of(target) == part_of(module):
+            continue
+        layer = LAYERS[part_of(target)]
+        assert layer < own or (layer == own and own in OPEN_LAYERS), f"{module} (L{own}) imports {target} (L{layer})"
+
+
+def test_imports_make_no_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, " -> ".join((*chain[chain.index(module) :], module))
+        if module not in done:
+            # a package and its own files name each other by the way Python loads them
+            for target in GRAPH[module]:
+                if target != "ipiqa" and not f"{module}.".startswith(f"{target}."):
+                    visit(target, (*chain, module))
+            done.add(module)
+
+    for module in GRAPH:
+        visit(module, ())
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    assert GRAPH["ipiqa"] == []
+    heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'open_clip', 'omegaconf', 'PIL'}"
+    code = f"import sys, ipiqa, ipiqa.cli; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert found.stdout.strip() == "[]", "`ipiqa --help` must answer at once"
+
+
+def test_only_config_knows_omegaconf() -> None:
+    users = [name for name, path in MODULES.items() if any(m.split(".")[0] == "omegaconf" for m in imported(path))]
+    assert users == ["ipiqa.config"]
+
+
+def test_requirements_are_those_that_are_imported() -> None:
+    lines = (line.partition("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
+    required = {re.split("[<>=!~ ]", line)[0] for line in lines if line}
+    third_party = {m.split(".")[0] for path in PACKAGE_FILES for m in imported(path)} - {"ipiqa"}
+    third_party -= set(sys.stdlib_module_names)
+    assert {IMPORT_NAMES.get(name, name) for name in required - NEEDED_BY_OTHERS} == third_party
+    assert required >= NEEDED_BY_OTHERS
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+
+
+def test_nothing_but_ipiqa_is_installed() -> None:
+    from setuptools import find_packages
+
+    assert all(name.split(".")[0] == "ipiqa" for name in find_packages(str(REPOSITORY), include=["ipiqa", "ipiqa.*"]))
+    folders = {path.parent for path in PACKAGE_FILES}
+    assert all((folder / "__init__.py").is_file() for folder in folders), (
+        "a folder without __init__.py is not installed"
+    )
+
+
+@pytest.mark.parametrize("cfg", PROJECTS)
+def test_every_project_loads_and_survives_a_round_trip(
+    cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    config = load_config(cfg)
+    (tmp_path / "shown.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(tmp_path / "shown.yaml") == config
+    project, name = Path(cfg).parent.name, Path(cfg).stem
+    assert config.run.output_dir == f"output/{project}/{name}"
+
+
+def test_the_published_projects_are_there() -> None:
+    expected = [f"agiqa{n}k/{name}" for n in (1, 3) for name in ("ipiqa", "ipiqa_224")] + [
+        "demo/image_only",
+        "demo/ipiqa",
+    ]
+    assert {f"ipiqa/projects/{name}.yaml" for name in expected} <= set(PROJECTS)
+
+
+def test_versions_agree() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    found = re.search(r"^## \[(\d.*?)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert found is not None
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found[1] == citation["version"] == ipiqa.__version__
+    assert found[2] == str(citation["date-released"])
+
+
+def text_files() -> list[Path]:
+    """Returns the files of the repository that are text: what git tracks, or would track."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git here to list the files of the repository")
+    binary = (".png", ".jpg", ".pt", ".xlsx", ".safetensors", ".gif", ".webp")
+    return [REPOSITORY / name for name in listed if not name.endswith(binary) and (REPOSITORY / name).is_file()]
+
+
+def test_no_path_of_anyones_machine() -> None:
+    machine = re.compile(r"(?<![\w.:/~*-])/(?:work|home|Users|mnt|workspace)/\w")
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for path in text_files()
+        if path != Path(__file__).resolve()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if machine.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+# ------------------------------------------------------------------------------------------ what the pages tell to type
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Returns the fenced blocks of a page in one language."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    return [
+        block
+        for found, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if found == language
+    ]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yields (page, command line) of every command in the pages; of the scripts in docs/ those that start a program."""
+    for page in [*PAGES, *DOCS]:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = line.strip().removeprefix("exec ")
+                known = command.split(" ")[0] in PROGRAMS
+                if command and (known if page in DOCS else not command.startswith("#")):
+                    yield page, " ".join(command.split())
+
+
+@pytest.mark.parametrize(("page", "line"), list(commands()))
+def test_every_command_in_the_pages_exists(
+    page: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = shlex.split(line, comments=True)
+    if words[0] == "torchrun" or words[:3] == ["python", "-m", "torch.distributed.run"]:
+        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert {word for word in rest if "=" not in word} <= set(targets)
+        return
+    if program == "source":
+        assert rest == [".venv/bin/activate"]
+        return
+    if program == "python":
+        assert rest[0] in ("train_agiqa1k.py", "train_agiqa3k.py") and (REPOSITORY / rest[0]).is_file()
+        dataset = "agiqa_3k" if "3k" in rest[0] else "agiqa_1k"
+        start = functools.partial(script, dataset, ["--help"])
+    else:
+        assert program == "ipiqa"
+        words = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        start = functools.partial(cli.main, [*words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert ended.value.code == 0, f"{page}: {line}: {capsys.readouterr().err}"
+    shown = capsys.readouterr().out
+    for flag in (word for word in rest if word.startswith("--")):
+        assert flag in shown, f"{page}: {line}: no {flag}"
+    if "--cfg-path" in rest:
+        overrides = [word for word in rest if re.match(r"[a-z_.]+=", word)]
+        load_config(rest[rest.index("--cfg-path") + 1], *overrides)
+
+
+def readme_table(heading: str) -> list[list[str]]:
+    """Returns the cells of the README table that starts with this heading row."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert heading in text, heading
+    lines = text.partition(heading)[2].strip("\n").splitlines()[1:]
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+@pytest.mark.parametrize(("question", "settings"), [tuple(row) for row in readme_table("| question | settings |")])
+def test_every_ablation_is_a_setting(question: str, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    plain = load_config("ipiqa/projects/agiqa3k/ipiqa.yaml")
+    assert load_config("ipiqa/projects/agiqa3k/ipiqa.yaml", *settings.strip("`").split()) != plain, question
+
+
+def test_the_readme_names_every_registered_part() -> None:
+    told = {kind: re.findall("`(.+?)`", names) for kind, names in readme_table("| kind | names |")}
+    assert told == {kind: registry.list_registered(kind) for kind in registry.KINDS}
+
+
+def test_the_code_map_is_the_code() -> None:
+    map_block = next(block for block in blocks("README.md", "") if "cross_validation.py" in block)
+    listed = dict(re.findall(r"^  (\w+)(?:\.py|/)\s+L(\d)", map_block, re.MULTILINE))
+    parts = {part_of(name) for name in MODULES} - {""}
+    assert {part: int(layer) for part, layer in listed.items()} == {part: LAYERS[part] for part in parts}
+
+
+@pytest.mark.parametrize("block", blocks("README.md", "yaml"))
+def test_yaml_in_the_readme_loads(block: str, tmp_path: Path) -> None:
+    text = block.replace("base: ../", f"base: {REPOSITORY}/ipiqa/projects/")
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("block", blocks("README.md", "python"))
+def test_python_in_the_readme_names_what_exists(block: str) -> None:
+    tree = ast.parse(textwrap.dedent(block))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), node.module
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ipiqa":
+            assert hasattr(ipiqa, node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCS])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    titles = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in titles, link
+        elif not link.startswith("http"):
+            assert ((REPOSITORY / page).parent / link).is_file(), link
+
+
+def test_the_readme_is_finished() -> None:
+    assert "TO BE FILLED" not in (REPOSITORY / "README.md").read_text(encoding="utf-8")
