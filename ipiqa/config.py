@@ -304,7 +304,7 @@ def _answer_reference_keys(settings: Mapping[str, Any]) -> None:
 def _image_size(size: Any) -> int:
     if size is None:
         raise ConfigError("image_size: missing. Give the side of the input in pixels, a multiple of 32, such as 224.")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 32 or size % 32:
+    if not isinstance(size, int) or size < 32 or size % 32:
         raise ConfigError(f"image_size: {size!r} is not a multiple of 32 pixels. Give 224 or 512, for example.")
     return size
 

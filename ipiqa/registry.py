@@ -101,7 +101,7 @@ def describe_type(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(a) for a in arguments)
     if origin is list:
-        return f"a list, each {describe_type(arguments[0])}"
+        return f"a list ({describe_type(arguments[0])} each)"
     words = {
         int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
         dict: "a mapping", list: "a list",

@@ -111,6 +111,8 @@ def claim(config: Config, folds: list[int], *, resume: bool) -> None:
     for fold in folds:
         try:
             fold_dir(run_dir, fold).mkdir(exist_ok=resume)
+            for half_written in fold_dir(run_dir, fold).glob(".*.tmp"):  # of a run that was killed while it wrote
+                half_written.unlink()
         except FileExistsError:
             raise ConfigError(
                 f"{fold_dir(run_dir, fold)}: another job has taken this fold. Choose others with --folds."

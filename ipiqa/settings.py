@@ -73,6 +73,13 @@ class RunConfig:
             if value is not None and not value.strip():
                 raise ConfigError(f"run.{name}: empty. Give a path{' or null' if name == 'checkpoint' else ''}.")
         _check("run.seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        warmup = self.warmup_learning_rate
+        _check(
+            "run.warmup_learning_rate",
+            warmup,
+            not math.isnan(warmup),
+            "0 or more, or below 0 to start at learning_rate",
+        )
         _check("run.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
         _check("run.beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
         _check("run.val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "at least 0 and below 1")

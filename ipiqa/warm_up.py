@@ -33,7 +33,7 @@ from ipiqa.models.tokens import tokenize
 
 logger = logging.getLogger("ipiqa")
 
-FORMAT = 1  # raised when the rendering or this training changes: older files are then made anew
+FORMAT = 2  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
 
 
@@ -124,6 +124,9 @@ def _train(
     """Trains both encoders in place."""
     assert callable(normalise)
     images, prompts, misses = torch.from_numpy(pairs.images), tokenize(pairs.prompts), tokenize(pairs.near_misses)
+    # Each picture must also be nearest to the words for its distortion; else the features learn to overlook it.
+    looks = sorted(set(pairs.looks))
+    look_tokens, look_of = tokenize(looks), torch.tensor([looks.index(text) for text in pairs.looks])
     count, size = len(images) - NUM_TEST, settings.batch_size
     log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
     parameters = [p for p in (*image_encoder.parameters(), *prompt_encoder.parameters(), log_scale) if p.requires_grad]
@@ -140,8 +143,10 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         _, image_features = image_encoder(normalise(images[rows]))
-        prompt_features = prompt_encoder(torch.cat([prompts[rows], misses[rows]]))
+        text_features = prompt_encoder(torch.cat([prompts[rows], misses[rows], look_tokens]))
+        prompt_features, look_features = text_features[: 2 * size], text_features[2 * size :]
         loss = contrastive_loss(image_features, prompt_features, log_scale.exp())
+        loss = loss + look_loss(image_features, look_features, look_of[rows], log_scale.exp())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -172,6 +177,19 @@ def contrastive_loss(images: torch.Tensor, prompts: torch.Tensor, scale: torch.T
     logits = functional.normalize(images, dim=1) @ functional.normalize(prompts, dim=1).T * scale
     right = torch.arange(len(images))
     return functional.cross_entropy(logits, right) + functional.cross_entropy(logits[:, : len(images)].T, right)
+
+
+def look_loss(images: torch.Tensor, looks: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns the cross-entropy of telling by cosine which words describe each picture's distortion.
+
+    Args:
+        images: (B, D) image features.
+        looks: (L, D) features of all the descriptions.
+        right: (B,) which of them is right.
+        scale: factor on the cosines.
+    """
+    logits = functional.normalize(images, dim=1) @ functional.normalize(looks, dim=1).T * scale
+    return functional.cross_entropy(logits, right)
 
 
 def retrieval(images: torch.Tensor, prompts: torch.Tensor) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from ipiqa.datasets.demo_scenes import (
     with_errors,
 )
 from ipiqa.errors import ConfigError
-from ipiqa.warm_up import WarmUp, contrastive_loss, retrieval, warm_up
+from ipiqa.warm_up import WarmUp, contrastive_loss, look_loss, retrieval, warm_up
 
 SCENE = Scene(Thing("two", "red", "circle"), Thing("one", "blue", "square"), "above", "plain")
 
@@ -127,6 +127,18 @@ def test_contrastive_loss_and_retrieval_prefer_the_right_prompt() -> None:
     assert contrastive_loss(images, right, scale) < 0.01 < contrastive_loss(images, wrong, scale)
     near = torch.cat([torch.eye(3, 8) * 0.5 + 0.5, torch.eye(3, 8)])  # near misses that are nearer than the prompts
     assert retrieval(images, right) == (1.0, 1.0) and retrieval(images, near)[1] == 0.0
+
+
+def test_look_loss_prefers_the_right_words() -> None:
+    images, looks, scale = torch.eye(3, 8), torch.eye(4, 8), torch.tensor(10.0)
+    right, wrong = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3])
+    assert look_loss(images, looks, right, scale) < 0.01 < look_loss(images, looks, wrong, scale)
+
+
+def test_pairs_say_how_they_are_distorted() -> None:
+    pairs = demo.render_pairs(60, seed=0, image_size=32, exclude=[], processes=1)
+    assert len(pairs.looks) == 60 and len(set(pairs.looks)) > 10
+    assert not any(word in prompt for prompt in pairs.prompts + pairs.near_misses for word in DISTORTIONS.values())
 
 
 def test_warm_up_writes_encoders_that_load_and_is_not_repeated(tmp_path: Path) -> None:

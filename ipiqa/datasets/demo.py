@@ -24,6 +24,7 @@ from ipiqa.datasets.demo_scenes import (
     alignment,
     distort,
     draw_scene,
+    look,
     near_miss,
     render,
     with_errors,
@@ -120,7 +121,7 @@ def write_demo_dataset(
             rng = np.random.default_rng([seed, 1, prompt_id, number])
             drawn = with_errors(asked, error_rate, rng)
             strength = float(np.clip(distortion + rng.normal(0, 0.25), 0, 1))
-            kind = str(rng.choice(DISTORTIONS))
+            kind = str(rng.choice(list(DISTORTIONS)))
             true = np.array([5 * (1 - strength), 5 * alignment(asked, drawn)])
             opinions = true + rng.normal(0, RATER_STD, (NUM_RATERS, 2))
             mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
@@ -167,21 +168,30 @@ class Pairs:
         images: (N, 3, S, S) uint8.
         prompts: N prompts.
         near_misses: N prompts with one part changed.
+        looks: N texts that say how the picture is distorted.
     """
 
     images: np.ndarray
     prompts: list[str]
     near_misses: list[str]
+    looks: list[str]
 
 
-def _render_some(job: tuple[list[Scene], int, int, int]) -> np.ndarray:
-    scenes, size, seed, first = job
-    out = np.empty((len(scenes), 3, size, size), np.uint8)
-    for i, scene in enumerate(scenes):
+@dataclass(frozen=True)
+class _Pair:
+    """One pair still to be rendered."""
+
+    scene: Scene
+    kind: str
+    strength: float
+
+
+def _render_some(job: tuple[list[_Pair], int, int, int]) -> np.ndarray:
+    pairs, size, seed, first = job
+    out = np.empty((len(pairs), 3, size, size), np.uint8)
+    for i, pair in enumerate(pairs):
         rng = np.random.default_rng([seed, 4, first + i])
-        image = render(scene, size, rng)
-        if rng.random() < 0.5:  # half the pictures are distorted a little, as those to be judged will be
-            image = distort(image, str(rng.choice(DISTORTIONS)), float(rng.uniform(0, 0.6)), rng)
+        image = distort(render(pair.scene, size, rng), pair.kind, pair.strength, rng)
         out[i] = np.asarray(image).transpose(2, 0, 1)
     return out
 
@@ -200,17 +210,19 @@ def render_pairs(
     """
     rng = np.random.default_rng([seed, 3])
     forbidden = set(exclude)
-    scenes: list[Scene] = []
+    pairs: list[_Pair] = []
     misses: list[str] = []
-    while len(scenes) < num:
-        scene = draw_scene(rng)
-        miss = near_miss(scene, rng)
-        if scene.prompt not in forbidden and miss.prompt not in forbidden:
-            scenes.append(scene)
+    while len(pairs) < num:
+        pair = _Pair(draw_scene(rng), str(rng.choice(list(DISTORTIONS))), float(rng.uniform()))
+        miss = near_miss(pair.scene, rng)
+        if pair.scene.prompt not in forbidden and miss.prompt not in forbidden:
+            pairs.append(pair)
             misses.append(miss.prompt)
-    jobs = [(scenes[i : i + 256], image_size, seed, i) for i in range(0, num, 256)]
+    jobs = [(pairs[i : i + 256], image_size, seed, i) for i in range(0, num, 256)]
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         parts = list(
             tqdm(pool.map(_render_some, jobs), total=len(jobs), desc="render pairs", leave=False, disable=None)
         )
-    return Pairs(np.concatenate(parts), [s.prompt for s in scenes], misses)
+    return Pairs(
+        np.concatenate(parts), [p.scene.prompt for p in pairs], misses, [look(p.kind, p.strength) for p in pairs]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ STYLES = ("plain", "night scene", "pencil sketch", "mosaic")
 
 # What each part of the prompt counts for in the alignment; an object that is missing loses all its parts.
 CHECKLIST = {"colour": 0.15, "shape": 0.10, "count": 0.05, "relation": 0.15, "style": 0.25}
+
+# How often a thing is left out, for each time a part of it is wrong. An empty place is seen without the prompt, so it
+# must stay rare, or alignment would be told from the image alone.
+MISSING_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,20 @@ class Scene:
         return f"{self.first.words} {self.relation} {self.second.words}, {self.style}"
 
 
-def draw_thing(rng: np.random.Generator, other_than: Thing | None = None) -> Thing:
-    """Returns a random thing, of another colour and shape than the given one."""
-    colours = [c for c in COLOURS if other_than is None or c != other_than.colour]
-    shapes = [s for s in SHAPES if other_than is None or s != other_than.shape]
-    return Thing(str(rng.choice(COUNTS)), str(rng.choice(colours)), str(rng.choice(shapes)))
+def draw_thing(rng: np.random.Generator) -> Thing:
+    """Returns a random thing."""
+    return Thing(str(rng.choice(COUNTS)), str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES)))
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Returns a random scene."""
-    first = draw_thing(rng)
-    return Scene(first, draw_thing(rng, first), str(rng.choice(RELATIONS)), str(rng.choice(STYLES)))
+    """Returns a random scene; its two things differ in colour or shape, but may share one of them.
+
+    So two things of one colour are not a sign of an error, which could be seen without the prompt.
+    """
+    first = second = draw_thing(rng)
+    while (first.colour, first.shape) == (second.colour, second.shape):
+        second = draw_thing(rng)
+    return Scene(first, second, str(rng.choice(RELATIONS)), str(rng.choice(STYLES)))
 
 
 def alignment(asked: Scene, drawn: Scene) -> float:
@@ -90,7 +98,7 @@ def with_errors(scene: Scene, error_rate: float, rng: np.random.Generator) -> Sc
     """Returns what a generator draws that gets each part of the prompt wrong with probability `error_rate`."""
 
     def wrong(thing: Thing) -> Thing | None:
-        if rng.random() < error_rate / 2:
+        if rng.random() < error_rate * MISSING_RATE:
             return None
         parts = {}
         for part, choices in (("count", COUNTS), ("colour", tuple(COLOURS)), ("shape", SHAPES)):
@@ -128,9 +136,9 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
     """Returns a picture of the scene, RGB, size x size pixels; places and sizes vary a little."""
     large = size * 3  # drawn large and reduced, for smooth edges
     background = {
-        "plain": (236, 232, 224),
+        "plain": (224, 220, 212),
         "night scene": (22, 24, 52),
-        "pencil sketch": (250, 250, 250),
+        "pencil sketch": (226, 226, 222),
         "mosaic": (200, 190, 170),
     }
     tint = rng.integers(-6, 7, 3)
@@ -201,27 +209,40 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
         draw.polygon([(x + dx, y + dy) for dx, dy in arms], **look)
 
 
-DISTORTIONS = ("blur", "noise", "jpeg", "colour", "ringing")
+# The words for each distortion, and for how strong it is.
+DISTORTIONS = {"blur": "blurry", "noise": "noisy", "jpeg": "blocky", "colour": "faded", "ringing": "rippled"}
+FADED = (150, 130, 90)
+LEVELS = ("hardly", "slightly", "quite", "very", "extremely")
+
+
+def look(kind: str, strength: float) -> str:
+    """Returns a distortion in words; the kind of one that is hardly there goes unnamed.
+
+    >>> look("blur", 0.05), look("noise", 0.5)
+    ('a hardly distorted picture', 'a quite noisy picture')
+    """
+    level = min(int(strength * len(LEVELS)), len(LEVELS) - 1)
+    return f"a {LEVELS[level]} {DISTORTIONS[kind] if level else 'distorted'} picture"
 
 
 def distort(image: Image.Image, kind: str, strength: float, rng: np.random.Generator) -> Image.Image:
     """Returns the image with a distortion of strength 0 (none) to 1 (severe)."""
     size = image.width
     if kind == "blur":
-        return image.filter(ImageFilter.GaussianBlur(strength * size / 28))
+        return image.filter(ImageFilter.GaussianBlur(strength * size / 24))
     if kind == "jpeg":
-        import io
-
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=round(87 * (1 - strength) ** 1.5) + 8)
+        image.save(buffer, "JPEG", quality=round(90 * (1 - strength) ** 2) + 4)
         return Image.open(buffer).convert("RGB")
     pixels = np.asarray(image, dtype=np.float64)
     if kind == "noise":
-        pixels = pixels + rng.normal(0, 75 * strength, pixels.shape)
-    elif kind == "colour":
-        grey = pixels.mean(axis=2, keepdims=True)
-        pixels = (grey + (pixels - grey) * (1 - 0.75 * strength)) * (1 - 0.45 * strength) + 95 * strength
-    else:  # ringing: an echo of every edge, as over-sharpening leaves it
-        blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 32)), dtype=np.float64)
-        pixels = pixels + 5.0 * strength * (pixels - blurred)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        grains = rng.normal(0, 60 * strength, (size // 2, size // 2, 3))
+        pixels = pixels + grains.repeat(2, axis=0).repeat(2, axis=1)
+    elif kind == "colour":  # towards one brownish tone, as an old print fades
+        pixels = pixels + 0.75 * strength * (np.array(FADED) - pixels)
+    else:  # an ideal band-pass: every edge echoes in ripples
+        frequency = np.abs(np.fft.fftfreq(size))
+        low = np.maximum(frequency[:, None], frequency) < 0.14
+        ripples = pixels - np.fft.ifft2(np.fft.fft2(pixels, axes=(0, 1)) * low[:, :, None], axes=(0, 1)).real
+        pixels = pixels + 2.5 * strength * np.roll(ripples, size // 20, axis=(0, 1))
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

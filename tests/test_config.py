@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import ipiqa
+from ipiqa.config import Config, load_config, parse_override
+from ipiqa.errors import ConfigError
+from ipiqa.settings import RunConfig, SplitConfig
+
+PLAIN = """\
+image_size: 64
+model:
+  name: ipiqa
+  image_encoder: {name: clip_resnet, layers: [1, 1, 1, 1], width: 8, embed_dim: 16, weights: tiny.pt}
+  prompt_encoder: {name: clip_text, width: 8, layers: 1, heads: 1, embed_dim: 16, weights: "${..image_encoder.weights}"}
+  fusion: {name: cross_attention, heads: 4}
+  head: {name: mlp, dropout: 0.1}
+dataset: {name: agiqa_3k, annotations: data.csv, images: images}
+run:
+  output_dir: output/plain
+  learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    path = tmp_path / "plain.yaml"
+    path.write_text(PLAIN)
+    return path
+
+
+def refused(call: Callable[[], object]) -> str:
+    """Returns the one line that a call is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+# ------------------------------------------------------------------------------------------------------- what is loaded
+
+
+def test_everything_is_filled_in(plain: Path) -> None:
+    config = load_config(str(plain))
+    assert config.image_size == 64
+    assert config.model["prompt_encoder"]["weights"] == "tiny.pt"  # ${..image_encoder.weights}
+    assert config.run == RunConfig(output_dir="output/plain", learning_rate=0.0001)
+    assert config.split == SplitConfig(kind="reference", seed=42, train_fraction=0.8)
+    assert config.processor["name"] == "squash" and config.processor["flip"] == 0.5
+    assert config.task == {"name": "quality_regression", "loss": "mse"}
+
+
+def test_numbers_without_a_dot_are_numbers(plain: Path) -> None:
+    assert load_config(plain, "run.learning_rate=5e-4").run.learning_rate == 0.0005
+    rate = load_config(plain, "run.weight_decay=1").run.weight_decay
+    assert rate == 1.0 and isinstance(rate, float)
+
+
+def test_the_public_names() -> None:
+    assert ipiqa.load_config is load_config
+    assert "ipiqa" in ipiqa.list_registered("model") and "squash" in ipiqa.list_registered("processor")
+
+
+def test_shown_yaml_loads_to_an_equal_config(plain: Path) -> None:
+    config = load_config(plain, "run.clip_grad_norm=1", "dataset.targets=[alignment]", "run.checkpoint=a/b.pt")
+    assert load_config(write(plain.parent, "shown.yaml", config.to_yaml())) == config
+
+
+def test_config_is_frozen_and_its_dictionary_is_not_shared(plain: Path) -> None:
+    config = load_config(plain)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.image_size = 32  # type: ignore[misc]
+    config.to_dict()["processor"]["mean"].append(0.0)
+    config.processor["std"].append(0.0)
+    assert load_config(plain).processor["std"] != config.processor["std"]
+    assert len(config.processor["mean"]) == 3
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(plain: Path) -> None:
+    assert load_config(write(plain.parent, "notepad.yaml", "\ufeff" + PLAIN)) == load_config(plain)
+
+
+# ----------------------------------------------------------------------------------------------------------------- base
+
+
+def test_a_derived_file_changes_its_base(plain: Path) -> None:
+    (plain.parent / "more").mkdir()
+    write(plain.parent, "middle.yaml", "base: plain.yaml\nimage_size: 96\nrun: {max_epochs: 7}\n")
+    leaf = write(plain.parent, "more/leaf.yaml", "base: ../middle.yaml\nrun: {max_epochs: 8}\n")
+    config = load_config(leaf)
+    assert (config.image_size, config.run.max_epochs, config.run.learning_rate) == (96, 8, 0.0001)
+    assert config.model == load_config(plain).model
+
+
+def test_interpolation_sees_the_changed_setting(plain: Path) -> None:
+    config = load_config(plain, "model.image_encoder.weights=other.pt")
+    assert config.model["prompt_encoder"]["weights"] == "other.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: plian.yaml\n", "leaf.yaml: base: '{folder}/plian.yaml' does not exist. Did you mean 'plain.yaml'?"),
+        ("base: .\n", "leaf.yaml: base: '{folder}' is a folder."),
+        ("base: [plain.yaml]\n", "leaf.yaml: base: ['plain.yaml'] is not a file name. Give one relative to this file."),
+        ("base: leaf.yaml\n", "leaf.yaml: base: leads in a circle (leaf.yaml -> leaf.yaml). Remove one of them."),
+        ("base: circle.yaml\n", "leaf.yaml: base: leads in a circle (leaf.yaml -> circle.yaml -> leaf.yaml)."),
+    ],
+)
+def test_base_that_cannot_be_followed(plain: Path, text: str, message: str) -> None:
+    write(plain.parent, "circle.yaml", "base: leaf.yaml\n")
+    leaf = write(plain.parent, "leaf.yaml", text)
+    assert message.format(folder=plain.parent) in refused(lambda: load_config(leaf))
+
+
+# --------------------------------------------------------------------------------------------- another part by one line
+
+
+@pytest.mark.parametrize("change", ["model.head.name=linear", "model.head=linear", "model.head={name: linear}"])
+def test_settings_that_the_new_part_takes_too_are_kept(plain: Path, change: str) -> None:
+    assert load_config(plain, change).model["head"] == {"name": "linear", "dropout": 0.1}
+
+
+def test_settings_that_only_the_old_part_takes_are_dropped(plain: Path) -> None:
+    assert load_config(plain, "model.fusion.name=concatenation").model["fusion"] == {"name": "concatenation"}
+    assert set(load_config(plain, "model.name=image_only").model) == {"name", "image_encoder", "head"}
+    leaf = write(plain.parent, "leaf.yaml", "base: plain.yaml\nmodel: {prompt_encoder: {name: clip}}\n")
+    found = load_config(leaf).model["prompt_encoder"]  # image_encoder clip_resnet has a width as well: other kind
+    assert found["weights"] == "tiny.pt" and "width" not in found
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_given_with_the_new_name_are_meant(plain: Path, order: int) -> None:
+    both = ["dataset.name=table", "dataset.targets=[sharpness]"][::order]
+    assert load_config(plain, *both).dataset["targets"] == ["sharpness"]
+    both = ["model.fusion.name=concatenation", "model.fusion.heads=8"][::order]
+    assert refused(lambda: load_config(plain, *both)) == "model.fusion.heads: no such setting. It takes: name."
+
+
+def test_a_misspelt_setting_is_not_dropped_with_the_old_part(plain: Path) -> None:
+    wrong = write(plain.parent, "wrong.yaml", PLAIN.replace("dropout", "dropuot"))
+    assert "model.head.dropuot: no such setting." in refused(lambda: load_config(wrong, "model.head.name=linear"))
+
+
+def test_sections_that_are_left_out_can_be_changed(plain: Path) -> None:
+    config = load_config(plain, "processor.flip=0", "task.loss=l1", "split.kind=holdout", "split.seed=3")
+    assert (config.processor["flip"], config.task["loss"]) == (0.0, "l1")
+    assert config.split == SplitConfig(kind="holdout", seed=3)
+
+
+def test_a_part_given_by_its_name_alone_takes_settings(plain: Path) -> None:
+    short = write(plain.parent, "short.yaml", PLAIN.replace("{name: mlp, dropout: 0.1}", "mlp"))
+    assert load_config(short, "model.head.dropout=0.3").model["head"] == {"name": "mlp", "dropout": 0.3}
+
+
+# ------------------------------------------------------------------------------------------------------------ bad files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", ": is empty. A config has the sections image_size, model, dataset,"),
+        (b"# nothing but this\n", ": is empty."),
+        (b"{}", ": is empty."),
+        (b"just words\n", ": holds the text 'just words', not a mapping."),
+        (b"- a\n- b\n", ": holds a list, not a mapping."),
+        (b"run:\n\tseed: 1\n", ", line 2: a tab. YAML is indented with spaces only."),
+        (b"run:\n  seed: 1\n\tmax_epochs: 2\n", ", line 3: a tab."),
+        (b"image_size: 64\nimage_size: 32\n", ", line 2: found duplicate key"),
+        (b"run:\n  seed: 1\n  seed: 1\n", ", line 3: found duplicate key"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", ": cannot be read: it is no text file (not UTF-8). Give a YAML file."),
+        (b"\x00\x01\x02", ": no valid YAML ("),
+        (PLAIN.encode("utf-16"), ": cannot be read: it is no text file (not UTF-8)."),
+        (b"model: {name: ipiqa\n", "line 2: no valid YAML ("),
+        (b"a: b: c\n", ", line 1: no valid YAML ("),
+        (b"a: 1\n---\nb: 2\n", ": no valid YAML ("),
+        (b"a: &a [*a]\n", "bad.yaml"),
+        (b"a: !!python/object/apply:os.system ['touch executed']\n", ", line 1: no valid YAML (could not determine"),
+        (b"a: !!set {1, 2}\n", "Give a plain YAML mapping."),
+        (b"[" * 20000, "bad.yaml: "),
+    ],
+    ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else "",
+)
+def test_bad_file_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    found = refused(lambda: load_config(path))
+    assert found.startswith(str(path)) and message in found
+    assert not Path("executed").exists()
+
+
+def test_missing_file_names_the_near_miss(plain: Path) -> None:
+    assert refused(lambda: load_config(plain.with_name("plane.yaml"))) == (
+        f"--cfg-path: '{plain.with_name('plane.yaml')}' does not exist. Did you mean 'plain.yaml'? "
+        "Configs are in ipiqa/projects/*/*.yaml."
+    )
+    assert "is a folder." in refused(lambda: load_config(plain.parent))
+    assert "'nowhere/x.yaml' does not exist. Configs" in refused(lambda: load_config("nowhere/x.yaml"))
+
+
+def test_file_that_may_not_be_read(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", deny)
+    assert refused(lambda: load_config(plain)) == f"{plain}: cannot be read: Permission denied. Give a YAML file."
+
+
+# --------------------------------------------------------------------------------------------------------- bad settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # sections
+        ("modle.name=ipiqa", "modle: no such section. Did you mean 'model'? There are: image_size, model,"),
+        ("max_epochs=3", "max_epochs: no such section. Did you mean 'run.max_epochs'?"),
+        ("train_fraction=0.5", "train_fraction: no such section. Did you mean 'split.train_fraction'?"),
+        ("run=5", "run: 5 is not a mapping. Write its settings under it, indented."),
+        ("split=null", "split: None is not a mapping."),
+        ("dataset=null", "dataset: None is not a mapping. Write name: and the settings of the dataset under it."),
+        ("image_size=null", "image_size: missing. Give the side of the input in pixels, a multiple of 32"),
+        ("image_size=100", "image_size: 100 is not a multiple of 32 pixels. Give 224 or 512"),
+        ("image_size=0", "image_size: 0 is not a multiple of 32 pixels."),
+        ("image_size=-32", "image_size: -32 is not a multiple of 32 pixels."),
+        ("image_size=64.0", "image_size: 64.0 is not a multiple of 32 pixels."),
+        ("image_size=true", "image_size: True is not a multiple of 32 pixels."),
+        # keys, names and types
+        ("run.max_epoch=3", "run.max_epoch: a key of the reference code. Here it is run.max_epochs."),
+        ("run.leraning_rate=3", "run.leraning_rate: no such setting. Did you mean 'learning_rate'? It takes:"),
+        ("model.prompt_encoder.nmae=x", "model.prompt_encoder.nmae: no such setting. Did you mean 'name'? It takes:"),
+        ("model.promt_encoder.name=clip", "model.promt_encoder: no such setting. Did you mean 'prompt_encoder'?"),
+        ("model.head.name=mpl", "model.head.name: no head is called 'mpl'. Did you mean 'mlp'? There are: linear,"),
+        ("dataset.name=agiqa3k", "dataset.name: no dataset is called 'agiqa3k'. Did you mean 'agiqa_3k'?"),
+        ("run.max_epochs=many", "run.max_epochs: 'many' is not a whole number."),
+        ("run.max_epochs=1.5", "run.max_epochs: 1.5 is not a whole number."),
+        ("run.max_epochs.x=1", "run.max_epochs: {'x': 1} is not a whole number."),
+        ("run.schedule=cosine", "run.schedule: 'cosine' is not one of constant_lr, linear_warmup_cosine_lr,"),
+        ("run.amp=true", "run.amp: True is not one of none, bf16, fp16."),
+        ("split.kind=kfolds", "split.kind: 'kfolds' is not one of reference, holdout, kfold, image_random. Did you"),
+        ("run.checkpoint=None", "run.checkpoint: 'None' is text. Write null for none."),
+        ("run.output_dir=???", "run.output_dir: missing ('???'). Give it a value, in "),
+        # interpolation
+        ("run.output_dir=${run.outptu_dir}", "run.output_dir: Interpolation key 'run.outptu_dir' not found. Write $"),
+        ("run.output_dir=${run.output_dir}", "run.output_dir: Recursive interpolation detected."),
+        ("run.output_dir=${", "run.output_dir: "),
+        # the override itself
+        ("run.max_epochs", "'run.max_epochs': not a setting. Write key=value with a dotted key, such as"),
+        ("=5", "'=5': not a setting."),
+        ("run..seed=5", "'run..seed=5': not a setting."),
+        (".seed=5", "'.seed=5': not a setting."),
+        ("", "'': not a setting."),
+        ("base=other.yaml", "'base=other.yaml': the base of a file cannot be changed from outside. Give another"),
+    ],
+)  # fmt: skip
+def test_bad_setting_is_told_in_one_line(plain: Path, override: str, message: str) -> None:
+    assert refused(lambda: load_config(plain, override)).startswith(message)
+
+
+def test_settings_are_checked_against_each_other(plain: Path) -> None:
+    assert refused(lambda: load_config(plain, "run.batch_size=0")).startswith("run.batch_size: 0 is out of range.")
+    assert refused(lambda: load_config(plain, "split.seed=-1")).startswith("split.seed: -1 is out of range.")
+    kfold = ["split.kind=kfold", "run.num_folds=1"]
+    assert refused(lambda: load_config(plain, *kfold)).startswith("run.num_folds: 1 is out of range. split.kind kfold")
+    assert load_config(plain, "run.num_folds=1").run.num_folds == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model:", "model: missing. Give a section with a name: image_only, ipiqa."),
+        ("dataset:", "dataset: missing. Give a section with a name: agiqa_1k, agiqa_3k, table."),
+        ("  output_dir:", "run.output_dir: missing. Give text."),
+        ("image_size:", "image_size: missing."),
+    ],
+)
+def test_what_must_be_given(plain: Path, line: str, message: str) -> None:
+    rest = ("  name: ipiqa", "  image_encoder", "  prompt_encoder", "  fusion", "  head") if line == "model:" else ()
+    lines = [text for text in PLAIN.splitlines() if not text.startswith((line, *rest))]
+    short = write(plain.parent, "short.yaml", "\n".join(lines))
+    assert refused(lambda: load_config(short)).startswith(message)
+
+
+# ------------------------------------------------------------------------------------------------------------ overrides
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1e-4", 0.0001),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("", ""),
+        ("[1, a, 2.5]", [1, "a", 2.5]),
+        ("{name: mlp, dropout: 0.5}", {"name": "mlp", "dropout": 0.5}),
+        ("'1'", "1"),
+        ('"a b"', "a b"),
+        (" padded ", "padded"),
+        ("a=b", "a=b"),
+        ("out #3", "out #3"),
+        ("#3", "#3"),
+        ("a: b", "a: b"),
+        ("C:\\images", "C:\\images"),
+        ("[open", "[open"),
+        ("*anchor", "*anchor"),
+        ("!!python/name:os.system", "!!python/name:os.system"),
+        ("x\nrun: 3", "x\nrun: 3"),
+        ("2026-01-31", "2026-01-31"),
+        ("None", "None"),
+    ],
+)
+def test_values_are_read_as_yaml(text: str, value: object) -> None:
+    key, found = parse_override(f"run.key={text}")
+    assert key == "run.key" and found == value and type(found) is type(value)
+
+
+words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"), exclude_characters="$"))
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc_", min_size=1), inner, max_size=4),
+    max_leaves=8,
+)
+keys = st.lists(st.text("abcdefghij_0123456789", min_size=1), min_size=1, max_size=4).map(".".join)
+
+
+@given(keys, values)
+@example("run.x", 1e22)
+def test_every_value_written_as_json_comes_back(key: str, value: Any) -> None:
+    found_key, found = parse_override(f"{key}={json.dumps(value, ensure_ascii=False)}")
+    assert found_key == key
+    assert found == value and type(found) is type(value)
+
+
+@given(st.text())
+@example("a=\x00")
+@example("a=${")
+@example("a=" + "[" * 2000)
+@example("run.seed=&a [*a]")
+def test_any_text_is_an_override_or_refused_in_one_line(text: str) -> None:
+    key, equals, _ = text.partition("=")
+    if equals and all(part.strip() for part in key.split(".")):
+        assert parse_override(text)[0] == key.strip()
+    else:
+        with pytest.raises(ConfigError) as caught:
+            parse_override(text)
+        assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1).filter(str.strip))
+@example("a ${b} \\${c} \\\\ \\\\${d}")
+@example("1e-5")
+@example("null")
+@example("a: b #c")
+@example("'")
+@example("${oc.env:HOME}")
+def test_any_text_survives_the_round_trip(plain: Path, text: str) -> None:
+    config = load_config(plain)
+    changed = dataclasses.replace(config, dataset={**config.dataset, "images": text, "targets": [text, "b"]})
+    assert _reloaded(plain.parent, changed) == changed
+
+
+def _reloaded(folder: Path, config: Config) -> Config:
+    return load_config(write(folder, "again.yaml", config.to_yaml()))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1e6, exclude_min=True),
+    st.floats(1e-9, 0.999),
+    st.sampled_from(["holdout", "kfold", "image_random"]),
+)
+def test_an_override_is_the_same_as_a_line_in_the_file(
+    plain: Path, seed: int, rate: float, fraction: float, kind: str
+) -> None:
+    changes = {"run.seed": seed, "run.learning_rate": rate, "split.train_fraction": fraction, "split.kind": kind}
+    config = load_config(plain, *(f"{key}={value}" for key, value in changes.items()))
+    text = f"base: plain.yaml\nrun: {{seed: {seed}, learning_rate: {rate}}}\n"
+    text += f"split: {{train_fraction: {fraction}, kind: {kind}}}\n"
+    assert config == load_config(write(plain.parent, "leaf.yaml", text))
+    assert config.run.learning_rate == rate and config.split.train_fraction == fraction
