@@ -33,8 +33,12 @@ from ipiqa.models.tokens import tokenize
 
 logger = logging.getLogger("ipiqa")
 
-FORMAT = 2  # raised when the rendering or this training changes: older files are then made anew
+FORMAT = 3  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
+
+# Factor on the finished prompt features. Cosines do not change, but a fresh cross-attention pool takes the feature as its
+# query, and learns to compare sooner from a longer one.
+QUERY_SCALE = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     """
     path = _target(config)
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
+    sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "embeddings"}  # whatever the folds train later
     table = make_dataset(config).load()
     described = {
         "format": FORMAT,
@@ -142,8 +147,10 @@ def _train(
         rate = settings.learning_rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        _, image_features = image_encoder(normalise(images[rows]))
-        text_features = prompt_encoder(torch.cat([prompts[rows], misses[rows], look_tokens]))
+        with torch.autocast("cpu", torch.bfloat16):
+            _, image_features = image_encoder(normalise(images[rows]))
+            text_features = prompt_encoder(torch.cat([prompts[rows], misses[rows], look_tokens]))
+        image_features, text_features = image_features.float(), text_features.float()
         prompt_features, look_features = text_features[: 2 * size], text_features[2 * size :]
         loss = contrastive_loss(image_features, prompt_features, log_scale.exp())
         loss = loss + look_loss(image_features, look_features, look_of[rows], log_scale.exp())
@@ -155,6 +162,7 @@ def _train(
     bar.close()
     image_encoder.eval(), prompt_encoder.eval()
     with torch.no_grad():
+        prompt_encoder.text_projection.mul_(QUERY_SCALE)
         found = image_encoder(normalise(images[count:]))[1]
         features = prompt_encoder(torch.cat([prompts[count:], misses[count:]]))
     recall, right = retrieval(found, features)
