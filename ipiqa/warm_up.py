@@ -36,8 +36,8 @@ logger = logging.getLogger("ipiqa")
 FORMAT = 3  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
 
-# Factor on the finished prompt features. Cosines do not change, but a fresh cross-attention pool takes the feature as its
-# query, and learns to compare sooner from a longer one.
+# Factor on the finished prompt features. Cosines do not change, but a fresh cross-attention pool takes the feature as
+# its query, and learns to compare sooner from a longer one.
 QUERY_SCALE = 5.0
 
 
