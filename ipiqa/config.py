@@ -232,6 +232,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
     """Returns the settings with every ${other.setting} replaced by its value."""
+    _refuse_calls(merged, "")
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -242,6 +243,35 @@ def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{where}: {reason}. Write ${{section.setting}} with a setting that is given.") from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _refuse_calls(value: Any, where: str) -> None:
+    """Refuses OmegaConf's ${function:argument}, such as ${oc.env:HOME}: a config means the same on every machine."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_calls(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_calls(item, where)
+    elif isinstance(value, str) and _has_call(value):
+        raise ConfigError(f"{where}: {value!r} calls a function. Write the value itself, or ${{section.setting}}.")
+
+
+def _has_call(text: str) -> bool:
+    r"""Returns whether a colon stands inside ${...}; \${ opens nothing.
+
+    >>> [_has_call(text) for text in ("${oc.env:HOME}", "${a.b}:c", r"\${a:b}", "${${a}.env:HOME}")]
+    [True, False, False, True]
+    """
+    depth = 0
+    for mark in re.findall(r"\\*\$\{|[}:]", text):
+        if mark == ":" and depth:
+            return True
+        if mark == "}":
+            depth = max(depth - 1, 0)
+        elif mark != ":" and len(mark) % 2 == 0:  # an even number of backslashes before the two characters
+            depth += 1
+    return False
 
 
 def _escaped(value: Any) -> Any:

@@ -1,22 +1,44 @@
-"""The command line: exit statuses, one line for a user's mistake, and runs stopped by a signal."""
+"""The command line: what is printed, and the exit status."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from fake_runs import write_run
 from toy import write_config
 
-from ipiqa.cli import main
+import ipiqa
+from ipiqa.cli import guarded, main
 from ipiqa.cli.train import parse_folds, script
-from ipiqa.errors import ConfigError
+from ipiqa.config import Config, load_config
+from ipiqa.engine.stop import Interrupted
+from ipiqa.errors import ConfigError, DataError
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"} | {"PYTHONUNBUFFERED": "", "PYTHONPATH": str(REPOSITORY)}
+FILES = ("scores.json", "predictions.csv", "metrics.jsonl", "split.json")
+SHIPPED = sorted((REPOSITORY / "ipiqa/projects").glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def same_logger() -> Iterator[None]:
+    """A command sets up the log of its process; here the next test needs it as it was."""
+    logger = logging.getLogger("ipiqa")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture
@@ -24,118 +46,341 @@ def cfg(tmp_path: Path) -> Path:
     return write_config(tmp_path)
 
 
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    error = capsys.readouterr().err.strip()
-    assert error.count("\n") == 0 and "Traceback" not in error
-    return error
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns the one line on standard error."""
+    err = capsys.readouterr().err
+    assert err.startswith("ipiqa: ") and err.count("\n") == 1, err
+    return err.removeprefix("ipiqa: ").rstrip("\n")
 
 
-def test_train_and_report_and_compare(cfg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    again = f"run.output_dir={tmp_path}/again"
-    assert main(["train", "--cfg-path", str(cfg), "run.max_epochs=1"]) == 0
-    printed = capsys.readouterr().out
-    assert "alignment" in printed and "± std" in printed and "report.html" in printed
-    arguments = ["train", "--cfg-path", str(cfg), "--seed", "3", "--options", "run.max_epochs=1", again]
-    assert main(arguments) == 0
-    assert main(["report", f"{tmp_path}/output/toy", f"{tmp_path}/again"]) == 0
-    assert "p NB" in capsys.readouterr().out
-    assert (tmp_path / "again" / "report.html").is_file()
-    assert "seed: 3" in (tmp_path / "again" / "config.yaml").read_text()
+def python(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the interpreter in the repository root."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120, **options
+    )
 
 
-def test_num_cv_and_folds(cfg: Path, tmp_path: Path) -> None:
-    assert main(["train", "--cfg-path", str(cfg), "--num_cv", "3", "--folds", "2", "run.max_epochs=1"]) == 0
-    assert [p.name for p in (tmp_path / "output/toy").glob("fold_*")] == ["fold_02"]
-    assert "1 of 3" in (tmp_path / "output/toy/summary.md").read_text()
+# -------------------------------------------------------------------------------------------- arguments, exit statuses
 
 
-@pytest.mark.parametrize("text", ["a", "0;1", ""])
-def test_folds_that_are_no_list(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no list of folds"):
-        parse_folds(text)
-    assert parse_folds("0,3") == [0, 3] and parse_folds(None) is None
+def test_help_and_version_come_without_torch() -> None:
+    code = "import sys; from ipiqa.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = python("-c", code, "--help")
+    assert done.returncode == 0 and done.stdout.endswith("\nFalse\n")
+    for word in ("train", "data", "config", "report", "env", "convert-clip", "demo-data", "exit status:", "143"):
+        assert word in done.stdout
+    assert python("-c", code, "--version").stdout == f"ipiqa {ipiqa.__version__}\nFalse\n"
 
 
-def test_missing_data_is_one_line_and_status_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["train_agiqa1k.py", "train_agiqa3k.py"])
+def test_help_of_the_scripts_names_every_flag(name: str) -> None:
+    done = python(name, "--help")
+    assert done.returncode == 0
+    for flag in ("--cfg-path", "--num_cv", "--folds", "--seed", "--resume", "--options", "KEY=VALUE"):
+        assert flag in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "invalid choice: 'trian' (choose from"),
+        ([], "the following arguments are required: <command>"),
+        (["config"], "the following arguments are required: <action>"),
+        (["train"], "the following arguments are required: --cfg-path"),
+        (["train", "--cfg-path", "x.yaml", "--epochs", "3"], "unrecognized arguments: --epochs\n"),
+        (["train", "--cfg-path", "x.yaml", "--num_cv", "ten"], "argument --num_cv/--num-cv: invalid int value: 'ten'"),
+        (["data", "split", "--cfg-path", "x.yaml"], "the following arguments are required: --fold"),
+        (["env", "more"], "unrecognized arguments: more"),
+    ],
+)
+def test_arguments_that_are_not_understood(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    cfg = str(REPOSITORY / "ipiqa/projects/agiqa3k/ipiqa.yaml")
-    assert script("agiqa_3k", ["--cfg-path", cfg, "--num_cv", "10"]) == 2
-    line = one_line(capsys)
-    assert "'cache/data/aigc_qa_3k/data.csv' does not exist" in line and "https://github.com/" in line
-    assert not (tmp_path / "output").exists()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and message in err and "Traceback" not in err
 
 
-def test_a_script_refuses_the_other_database(cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script("agiqa_1k", ["--cfg-path", str(cfg)]) == 2
-    assert "Start it with train_agiqa3k.py" in one_line(capsys)
+def raising(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
 
 
-def test_data_check_lists_what_is_wrong(cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", "--cfg-path", str(cfg)]) == 0
-    assert "40 rows, 40 images, 10 prompts, 10 groups: all usable" in capsys.readouterr().out
-    image = sorted((cfg.parent / "images").iterdir())[5]
-    image.write_bytes(image.read_bytes()[:-200])
-    assert main(["data", "check", "--cfg-path", str(cfg)]) == 2
-    found = capsys.readouterr()
-    assert image.name in found.out and "Traceback" not in found.err
-    image.unlink()
-    assert main(["data", "check", "--cfg-path", str(cfg)]) == 2
-    assert f"missing: {image.name}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("x: wrong. Do y."), 2, "x: wrong. Do y."),
+        (DataError("z"), 2, "z"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (
+            Interrupted("in epoch 3"),
+            130,
+            "stopped in epoch 3. The state is saved; go on with the same command and --resume",
+        ),
+        (Interrupted("in epoch 3", signal.SIGTERM), 143, "stopped in epoch 3. The state is saved;"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 2, "'/a/b': Permission denied. Check the path,"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", ".tmp", None, "out"), 2, "'out': Is a directory. Check"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "standard output: No space left on device. Check"),
+    ],
+)
+def test_exit_status(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert guarded(raising(error)) == status
+    assert told(capsys).startswith(message)
 
 
-@pytest.mark.parametrize("fold", [0, 2])
-def test_data_split_writes_the_reference_split(fold: int, shared: Path, tmp_path: Path) -> None:
-    cfg = str(REPOSITORY / "ipiqa/projects/agiqa3k/ipiqa.yaml")
-    table = f"dataset.annotations={shared}/data/agiqa3k/data.csv"
-    out = tmp_path / "split.json"
-    assert main(["data", "split", "--cfg-path", cfg, "--fold", str(fold), "--out", str(out), table]) == 0
+def test_success_and_our_own_mistakes() -> None:
+    assert guarded(lambda: None) == 0 and guarded(lambda: 3) == 3
+    for error in (ValueError("ours"), OSError(errno.EINVAL, "ours"), ConnectionError("ours")):
+        with pytest.raises(type(error), match="ours"):  # with a traceback, to be reported
+            guarded(raising(error))
+
+
+def test_other_processes_let_rank_0_speak_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        guarded(raising(DataError(rank)))
+        assert told(capsys) == rank
+    assert waited == [3]
+
+
+def test_a_reader_that_has_gone_makes_no_traceback() -> None:
+    code = "from ipiqa.cli import guarded; raise SystemExit(guarded(lambda: print('x' * 100)))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+# -------------------------------------------------------------------------------------------------- settings and flags
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, list[int] | None, bool]]:
+    """Collects what would have been trained."""
+    calls: list[tuple[Config, list[int] | None, bool]] = []
+
+    def run(config: Config, *, folds: list[int] | None, resume: bool) -> Path:
+        calls.append((config, folds, resume))
+        raise ConfigError("not trained here")
+
+    monkeypatch.setattr("ipiqa.cross_validation.run", run)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        ("--num_cv 5", {"num_folds": 5}),
+        ("--num-cv 5 --seed 7", {"num_folds": 5, "seed": 7}),
+        ("--seed 0 run.num_folds=4", {"num_folds": 4, "seed": 0}),
+        ("run.seed=3 --num_cv 5 run.beta2=0.9", {"num_folds": 5, "seed": 3, "beta2": 0.9}),
+        ("run.seed=3 --resume run.seed=4 --folds 0 run.amp=bf16", {"seed": 4, "amp": "bf16"}),
+        ("--options run.seed=3 run.amp=bf16 --resume run.beta2=0.9", {"seed": 3, "amp": "bf16", "beta2": 0.9}),
+        ("--options run.seed=3 --options run.amp=bf16", {"seed": 3, "amp": "bf16"}),
+        ("run.max_epochs=9 --options run.seed=3 run.max_epochs=8", {"max_epochs": 9, "seed": 3}),
+        ("--seed 5 run.seed=3", {"seed": 5}),
+    ],
+)
+def test_settings_may_stand_anywhere(
+    arguments: str, expected: dict[str, Any], cfg: Path, started: list[tuple[Config, list[int] | None, bool]]
+) -> None:
+    words = arguments.split()
+    for argv in (["--cfg-path", str(cfg), *words], [*words, "--cfg-path", str(cfg)]):
+        assert script("agiqa_3k", argv) == 2 == main(["train", *argv])
+    plain = load_config(cfg)
+    assert len(started) == 4
+    for config, folds, resume in started:
+        run = {name: value for name, value in vars(config.run).items() if value != getattr(plain.run, name)}
+        assert run == expected and config.split == plain.split
+        assert resume == ("--resume" in words) and folds == ([0] if "--folds" in words else None)
+
+
+@pytest.mark.parametrize(("text", "folds"), [(None, None), ("0", [0]), ("0,3", [0, 3]), ("2, 1", [2, 1])])
+def test_folds(text: str | None, folds: list[int] | None) -> None:
+    assert parse_folds(text) == folds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--folds", "0-3"], "--folds: '0-3' is no list of folds. Write numbers from 0 with commas, such as 0,3."),
+        (["--folds", ""], "--folds: '' is no list of folds."),
+        (["--folds", "0,"], "--folds: '0,' is no list of folds."),
+        (["--folds", "2"], "--folds: 2 is not a choice from 0 to 1. Folds are counted from 0."),
+        (["--num_cv", "0"], "run.num_folds: 0 is out of range. Give a number 1 or more."),
+        (["--seed", "-1"], "run.seed: -1 is out of range."),
+        (["max_epochs"], "'max_epochs': not a setting. Write key=value"),
+        (["--resume", "run.max_epoch=3"], "run.max_epoch: a key of the reference code. Here it is run.max_epochs."),
+        (["--options", "run.epochs=3"], "run.epochs: no such setting."),
+        (["--resume"], "{folder}/output/toy: there is no run to continue. Leave out --resume to start one."),
+        (["run.output_dir={folder}/toy.yaml/x"], "'{folder}/toy.yaml/x': Not a directory. Check the path, its perm"),
+        (["run.output_dir={folder}/toy.yaml"], "run.output_dir: '{folder}/toy.yaml' is a file. Choose a folder."),
+        (["dataset.annotations=no.csv"], "dataset.annotations: 'no.csv' does not exist. Get AGIQA-3k from https://"),
+        (["dataset.images=nowhere"], "dataset.images: the folder 'nowhere' does not exist."),
+        (["model.image_encoder.weights=RN50.pt"], "model.image_encoder.weights: 'RN50.pt' does not exist."),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_made(
+    arguments: list[str], message: str, cfg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(cfg.parent.rglob("*"))
+    assert script("agiqa_3k", ["--cfg-path", str(cfg), *(a.format(folder=cfg.parent) for a in arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("ipiqa: " + message.format(folder=cfg.parent))
+    assert not any(line.startswith(("ipiqa:", "Traceback", " ")) for line in lines[:-1])
+    assert sorted(cfg.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("dataset", "project", "other"),
+    [("agiqa_1k", "agiqa3k", "train_agiqa3k.py"), ("agiqa_3k", "agiqa1k", "train_agiqa1k.py")],
+)
+def test_the_script_of_the_other_dataset(
+    dataset: str, project: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = REPOSITORY / f"ipiqa/projects/{project}/ipiqa.yaml"
+    assert script(dataset, ["--cfg-path", str(path)]) == 2
+    assert told(capsys) == f"{path}: dataset.name is 'agiqa_{project[5:]}'. Start it with {other}."
+    assert script(dataset, ["--cfg-path", str(path), "dataset.name=table", "dataset.targets=[q]"]) == 2
+    assert told(capsys).endswith("dataset.name is 'table'. Start it with ipiqa train.")
+
+
+# ----------------------------------------------------------------------------------------- commands that train nothing
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_config_show_prints_what_loads_to_the_same_config(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "show", "--cfg-path", str(path), "run.max_epochs=77"]) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "shown.yaml") == load_config(path, "run.max_epochs=77")
+    assert load_config(tmp_path / "shown.yaml").run.max_epochs == 77
+
+
+def test_data_check(cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "check", "--cfg-path", str(cfg)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("40 rows, 40 images, 10 prompts, 10 groups: all usable\n")
+    assert re.findall(r"MOS (\w+): \d\.\d{3} to \d\.\d{3}, mean \d\.\d{3}", out) == ["quality", "alignment"]
+
+    first, second, third = sorted((cfg.parent / "images").iterdir())[:3]
+    content = first.read_bytes()
+    first.write_bytes(content[:-40])  # the header is whole: only decoding finds it
+    second.write_text("no image")
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert "2 of 40 images cannot be" in printed.err and "Traceback" not in printed.err
+    assert first.name in printed.out and second.name in printed.out and third.name not in printed.out
+
+    second.unlink()
+    third.unlink()
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"missing: {second.name}\nmissing: {third.name}\n'{first}")
+    assert "dataset.images: 2 of 40 images are missing under" in printed.err
+    assert main([*command, "dataset.images=nowhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "the folder 'nowhere' does not exist. Get AGIQA-3k" in printed.err
+
+
+def test_data_split_needs_no_images(cfg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "split", "--cfg-path", str(cfg), "dataset.images=nowhere", "--fold", "1"]
+    out = tmp_path / "new" / "split.json"
+    assert main([*command, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
     split = json.loads(out.read_text())
-    reference = json.loads((shared / "reference/splits_agiqa3k.json").read_text())
-    assert split["val"] == reference["val"][fold]
-    assert split["kind"] == "reference" and split["seed"] == 42 and len(split["sha256"]) == 64
-    assert len(split["train"]) + len(split["val"]) == 2982
+    assert set(split) == {"train", "val", "kind", "seed", "fold", "sha256"}
+    assert (split["kind"], split["seed"], split["fold"], len(split["train"]), len(split["val"])) == (
+        "holdout", 1, 1, 32, 8,
+    )  # fmt: skip
+    assert main(command) == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ipiqa: '{tmp_path}': Is a directory.")
+    assert list(tmp_path.glob(".*.tmp")) == []
+    assert main([*command, "--fold", "-1"]) == 2
+    assert "fold: -1 is not" in capsys.readouterr().err
 
 
-def test_config_show_env_and_convert(
-    cfg: Path, tiny_rn50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["config", "show", "--cfg-path", str(cfg), "run.seed=9"]) == 0
-    assert "seed: 9" in capsys.readouterr().out
-    assert main(["config", "show", "--cfg-path", str(cfg), "run.sed=9"]) == 2
-    assert "Did you mean 'seed'?" in one_line(capsys)
+@pytest.mark.parametrize(("project", "table"), [("agiqa1k", "AIGC_MOS_Zscore.xlsx"), ("agiqa3k", "data.csv")])
+def test_data_split_is_the_references(project: str, table: str, shared: Path, tmp_path: Path) -> None:
+    reference = json.loads((shared / "reference" / f"splits_{project}.json").read_text())["val"]
+    cfg = ["--cfg-path", str(REPOSITORY / f"ipiqa/projects/{project}/ipiqa.yaml")]
+    for fold, val in enumerate(reference):
+        out = tmp_path / f"{fold}.json"
+        annotations = f"dataset.annotations={shared / 'data' / project / table}"
+        assert main(["data", "split", *cfg, annotations, "--fold", str(fold), "--out", str(out)]) == 0
+        found = json.loads(out.read_text())
+        assert found["val"] == val and found["kind"] == "reference"
+        assert not set(found["val"]) & set(found["train"])
+
+
+def test_train_one_fold_then_the_other_then_report(cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--cfg-path", str(cfg), "run.max_epochs=1"]
+    run_dir = cfg.parent / "output/toy"
+    assert script("agiqa_3k", [*command, "--folds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "alignment" in printed and printed.endswith(f"\n\nReport: {run_dir}/report.html\n")
+    assert [p.name for p in run_dir.glob("fold_*")] == ["fold_01"]
+    assert "1 of 2" in (run_dir / "summary.md").read_text()
+    assert main(["train", *command, "--folds", "0", "--num_cv", "2"]) == 0
+    assert "± std" in capsys.readouterr().out and "1 of 2" not in (run_dir / "summary.md").read_text()
+    assert script("agiqa_3k", command) == 2
+    assert "already holds a run. Continue it with --resume" in capsys.readouterr().err.splitlines()[-1]
+    assert script("agiqa_3k", [*command, "--resume"]) == 0
+
+
+def test_report_of_one_run_and_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (str(write_run(tmp_path / name, noise=noise)) for name, noise in (("one", 0.3), ("two", 0.6)))
+    assert main(["report", one]) == 0
+    alone = capsys.readouterr().out
+    assert "SRCC" in alone and f"Report: {one}/report.html" in alone and (tmp_path / "one" / "summary.csv").is_file()
+    assert main(["report", one, two]) == 0
+    both = capsys.readouterr().out
+    assert both.startswith(alone) and f"Report: {two}/report.html" in both
+    compared = both.partition(f"{two}/report.html")[2]
+    assert "alignment" in compared and "95 %" in compared
+    assert main(["report", one, two, one]) == 2
+    assert told(capsys) == "report: 3 runs. Give one to sum up or two to compare."
+    assert main(["report", str(tmp_path / "three")]) == 2
+    assert "three: is not a folder. Give the output folder of a run" in told(capsys)
+
+
+def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
-    assert "torch: " in capsys.readouterr().out
-    assert main(["convert-clip", str(tiny_rn50), str(tmp_path / "clip.safetensors")]) == 0
-    assert main(["convert-clip", str(tmp_path / "none.pt"), str(tmp_path / "clip.safetensors")]) == 2
+    facts = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert facts["ipiqa"] == ipiqa.__version__ and {"python", "torch", "open_clip_torch", "gpus"} <= set(facts)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_resume_gives_the_same_scores(
-    number: signal.Signals, status: int, cfg: Path, tmp_path: Path
-) -> None:
-    options = ["--cfg-path", str(cfg), "--folds", "0", "run.max_epochs=40", "run.eval_every=40", "run.save_every=40"]
-    stopped = ["train", *options, f"run.output_dir={tmp_path}/stopped"]
-    # Shells start background jobs with SIGINT ignored; Python then leaves it so.
-    start = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"from ipiqa.cli import main; sys.exit(main({stopped!r}))"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", start], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    log, deadline = tmp_path / "stopped" / "train.log", time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.exists() and "images to train on" in log.read_text()):
-        time.sleep(0.05)
-    time.sleep(0.3)
-    child.send_signal(number)
-    error = child.communicate(timeout=60)[1]
-    assert child.returncode == status, error
-    assert "The state is saved" in error and "Traceback" not in error
-    assert not (tmp_path / "stopped/fold_00/scores.json").exists()
-    assert main([*stopped, "--resume"]) == 0
-    assert main(["train", *options, f"run.output_dir={tmp_path}/whole"]) == 0
-    for name in ("scores.json", "predictions.csv", "metrics.jsonl"):
-        assert (tmp_path / "stopped/fold_00" / name).read_text() == (tmp_path / "whole/fold_00" / name).read_text()
+def test_convert_clip(tiny_rn50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "new" / "RN50.safetensors"
+    assert main(["convert-clip", str(tiny_rn50), str(target)]) == 0
+    assert re.fullmatch(rf"\d+ tensors -> {target}\n", capsys.readouterr().out) and target.is_file()
+
+
+def test_convert_clip_of_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert-clip", "no.pt", str(tmp_path / "x.safetensors")]) == 2
+    assert "'no.pt' does not exist. OpenAI's RN50.pt is at https://" in told(capsys)
+    assert not list(tmp_path.iterdir())

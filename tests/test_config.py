@@ -277,6 +277,7 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
     assert refused(lambda: load_config(plain, "split.seed=-1")).startswith("split.seed: -1 is out of range.")
     kfold = ["split.kind=kfold", "run.num_folds=1"]
     assert refused(lambda: load_config(plain, *kfold)).startswith("run.num_folds: 1 is out of range. split.kind kfold")
+    assert load_config(plain, kfold[0], "run.num_folds=2").run.num_folds == 2
     assert load_config(plain, "run.num_folds=1").run.num_folds == 1
 
 

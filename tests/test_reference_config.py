@@ -70,11 +70,8 @@ SECTIONS: dict[str, dict[str, Any]] = yaml.safe_load(AGIQA_3K)
 
 # What each key becomes when it has another value than in the published file.
 CHANGED = [
-    (
-        "model.base_ckpt",
-        "other.pt",
-        {"model.image_encoder.weights": "other.pt", "model.prompt_encoder.weights": "other.pt"},
-    ),
+    ("model.base_ckpt", "other.pt",
+     {"model.image_encoder.weights": "other.pt", "model.prompt_encoder.weights": "other.pt"}),
     ("model.head_scale", 3, {"run.head_learning_rate_scale": 3.0}),
     ("model.use_mlp_head", False, {"model.head.name": "linear"}),
     ("model.dropout_rate", 0.1, {"model.head.dropout": 0.1}),
@@ -155,24 +152,27 @@ def refused(path: Path, *overrides: str) -> str:
     return message
 
 
-def test_the_published_form_loads_as_our_own_project(tmp_path: Path) -> None:
-    (tmp_path / "reference.yaml").write_text(AGIQA_3K)
-    theirs = load_config(tmp_path / "reference.yaml").to_dict()
-    ours = load_config(REPOSITORY / "ipiqa/projects/agiqa3k/ipiqa.yaml").to_dict()
-    assert differences(ours, theirs) == {
+@pytest.mark.parametrize("size", [224, 512])
+@pytest.mark.parametrize("project", ["agiqa1k", "agiqa3k"])
+def test_the_published_form_loads_as_our_own_project(project: str, size: int, tmp_path: Path) -> None:
+    name = "ipiqa" if size == 512 else "ipiqa_224"
+    text = AGIQA_3K.replace("512", str(size)).replace("output/agiqa3k/ipiqa", f"output/{project}/{name}")
+    expected = {
         "dataset.annotations": "cache/data/aigc_qa_3k/mos_joint.xlsx",
         "dataset.images": "cache/data/aigc_qa_3k/AGIQA-3K/",
         "run.num_workers": 8,
         "run.min_learning_rate": 1e-5,  # which constant_lr does not read
     }
-
-
-def test_agiqa_1k(tmp_path: Path) -> None:
-    table = "cache/data/aigc_QA_data1/AGIQA-1k-Database-main/AIGC_MOS_Zscore.xlsx"
-    changes = {"run.task": "agiqa", "model.output_dim": 1, "dataset.data_path": table}
-    config = load_config(write(tmp_path, changes))
-    assert config.dataset["name"] == "agiqa_1k" and config.dataset["annotations"] == table
-    assert config.split.kind == "reference"
+    if project == "agiqa1k":
+        table = "cache/data/aigc_QA_data1/AGIQA-1k-Database-main/AIGC_MOS_Zscore.xlsx"
+        text = text.replace(expected.pop("dataset.annotations"), table).replace("aigc_qa_3k/AGIQA-3K", "1k")
+        text = text.replace("agiqa_doublescore", "agiqa").replace("output_dim: 2", "output_dim: 1")
+        expected["dataset.images"] = "cache/data/1k/"
+    (tmp_path / "reference.yaml").write_text(text)
+    theirs = load_config(tmp_path / "reference.yaml")
+    ours = load_config(REPOSITORY / f"ipiqa/projects/{project}/{name}.yaml")
+    assert differences(ours.to_dict(), theirs.to_dict()) == expected
+    assert type(theirs.run.weight_decay) is float and type(theirs.run.layer_decay) is float  # written 0 and 1
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), CHANGED)
@@ -184,6 +184,25 @@ def test_every_key_does_what_it_says(key: str, value: Any, expected: dict[str, A
     # a value that ours has by default is no difference
     assert {k: flat(after)[k] for k in expected} == expected
     assert set(found) <= set(expected)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_key_is_ignored_silently(key: str) -> None:
+    def found(**content: Any) -> object:
+        try:
+            return translate({**SECTIONS, section: content}, "x.yaml")
+        except ConfigError as error:
+            return str(error)
+
+    section, name = key.split(".")
+    published = SECTIONS[section]
+    value = published.get(name)
+    other = {bool: not value, int: 7, float: 0.7, dict: {"name": "x"}}.get(type(value), "other")
+    assert found(**{**published, name: other}) != found(**published)
+    without = found(**{k: v for k, v in published.items() if k != name})
+    assert not isinstance(without, str) or without.startswith(f"x.yaml: {key}: missing.")
+    if key in ("model.freeze_text", "model.use_mlp_head", "model.arch", "run.device", "run.amp", "run.dist_url"):
+        assert without[0] == found(**published)[0]  # type: ignore[index]
 
 
 def test_every_key_is_tried_here() -> None:
@@ -234,18 +253,10 @@ def test_our_table_is_read_where_theirs_was_not_made(tmp_path: Path, caplog: pyt
         ({}, "WARNING", "run.device: 'cuda', but PyTorch sees no GPU; read as auto, which takes the CPU"),
         ({"run.device": "cuda:1"}, "WARNING", "run.device: 'cuda:1', but PyTorch sees no GPU"),
         ({"run.amp": True}, "INFO", "read run.amp true as bf16, since fp16 needs a GPU"),
-        (
-            {"model.finetuned": "x.pth"},
-            "INFO",
-            "model.finetuned: 'x.pth' is not loaded, because model.load_finetuned is",
-        ),
+        ({"model.finetuned": "x.pth"}, "INFO", "model.finetuned: 'x.pth' is not loaded, because model.load_finetuned"),
         ({"model.finetuned": "x.pth", "model.load_finetuned": True}, "INFO", "read model.finetuned as run.checkpoint"),
         ({"run.resume_ckpt_path": "x.pth"}, "INFO", "an interrupted run is continued with --resume instead"),
-        (
-            {"run.warmup_steps": 9, "run.lr_decay_rate": 0.9},
-            "INFO",
-            "run.warmup_steps and run.lr_decay_rate: constant_lr",
-        ),
+        ({"run.warmup_steps": 9, "run.lr_decay_rate": 1}, "INFO", "run.warmup_steps and run.lr_decay_rate: constant_"),
     ],
 )
 def test_what_was_read_is_logged(

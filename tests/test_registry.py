@@ -210,6 +210,12 @@ def test_wrong_type_is_told_in_one_line(key: str, given: object, message: str) -
     assert refused(lambda: check_settings(Everything, {key: given}, "x")) == f"x.{key}: {message}"
 
 
+def test_an_unknown_setting_is_told_with_all_there_are() -> None:
+    assert refused(lambda: check_settings(Everything, {"numbr": 1}, "x")).startswith(
+        "x.numbr: no such setting. Did you mean 'number'? It takes: whole, number, text,"
+    )
+
+
 def test_a_list_given_by_default_is_not_shared() -> None:
     class Listed:
         def __init__(self, *, sizes: list[int] = [1, 2]) -> None:  # noqa: B006

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ EXIT_STATUS = """exit status:
   2    a mistake in the input, told in one line
   130  stopped by Ctrl-C   } the state is saved:
   143  stopped by SIGTERM  } go on with --resume
+  141  nobody read the output to its end
   1    anything else, with a traceback: please report it
 """
 
@@ -32,14 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for module in (train, data, show, demo):
         module.add_commands(commands)
-    arguments = parser.parse_args(argv)
+    arguments = train.parse(parser, argv)
     return guarded(lambda: arguments.run(arguments))
 
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Returns the exit status of a command; a user's mistake is told in one line."""
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()  # here a full disk or a reader that has gone can still be answered
+        return status
     except IpiqaError as error:
         _tell(f"ipiqa: {error}")
         return 2
@@ -47,8 +52,16 @@ def guarded(command: Callable[[], int | None]) -> int:
         _tell("ipiqa: stopped")
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
-        return 0
+        # The reader of our output has gone, as after `| head`; without this Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # what a shell shows for SIGPIPE
+    except OSError as error:
+        path = error.filename2 or error.filename
+        if path is None and error.errno != errno.ENOSPC:
+            raise
+        where = "standard output" if path is None else f"'{path}'"
+        _tell(f"ipiqa: {where}: {error.strerror}. Check the path, its permissions and the space on its disk")
+        return 2
     except Exception as error:
         if type(error).__name__ != "Interrupted":  # its class lives behind the import of torch
             raise
@@ -62,8 +75,6 @@ def _tell(line: str) -> None:
     The launcher ends the other processes as soon as one has failed. Rank 0 speaks at once, the others only if they are
     still there a little later, which means that rank 0 has not failed.
     """
-    import os
-
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
     print(line, file=sys.stderr, flush=True)

@@ -33,13 +33,14 @@ def run_check(arguments: argparse.Namespace) -> int:
     config = load(arguments)
     dataset, processor = make_dataset(config), make_processor(config)
     table = dataset.load()
-    for name in checks.missing_images(table):
-        print(f"missing: {name}")
-    dataset.check_images(table, processor, full=False)
-    unusable = checks.unusable_images(table, processor, full=True)
-    for message in unusable:
-        print(message)
-    checks.refuse_unusable(unusable, len(table))
+    if table.image_dir.is_dir():
+        missing = checks.missing_images(table)
+        unusable = checks.unusable_images(table, processor, full=True)
+        for line in [*(f"missing: {name}" for name in missing), *unusable]:
+            print(line)
+        if not missing:
+            checks.refuse_unusable(unusable, table.num_images)
+    dataset.check_images(table, processor)  # tells of a missing folder and of missing images
     print(
         f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, "
         f"{len(set(table.groups))} groups: all usable"
@@ -57,7 +58,7 @@ def run_split(arguments: argparse.Namespace) -> int:
 
     log.set_up()
     text = split_json(load(arguments), arguments.fold) + "\n"
-    if arguments.out is None:
+    if not arguments.out:
         print(text, end="")
     else:
         write_text(Path(arguments.out), text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml"
     )
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, as in LAVIS")
+    parser.add_argument(
+        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. run.max_epochs=10")
 
 
@@ -33,6 +34,17 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("train", help="train k folds of any config", description="Train k folds of a config.")
     add_train_arguments(parser)
     parser.set_defaults(run=train)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed arguments; settings may stand between the flags, where argparse alone does not take them."""
+    arguments, rest = parser.parse_known_args(argv)
+    flags = [word for word in rest if word.startswith("-") or "overrides" not in arguments]
+    if flags:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -102,5 +114,5 @@ def script(dataset: str, argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=f"Train and evaluate k folds on {dataset}.")
     add_train_arguments(parser)
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    arguments = parse(parser, argv)
     return guarded(lambda: train(arguments, dataset))
