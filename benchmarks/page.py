@@ -16,9 +16,9 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def ratios(timing: dict[str, Any], variant: str) -> list[float]:
+def ratios(seconds: dict[str, list[float]], variant: str) -> list[float]:
     """Returns plain / variant, repeat by repeat."""
-    return [a / b for a, b in zip(timing["seconds"]["plain"], timing["seconds"][variant], strict=True)]
+    return [a / b for a, b in zip(seconds["plain"], seconds[variant], strict=True)]
 
 
 def timing_rows(found: dict[str, Any]) -> list[str]:
@@ -28,11 +28,11 @@ def timing_rows(found: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for timing in found["timings"]:
-        for variant, seconds in timing["seconds"].items():
-            rate = f"{timing['images'] / statistics.median(seconds):.1f}"
-            ratio = "1" if variant == "plain" else f"**{spread(ratios(timing, variant))}**"
+        for variant, spent in timing["seconds"].items():
+            rate = f"{timing['images'] / statistics.median(spent):.1f}"
+            ratio = "1" if variant == "plain" else f"**{spread(ratios(timing['seconds'], variant))}**"
             ceiling = found["ceilings"]["bf16" if variant == "bf16" else "fp32"]
-            share = timing["flops"] / statistics.median(seconds) / 1e9 / ceiling if timing["flops"] else None
+            share = timing["flops"] / statistics.median(spent) / 1e9 / ceiling if timing["flops"] else None
             # the plain path does more operations than are counted for ours, so that its share is not comparable
             shown = f"{100 * share:.0f} %" if share is not None and variant != "plain" else ""
             lines.append(f"| {timing['name']} | {LABELS.get(variant, variant)} | {rate} | {ratio} | {shown} |")
@@ -49,7 +49,7 @@ def growth_rows(found: dict[str, Any]) -> list[str]:
 
 def plot(found: dict[str, Any]) -> str:
     """Returns a bar chart of the ratios as SVG; the line across each bar spans the repeats."""
-    bars = [(t["name"], v, ratios(t, v)) for t in found["timings"] for v in t["seconds"] if v != "plain"]
+    bars = [(t["name"], v, ratios(t["seconds"], v)) for t in found["timings"] for v in t["seconds"] if v != "plain"]
     shown = [
         (name, v, r) for name, v, r in bars if statistics.median(r) < 20
     ]  # the input pipeline has a scale of its own

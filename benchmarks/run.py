@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page import ratios, write_page
 from PIL import Image
 from plain import PlainImages, PlainPath
 from torch import nn
@@ -54,17 +55,6 @@ class Timing:
     images: int
     seconds: dict[str, list[float]]
     flops: float = 0.0
-
-    def ratios(self, variant: str) -> list[float]:
-        """Returns plain / variant, repeat by repeat."""
-        return [a / b for a, b in zip(self.seconds["plain"], self.seconds[variant], strict=True)]
-
-
-def prompts(count: int) -> list[str]:
-    """Returns prompts of 4 to 15 words; as in AGIQA-3k, ten images share one."""
-    rng = np.random.default_rng(0)
-    distinct = [" ".join(rng.choice(WORDS, rng.integers(4, 16))) for _ in range(max(count // 10, 1))]
-    return [distinct[i % len(distinct)] for i in range(count)]
 
 
 def make_model(image_size: int) -> nn.Module:
@@ -134,8 +124,8 @@ def time_steps(name: str, image_size: int, batch_size: int, train: bool, repeats
 def report(timing: Timing) -> None:
     """Prints a timing as it comes."""
     parts = [f"{v} {timing.images / statistics.median(s):.1f} images/s" for v, s in timing.seconds.items()]
-    ratios = [f"{v} x{statistics.median(timing.ratios(v)):.2f}" for v in timing.seconds if v != "plain"]
-    print(f"{timing.name}: {', '.join(parts)}; {', '.join(ratios)}", flush=True)
+    shown = [f"{v} x{statistics.median(ratios(timing.seconds, v)):.2f}" for v in timing.seconds if v != "plain"]
+    print(f"{timing.name}: {', '.join(parts)}; {', '.join(shown)}", flush=True)
 
 
 def write_images(folder: Path, count: int, size: int) -> list[Path]:
@@ -290,8 +280,6 @@ def main() -> None:
         "growth": growth([1000, 3000, 20000]),
     }
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    from page import write_page
-
     write_page(HERE, found)
 
 

@@ -97,7 +97,7 @@ class FoldRun:
         model.to(self.device)
         if self.config.run.evaluate:
             found = self._evaluate(model)
-            self._write_results(None, None, {"best": (None, found)})
+            self._write_results({"best": (None, found)})
             return
         trainer = self._trainer(model, stop)
         if resume and trainer.restore(lambda state: check_identity(state["identity"], self.identity, self.folder)):
@@ -212,22 +212,19 @@ class FoldRun:
         if best_epoch == 0:
             logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
             best_epoch, best = trainer.max_epochs, last
+            if dist.is_main():
+                checkpoint.save(trainer.best_path, trainer.model_state())
         elif best_epoch == trainer.max_epochs:
             best = last
         else:
             best = Evaluation(**checkpoint.load(trainer.best_path)["evaluation"])
-        self._write_results(
-            trainer.max_epochs, trainer, {"best": (best_epoch, best), "last": (trainer.max_epochs, last)}
-        )
+        self._write_results({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
         dist.barrier()
 
-    def _write_results(
-        self, epochs: int | None, trainer: Trainer | None, found: dict[str, tuple[int | None, Evaluation]]
-    ) -> None:
+    def _write_results(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
+        """Writes scores.json and predictions.csv of what was (epoch, evaluated) under each name."""
         if not dist.is_main():
             return
-        if trainer is not None and not trainer.best_path.exists():
-            checkpoint.save(trainer.best_path, trainer.model_state())
         split, table = self.split, self.data.table
         self._write_predictions({name: evaluation.predictions.numpy() for name, (_, evaluation) in found.items()})
         scores = {
@@ -240,7 +237,7 @@ class FoldRun:
             "selection": "validation part" if len(split.selection) else "reported part",
             "targets": list(table.targets),
             "dataset": {"name": self.config.dataset["name"], "sha256": table.sha256, "num_images": len(table)},
-            "epochs": epochs,
+            "epochs": None if self.config.run.evaluate else self.config.run.max_epochs,
             **{name: {"epoch": epoch, "metrics": evaluation.metrics} for name, (epoch, evaluation) in found.items()},
         }  # fmt: skip
         checkpoint.write_json(self.folder / "scores.json", scores)  # last: its presence says that the fold is finished

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from ipiqa.models.prompt_encoder import PromptEncoder
 from ipiqa.models.tokens import tokenize
 
 logger = logging.getLogger("ipiqa")
+
+Normalise = Callable[[torch.Tensor], torch.Tensor]  # uint8 images (B, 3, S, S) -> float32
 
 FORMAT = 3  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
@@ -124,10 +127,9 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _train(
-    image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, pairs: Pairs, normalise: object, settings: WarmUp
+    image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, pairs: Pairs, normalise: Normalise, settings: WarmUp
 ) -> None:
     """Trains both encoders in place."""
-    assert callable(normalise)
     images, prompts, misses = torch.from_numpy(pairs.images), tokenize(pairs.prompts), tokenize(pairs.near_misses)
     # Each picture must also be nearest to the words for its distortion; else the features learn to overlook it.
     looks = sorted(set(pairs.looks))
@@ -138,15 +140,12 @@ def _train(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
-    steps = settings.epochs * (count // size)
-    bar = tqdm(total=steps, desc="warm-up of the encoders", disable=None)
-    for step in range(steps):
-        epoch, place = divmod(step, count // size)
-        order = np.random.default_rng([settings.seed, 5, epoch]).permutation(count)
-        rows = torch.from_numpy(order[place * size : (place + 1) * size])
-        rate = settings.learning_rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    batches = [batch for epoch in range(settings.epochs) for batch in _batches(count, size, settings.seed, epoch)]
+    bar = tqdm(batches, desc="warm-up of the encoders", disable=None)
+    for step, rows in enumerate(bar):
+        decay = 0.5 * (1 + math.cos(math.pi * step / len(batches)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = settings.learning_rate * min(1.0, (step + 1) / 50) * decay
         with torch.autocast("cpu", torch.bfloat16):
             _, image_features = image_encoder(normalise(images[rows]))
             text_features = prompt_encoder(torch.cat([prompts[rows], misses[rows], look_tokens]))
@@ -157,21 +156,23 @@ def _train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        bar.update()
         bar.set_postfix_str(f"loss {loss.item():.3f}")
-    bar.close()
-    image_encoder.eval(), prompt_encoder.eval()
+    image_encoder.eval()
+    prompt_encoder.eval()
     with torch.no_grad():
         prompt_encoder.text_projection.mul_(QUERY_SCALE)
         found = image_encoder(normalise(images[count:]))[1]
         features = prompt_encoder(torch.cat([prompts[count:], misses[count:]]))
-    recall, right = retrieval(found, features)
+    recall, right = (100 * share for share in retrieval(found, features))
     logger.info(
-        "warm-up: the right prompt among %d: %.1f %%; preferred to its near miss: %.1f %%",
-        NUM_TEST,
-        100 * recall,
-        100 * right,
+        "warm-up: the right prompt among %d: %.1f %%; preferred to its near miss: %.1f %%", NUM_TEST, recall, right
     )
+
+
+def _batches(count: int, size: int, seed: int, epoch: int) -> list[torch.Tensor]:
+    """Returns the row numbers of an epoch's batches, the last partial one dropped."""
+    order = torch.from_numpy(np.random.default_rng([seed, 5, epoch]).permutation(count))
+    return list(order[: count // size * size].split(size))
 
 
 def contrastive_loss(images: torch.Tensor, prompts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -205,6 +206,5 @@ def retrieval(images: torch.Tensor, prompts: torch.Tensor) -> tuple[float, float
     cosines = functional.normalize(images, dim=1) @ functional.normalize(prompts, dim=1).T
     count = len(images)
     own, near = cosines[:, :count].diagonal(), cosines[:, count:].diagonal()
-    return float((cosines[:, :count].argmax(1) == torch.arange(count)).float().mean()), float(
-        (own > near).float().mean()
-    )
+    is_first = cosines[:, :count].argmax(1) == torch.arange(count)
+    return float(is_first.float().mean()), float((own > near).float().mean())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+from ipiqa.errors import ConfigError
 
 torch.set_num_threads(1)
 
@@ -53,3 +56,12 @@ def tiny_rn50(standin: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
         warnings.simplefilter("ignore")  # TorchScript is deprecated; the released file is written in it all the same
         standin.archive(standin.state_dict(standin.TINY, 0), standin.TINY).save(str(path))
     return path
+
+
+def refused(call: Callable[[], object]) -> str:
+    """Returns the one line that a call is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

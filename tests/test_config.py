@@ -3,11 +3,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import refused
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -36,15 +36,6 @@ def plain(tmp_path: Path) -> Path:
     path = tmp_path / "plain.yaml"
     path.write_text(PLAIN)
     return path
-
-
-def refused(call: Callable[[], object]) -> str:
-    """Returns the one line that a call is refused with."""
-    with pytest.raises(ConfigError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -145,11 +146,7 @@ def differences(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
 
 
 def refused(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, *overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return conftest.refused(lambda: load_config(path, *overrides))
 
 
 @pytest.mark.parametrize("size", [224, 512])

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
+from conftest import refused
 
 from ipiqa import registry
-from ipiqa.errors import ConfigError
 from ipiqa.registry import build, check_settings, describe_type, keys_of, list_registered, register, resolve
 
 
@@ -66,15 +65,6 @@ class Everything:
 
 
 SECTION = {"name": "whole", "image_encoder": "tower", "prompt_encoder": {"name": "words", "length": 3}, "fusion": "sum"}
-
-
-def refused(call: Callable[[], object]) -> str:
-    """Returns the one line that a call is refused with."""
-    with pytest.raises(ConfigError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_resolve_fills_every_default_and_builds_nothing() -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -41,6 +42,9 @@ GENERATORS = {
     "muse-xl": (0.34, 0.60), "muse-s": (0.42, 0.20), "fresco": (0.50, 0.45), "gouache1.5": (0.58, 0.75),
     "stencil": (0.66, 0.25), "doodle": (0.74, 0.55),
 }  # fmt: skip
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 
 README = """These images and scores are synthetic: rendered by `ipiqa demo-data`, judged by simulated raters.
 They show that the framework works and say nothing about real images. Seed {seed}, {size} px.
@@ -102,6 +106,15 @@ def _write_picture(picture: _Picture) -> None:
     image.save(picture.path, quality=JPEG_QUALITY, subsampling=0)
 
 
+def _in_processes(
+    function: Callable[[Job], Done], jobs: list[Job], description: str, processes: int | None, chunksize: int = 1
+) -> list[Done]:
+    """Returns what a function makes of each job, in their order, worked out in processes under a progress bar."""
+    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
+        results = pool.map(function, jobs, chunksize=chunksize)
+        return list(tqdm(results, total=len(jobs), desc=description, leave=False, disable=None))
+
+
 def write_demo_dataset(
     folder: Path, *, seed: int = 0, num_prompts: int = 300, image_size: int = 64, processes: int | None = None
 ) -> DemoSummary:
@@ -132,16 +145,7 @@ def write_demo_dataset(
                 [name, asked.prompt, "", "", asked.style, *(f"{v:.6f}" for v in (mos[0], std[0], mos[1], std[1]))]
             )
             truth.append([*true, *mos])
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        list(
-            tqdm(
-                pool.map(_write_picture, pictures, chunksize=64),
-                total=len(pictures),
-                desc="render",
-                leave=False,
-                disable=None,
-            )
-        )
+    _in_processes(_write_picture, pictures, "render", processes, chunksize=64)
     header = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *rows])
@@ -219,10 +223,7 @@ def render_pairs(
             pairs.append(pair)
             misses.append(miss.prompt)
     jobs = [(pairs[i : i + 256], image_size, seed, i) for i in range(0, num, 256)]
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        parts = list(
-            tqdm(pool.map(_render_some, jobs), total=len(jobs), desc="render pairs", leave=False, disable=None)
-        )
+    parts = _in_processes(_render_some, jobs, "render pairs", processes)
     return Pairs(
         np.concatenate(parts), [p.scene.prompt for p in pairs], misses, [look(p.kind, p.strength) for p in pairs]
     )

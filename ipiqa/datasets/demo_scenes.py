@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,25 +95,35 @@ def alignment(asked: Scene, drawn: Scene) -> float:
     return score
 
 
+# The parts of a thing and what each may be.
+PARTS = {"count": COUNTS, "colour": tuple(COLOURS), "shape": SHAPES}
+
+
+def _other(choices: Sequence[str], than: str, rng: np.random.Generator) -> str:
+    """Returns one of the choices at random, but not the one given."""
+    return str(rng.choice([choice for choice in choices if choice != than]))
+
+
 def with_errors(scene: Scene, error_rate: float, rng: np.random.Generator) -> Scene:
     """Returns what a generator draws that gets each part of the prompt wrong with probability `error_rate`."""
 
     def wrong(thing: Thing) -> Thing | None:
         if rng.random() < error_rate * MISSING_RATE:
             return None
-        parts = {}
-        for part, choices in (("count", COUNTS), ("colour", tuple(COLOURS)), ("shape", SHAPES)):
-            if rng.random() < error_rate:
-                parts[part] = str(rng.choice([c for c in choices if c != getattr(thing, part)]))
+        parts = {
+            part: _other(choices, getattr(thing, part), rng)
+            for part, choices in PARTS.items()
+            if rng.random() < error_rate
+        }
         return dataclasses.replace(thing, **parts)
 
     assert scene.first is not None and scene.second is not None
     first, second = wrong(scene.first), wrong(scene.second)
     relation, style = scene.relation, scene.style
     if rng.random() < error_rate:
-        relation = str(rng.choice([r for r in RELATIONS if r != relation]))
+        relation = _other(RELATIONS, relation, rng)
     if rng.random() < error_rate:
-        style = str(rng.choice([s for s in STYLES if s != style]))
+        style = _other(STYLES, style, rng)
     return Scene(first, second, relation, style)
 
 
@@ -121,14 +132,12 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     assert scene.first is not None and scene.second is not None
     part = str(rng.choice(["count", "colour", "shape", "relation", "style"]))
     if part == "relation":
-        return dataclasses.replace(scene, relation=str(rng.choice([r for r in RELATIONS if r != scene.relation])))
+        return dataclasses.replace(scene, relation=_other(RELATIONS, scene.relation, rng))
     if part == "style":
-        return dataclasses.replace(scene, style=str(rng.choice([s for s in STYLES if s != scene.style])))
+        return dataclasses.replace(scene, style=_other(STYLES, scene.style, rng))
     is_first = rng.random() < 0.5
     thing = scene.first if is_first else scene.second
-    parts = {"count": COUNTS, "colour": tuple(COLOURS), "shape": SHAPES}
-    changed = str(rng.choice([c for c in parts[part] if c != getattr(thing, part)]))
-    other = dataclasses.replace(thing, **{part: changed})
+    other = dataclasses.replace(thing, **{part: _other(PARTS[part], getattr(thing, part), rng)})
     return dataclasses.replace(scene, first=other) if is_first else dataclasses.replace(scene, second=other)
 
 
@@ -193,19 +202,9 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
     else:
         t = 0.36 * r
         arms = [
-            (-t, -r),
-            (t, -r),
-            (t, -t),
-            (r, -t),
-            (r, t),
-            (t, t),
-            (t, r),
-            (-t, r),
-            (-t, t),
-            (-r, t),
-            (-r, -t),
-            (-t, -t),
-        ]
+            (-t, -r), (t, -r), (t, -t), (r, -t), (r, t), (t, t),
+            (t, r), (-t, r), (-t, t), (-r, t), (-r, -t), (-t, -t),
+        ]  # fmt: skip
         draw.polygon([(x + dx, y + dy) for dx, dy in arms], **look)
 
 

@@ -125,7 +125,8 @@ class ImageEncoder(nn.Module):
         """The second forward of a checkpointed stage must not move the BatchNorm statistics a second time."""
         norms = [m for m in self.tower.modules() if isinstance(m, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
-        counts = [count.clone() for name, count in self.tower.named_buffers() if name.endswith("num_batches_tracked")]
+        counters = [b for name, b in self.tower.named_buffers() if name.endswith("num_batches_tracked")]
+        counts = [counter.clone() for counter in counters]
         for norm in norms:
             norm.momentum = 0.0
         try:
@@ -133,9 +134,8 @@ class ImageEncoder(nn.Module):
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-            buffers = (b for name, b in self.tower.named_buffers() if name.endswith("num_batches_tracked"))
-            for buffer, count in zip(buffers, counts, strict=True):
-                buffer.copy_(count)
+            for counter, count in zip(counters, counts, strict=True):
+                counter.copy_(count)
 
     def load_clip(self, tensors: Tensors, where: str) -> None:
         """Takes the image tower out of a whole CLIP, resizing the positions to this image size.

@@ -65,7 +65,7 @@ class ImageOnly(nn.Module):
 def parameter_depth(name: str) -> int:
     """Returns how many layers lie before a parameter: 0 for the stem, 4 for the last stage, 5 for all behind it.
 
-    Text parameters count as the last stage does: the reference code decays by image stage only.
+    Only the image tower is decayed by stage; pools, fusion, head and the whole text tower lie behind it.
 
     >>> names = "image_encoder.tower.conv1.weight", "image_encoder.tower.layer3.0.conv1.weight", "head.dense.weight"
     >>> [parameter_depth(name) for name in names]
