@@ -28,6 +28,8 @@ __all__ = ["Config", "list_registered", "load_config"]
 
 logger = logging.getLogger("ipiqa")
 
+MAX_IMAGE_SIZE = 8192  # pixels; the tables of positions grow with its square
+
 PARTS = ("model", "dataset", "processor", "task")
 SETTINGS = {"split": SplitConfig, "run": RunConfig}
 SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
@@ -232,7 +234,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
     """Returns the settings with every ${other.setting} replaced by its value."""
-    _refuse_calls(merged, "")
+    _check_values(merged, "")
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -245,16 +247,18 @@ def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _refuse_calls(value: Any, where: str) -> None:
-    """Refuses OmegaConf's ${function:argument}, such as ${oc.env:HOME}: a config means the same on every machine."""
+def _check_values(value: Any, where: str) -> None:
+    """Refuses numbers past 64 bits, and OmegaConf's ${function:argument}: a config means the same on every machine."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _refuse_calls(item, f"{where}.{key}" if where else str(key))
+            _check_values(item, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list):
         for item in value:
-            _refuse_calls(item, where)
+            _check_values(item, where)
     elif isinstance(value, str) and _has_call(value):
         raise ConfigError(f"{where}: {value!r} calls a function. Write the value itself, or ${{section.setting}}.")
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError(f"{where}: a whole number of {value.bit_length()} bits is out of range. Give a smaller one.")
 
 
 def _has_call(text: str) -> bool:
@@ -305,6 +309,12 @@ def _resolve(settings: dict[str, Any]) -> Config:
     run = RunConfig(**_typed(RunConfig, settings["run"], "run"))
     split.check()
     run.check()
+    registry.build("task", parts["task"], "task", {})  # finds wrong names of losses
+    is_zero_shot = getattr(registry.lookup("model", parts["model"]["name"], "model"), "is_zero_shot", False)
+    if run.evaluate and run.checkpoint is None and not is_zero_shot:
+        raise ConfigError(
+            "run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint."
+        )
     if split.kind == "kfold" and run.num_folds < 2:
         raise ConfigError("run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.")
     return Config(image_size=size, split=split, run=run, **parts)
@@ -334,6 +344,8 @@ def _answer_reference_keys(settings: Mapping[str, Any]) -> None:
 def _image_size(size: Any) -> int:
     if size is None:
         raise ConfigError("image_size: missing. Give the side of the input in pixels, a multiple of 32, such as 224.")
+    if isinstance(size, int) and size > MAX_IMAGE_SIZE:
+        raise ConfigError(f"image_size: {size} is out of range. Give at most {MAX_IMAGE_SIZE} pixels, such as 512.")
     if not isinstance(size, int) or size < 32 or size % 32:
         raise ConfigError(f"image_size: {size!r} is not a multiple of 32 pixels. Give 224 or 512, for example.")
     return size

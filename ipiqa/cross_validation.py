@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ipiqa import dist, registry
 from ipiqa.config import Config
 from ipiqa.datasets.agiqa import AnnotatedImages
 from ipiqa.datasets.checks import image_set_sha256
+from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.tables import AnnotationTable
 from ipiqa.engine.log import add_file, remove_file
+from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError, IpiqaError
-from ipiqa.fold import Data, FoldRun, build_model
-from ipiqa.models.tokens import tokenize
+from ipiqa.fold import Data, FoldRun, build_model, checkpoint_path
+from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.run_folder import claim, is_finished
 
@@ -32,21 +36,28 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     Args:
         config: what to run.
         folds: numbers of folds, from 0; None for all of `run.num_folds`.
-        resume: go on with a run that was interrupted; finished folds are skipped.
+        resume: go on with a run that was interrupted; finished folds are skipped. A job that torchrun has restarted
+            goes on with what its first life has left, if that got so far.
 
     Raises:
         ConfigError: settings that cannot be run, or a run folder that belongs to another run.
         DataError: table, images, weights or checkpoints that cannot be used.
         Interrupted: stopped by a signal; the state is saved.
     """
+    _check_kind_of_run(config)
     device = choose_device(config)
     chosen = _chosen_folds(config, folds)
     run_dir = Path(config.run.output_dir)
+    resume = resume or (dist.is_restart() and (run_dir / "config.yaml").is_file())
     with dist.process_group(device):
         data = load_data(config)
         splits = {fold: split_of(config, data.table, fold) for fold in chosen}
-        build_model(config, len(data.table.targets))  # finds missing or wrong weights before the folder is made
-        _on_main(lambda: claim(config, chosen, resume=resume))
+        # Built for its tokenizer, and to find missing or wrong weights before the folder is made.
+        model = build_model(config, len(data.table.targets))
+        data = dataclasses.replace(data, tokens=tokens_of(model, data.table.prompts))
+        _check_early(config, model, splits)
+        del model
+        on_main(lambda: claim(config, chosen, resume=resume))
         handler = add_file(run_dir / "train.log") if dist.is_main() else None
         try:
             with StopSignals() as stop:
@@ -61,7 +72,35 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     return run_dir
 
 
-def _on_main(action: Callable[[], None]) -> None:
+def _check_kind_of_run(config: Config) -> None:
+    """Refuses what is no regression of scores.
+
+    Raises:
+        ConfigError: model, task or dataset belongs to pre-training.
+    """
+    for section, names in (("model", ["image2prompt"]), ("task", ["image2prompt"]),
+                           ("dataset", ["pairs", "diffusiondb", "shards"])):  # fmt: skip
+        name = getattr(config, section)["name"]
+        if name in names:
+            raise ConfigError(
+                f"{section}.name: {name!r} is for pre-training, where nothing is scored. Start it with: ipiqa pretrain."
+            )
+
+
+def _check_early(config: Config, model: nn.Module, splits: dict[int, Split]) -> None:
+    """Finds before the run folder is made what would stop a fold at its start.
+
+    Raises:
+        DataError: a checkpoint that does not fit, or too few images for one batch.
+    """
+    paths = dict.fromkeys(checkpoint_path(config, fold) for fold in splits) if config.run.checkpoint else {}
+    for path in paths:
+        load_model(model, path, "run.checkpoint")
+    if not config.run.evaluate:
+        check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())
+
+
+def on_main(action: Callable[[], None]) -> None:
     """Runs an action on rank 0; where it raises, every process raises the same."""
     error = None
     if dist.is_main():
@@ -87,7 +126,7 @@ def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:
 
 
 def choose_device(config: Config) -> torch.device:
-    """Returns the device of this process and sets the precision options that hold for all of it.
+    """Returns the device of this process and sets the memory and precision options that hold for all of it.
 
     Raises:
         ConfigError: a GPU is asked for and there is none, or fp16 without one.
@@ -98,6 +137,7 @@ def choose_device(config: Config) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         if config.run.amp == "fp16":
             raise ConfigError("run.amp: 'fp16' needs a GPU. On the CPU take run.amp=bf16.")
+        keep_freed_memory()
         return torch.device("cpu")
     device = torch.device("cuda", dist.local_rank())
     torch.cuda.set_device(device)
@@ -107,7 +147,7 @@ def choose_device(config: Config) -> torch.device:
 
 
 def load_data(config: Config) -> Data:
-    """Returns table, images and tokens, all checked.
+    """Returns table and images, all checked; the tokens are the model's to make.
 
     Raises:
         DataError: anything in them that cannot be trained on.
@@ -128,7 +168,13 @@ def load_data(config: Config) -> Data:
         len(set(table.groups)),
         ", ".join(table.targets),
     )
-    return Data(table, processor, images, tokenize(table.prompts), image_set_sha256(table))
+    return Data(table, processor, images, torch.empty(len(table), 0, dtype=torch.long), image_set_sha256(table))
+
+
+def tokens_of(model: nn.Module, prompts: Sequence[str]) -> torch.Tensor:
+    """Returns the tokens (N, context) that a model takes in place of prompts."""
+    tokenize: Callable[[Sequence[str]], torch.Tensor] = model.tokenize  # type: ignore[assignment]
+    return tokenize(prompts)
 
 
 def make_dataset(config: Config) -> AnnotatedImages:

@@ -32,14 +32,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_restart() -> bool:
+    """Returns whether torchrun has started this job again after a process of it had failed (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator[None]:
-    """Joins the processes torchrun started (nccl on GPU, gloo on CPU) for the duration of the block."""
-    if world_size() == 1:
+    """Joins the processes torchrun started (nccl on GPU, gloo on CPU) for the duration of the block.
+
+    Inside another such block nothing happens: several runs of one process stay joined from the first to the last.
+    """
+    if world_size() == 1 or dist.is_initialized():
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, number, count = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    # torchrun's own store outlives the processes: without a name for each life, the second one would find the
+    # addresses of the first.
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"ipiqa/{life}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
     finally:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +46,15 @@ class Data:
     images_sha256: str
 
 
+class EpochLoader(Protocol):
+    """Batches of one epoch after the other."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch to come and how many of its steps to leave out."""
+
+
 def build_model(config: Config, num_targets: int) -> nn.Module:
     """Returns the model of a config, on the CPU, its CLIP weights loaded."""
     context = {"image_size": config.image_size, "num_targets": num_targets}
@@ -54,6 +64,62 @@ def build_model(config: Config, num_targets: int) -> nn.Module:
             if hasattr(module, "grad_checkpointing"):
                 setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
     return model
+
+
+def checkpoint_path(config: Config, fold: int) -> str:
+    """Returns the file that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    path = Path(str(config.run.checkpoint))
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
+
+
+def make_trainer(
+    config: Config,
+    model: nn.Module,
+    loader: EpochLoader,
+    *,
+    compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor],
+    evaluate: Callable[[nn.Module], Evaluation],
+    folder: Path,
+    identity: dict[str, Any],
+    seed: tuple[int, ...],
+    device: torch.device,
+    stop: StopSignals,
+    label: str = "",
+) -> Trainer:
+    """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
+    run = config.run
+    groups = parameter_groups(
+        model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
+        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+    )  # fmt: skip
+    schedule = Schedule(
+        kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs, steps_per_epoch=len(loader),
+        warmup_learning_rate=run.warmup_learning_rate, warmup_steps=run.warmup_steps,
+        min_learning_rate=run.min_learning_rate, decay=run.learning_rate_decay,
+    )  # fmt: skip
+    return Trainer(
+        model=model,
+        optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2),
+        schedule=schedule,
+        train_loader=loader,
+        start_epoch=loader.set_epoch,
+        compute_loss=compute_loss,
+        evaluate=evaluate,
+        folder=folder,
+        identity=identity,
+        seed=seed,
+        device=device,
+        max_epochs=run.max_epochs,
+        eval_every=run.eval_every,
+        save_every=run.save_every,
+        log_every=run.log_every,
+        accumulate_steps=run.accumulate_steps,
+        clip_grad_norm=run.clip_grad_norm,
+        amp=run.amp,
+        stop=stop,
+        label=label,
+        forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
+    )
 
 
 class FoldRun:
@@ -93,7 +159,7 @@ class FoldRun:
         torch.manual_seed(int(np.random.SeedSequence((self.config.run.seed, split.fold)).generate_state(1)[0]))
         model = build_model(self.config, len(self.data.table.targets))
         if self.config.run.checkpoint is not None:
-            load_model(model, self._checkpoint_path(), "run.checkpoint")
+            load_model(model, checkpoint_path(self.config, split.fold), "run.checkpoint")
         model.to(self.device)
         if self.config.run.evaluate:
             found = self._evaluate(model)
@@ -112,10 +178,6 @@ class FoldRun:
         except NonFiniteLossError as error:
             raise self._explain(error) from None
         self._finish(trainer)
-
-    def _checkpoint_path(self) -> str:
-        path = Path(str(self.config.run.checkpoint))
-        return str(fold_dir(path, self.split.fold) / "best.pt") if path.is_dir() else str(path)
 
     def _explain(self, error: NonFiniteLossError) -> DataError:
         names = [self.data.table.names[row] for row in error.rows[:4]]
@@ -145,38 +207,11 @@ class FoldRun:
             images = data.processor.normalise(batch["images"].to(self.device, non_blocking=True), flips)
             return task.loss(module(images, batch["tokens"]), batch["targets"].to(self.device, non_blocking=True))
 
-        groups = parameter_groups(
-            model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
-            layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
-        )  # fmt: skip
-        schedule = Schedule(
-            kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs, steps_per_epoch=len(loader),
-            warmup_learning_rate=run.warmup_learning_rate, warmup_steps=run.warmup_steps,
-            min_learning_rate=run.min_learning_rate, decay=run.learning_rate_decay,
-        )  # fmt: skip
-        return Trainer(
-            model=model,
-            optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2),
-            schedule=schedule,
-            train_loader=loader,
-            start_epoch=loader.set_epoch,
-            compute_loss=compute_loss,
-            evaluate=self._evaluate,
-            folder=self.folder,
-            identity=self.identity,
-            seed=(run.seed, split.fold),
-            device=self.device,
-            max_epochs=run.max_epochs,
-            eval_every=run.eval_every,
-            save_every=run.save_every,
-            log_every=run.log_every,
-            accumulate_steps=run.accumulate_steps,
-            clip_grad_norm=run.clip_grad_norm,
-            amp=run.amp,
-            stop=stop,
+        return make_trainer(
+            self.config, model, loader, compute_loss=compute_loss, evaluate=self._evaluate, folder=self.folder,
+            identity=self.identity, seed=(run.seed, split.fold), device=self.device, stop=stop,
             label=f"fold {split.fold} ",
-            forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
-        )
+        )  # fmt: skip
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""

@@ -22,7 +22,9 @@ from ipiqa.errors import ConfigError, did_you_mean
 
 KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task")
 
-_PARTS: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
+FUNCTIONS = ("loss",)  # kinds of parts without a section: a setting names them
+
+_PARTS: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in (*KINDS, *FUNCTIONS)}
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 
@@ -52,7 +54,7 @@ def list_registered(kind: str) -> list[str]:
     """
     if kind not in _PARTS:
         raise ConfigError(
-            f"{kind}: no such kind of part.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
+            f"{kind}: no such kind of part.{did_you_mean(kind, _PARTS)} The kinds are: {', '.join(_PARTS)}."
         )
     return sorted(_PARTS[kind])
 
@@ -66,7 +68,8 @@ def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
     names = list_registered(kind)
     if not isinstance(name, str) or name not in _PARTS[kind]:
         near = did_you_mean(str(name), names)
-        raise ConfigError(f"{where}.name: no {kind} is called {name!r}.{near} There are: {', '.join(names)}.")
+        setting = where if kind in FUNCTIONS else f"{where}.name"
+        raise ConfigError(f"{setting}: no {kind} is called {name!r}.{near} There are: {', '.join(names)}.")
     return _PARTS[kind][name]
 
 

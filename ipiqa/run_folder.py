@@ -25,6 +25,8 @@ HARMLESS = frozenset(
         "run.num_folds",
         "dataset.annotations",
         "dataset.images",
+        "dataset.shards",
+        "dataset.val_shards",
         "dataset.image_cache",
         "dataset.cache_dir",
         "dataset.cache_limit_gb",
@@ -83,7 +85,7 @@ def is_finished(run_dir: Path, fold: int) -> bool:
 def claim(config: Config, folds: list[int], *, resume: bool) -> None:
     """Makes the folder of the run and of the folds asked for, and writes what the run was started with.
 
-    Several jobs may share a run folder, each with folds of its own.
+    Several jobs may share a run folder, each with folds of its own. A run without folds has the folder for itself.
 
     Raises:
         ConfigError: a fold is there already and `resume` is off, or the folder belongs to a run with other settings.
@@ -93,7 +95,7 @@ def claim(config: Config, folds: list[int], *, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
     if config_path.is_file():
-        if not resume and any(fold_dir(run_dir, f).exists() for f in folds):
+        if not resume and (not folds or any(fold_dir(run_dir, f).exists() for f in folds)):
             raise ConfigError(
                 f"{run_dir} already holds a run. Continue it with --resume or choose another run.output_dir."
             )

@@ -8,6 +8,8 @@ from typing import Literal
 
 from ipiqa.errors import ConfigError
 
+MAX_WORKERS = 256  # per process; each is a process of its own
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
@@ -59,7 +61,7 @@ class RunConfig:
     eval_every: int = 1  # epochs
     save_every: int = 1  # epochs between two last.pt
     log_every: int = 50  # steps
-    evaluate: bool = False  # score run.checkpoint on every fold instead of training
+    evaluate: bool = False  # score run.checkpoint, or a zero-shot model, on every fold instead of training
     checkpoint: str | None = None  # whole-model weights to start from or to evaluate: a file, or a run folder
 
     def check(self) -> None:
@@ -84,7 +86,9 @@ class RunConfig:
         _check("run.beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
         _check("run.val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "at least 0 and below 1")
         if self.num_workers is not None:
-            _check("run.num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
+            _check(
+                "run.num_workers", self.num_workers, 0 <= self.num_workers <= MAX_WORKERS, f"from 0 to {MAX_WORKERS}"
+            )
         if self.clip_grad_norm is not None:
             _check("run.clip_grad_norm", self.clip_grad_norm, self.clip_grad_norm > 0, "above 0, or null")
         if self.learning_rate_decay is not None:
@@ -98,10 +102,6 @@ class RunConfig:
         if self.schedule == "linear_warmup_step_lr" and self.learning_rate_decay is None:
             raise ConfigError(
                 "run.learning_rate_decay: missing. linear_warmup_step_lr needs the factor per epoch, such as 0.9."
-            )
-        if self.evaluate and self.checkpoint is None:
-            raise ConfigError(
-                "run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint."
             )
 
 

@@ -275,8 +275,14 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("model:", "model: missing. Give a section with a name: image_only, ipiqa."),
-        ("dataset:", "dataset: missing. Give a section with a name: agiqa_1k, agiqa_3k, table."),
+        (
+            "model:",
+            "model: missing. Give a section with a name: clip_antonyms, clip_cosine, image2prompt, image_only, ipiqa,",
+        ),
+        (
+            "dataset:",
+            "dataset: missing. Give a section with a name: agiqa_1k, agiqa_3k, diffusiondb, pairs, shards, table.",
+        ),
         ("  output_dir:", "run.output_dir: missing. Give text."),
         ("image_size:", "image_size: missing."),
     ],

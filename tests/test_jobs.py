@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -61,14 +62,14 @@ def test_a_stopped_run_is_resumed_to_the_same_scores(
         assert (tmp_path / "stopped/fold_00" / name).read_text() == (whole / "fold_00" / name).read_text(), name
 
 
-def torchrun(program: Path, *arguments: str) -> tuple[int, str, str]:
-    """Runs a program in two processes and returns (exit status, standard output, standard error)."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(program), *arguments]
+def torchrun(program: Path, *arguments: str, processes: int = 2, restarts: int = 0) -> tuple[int, str, str]:
+    """Runs a program in some processes and returns (exit status, standard output, standard error)."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, "--max-restarts", str(restarts), str(program), *arguments]
     pipe = subprocess.PIPE
     job = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
     try:
-        out, err = job.communicate(timeout=90)
+        out, err = job.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         job.terminate()  # which the launcher passes on to its processes
         pytest.fail(f"the job hangs: {job.communicate(timeout=60)}")
@@ -80,25 +81,95 @@ def table(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_processes_train_and_score_as_one_scores_their_checkpoint(cfg: Path, tmp_path: Path) -> None:
-    command = ["--cfg-path", str(cfg), "--folds", "0", "run.batch_size=4", "run.eval_batch_size=3"]
-    status, out, err = torchrun(REPOSITORY / "train_agiqa3k.py", *command, f"run.output_dir={tmp_path}/two")
+def scores(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "fold_00/scores.json").read_text())
+
+
+SMALL_BATCHES = ["--folds", "0", "run.batch_size=4", "run.eval_batch_size=3"]
+
+
+@pytest.fixture(scope="module")
+def two(cfg: Path) -> Path:
+    """The folder of a run in two processes."""
+    folder = cfg.parent / "two"
+    command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={folder}"]
+    status, out, err = torchrun(REPOSITORY / "train_agiqa3k.py", *command)
     assert status == 0, err
     assert out.count("report.html") == 1  # one process speaks
-    assert json.loads((tmp_path / "two/environment.json").read_text())["num_processes"] == 2
-    scores = json.loads((tmp_path / "two/fold_00/scores.json").read_text())
-    assert scores["last"]["epoch"] == 2
-    evaluation = [f"run.checkpoint={tmp_path}/two", "run.evaluate=true", f"run.output_dir={tmp_path}/one"]
-    one = run(load_config(cfg, *evaluation), folds=[0])
-    rows, same_rows = table(one), table(tmp_path / "two")
+    assert json.loads((folder / "environment.json").read_text())["num_processes"] == 2
+    assert scores(folder)["last"]["epoch"] == 2
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_any_number_of_processes_scores_a_checkpoint_alike(
+    processes: int, cfg: Path, two: Path, tmp_path: Path
+) -> None:
+    evaluation = [f"run.checkpoint={two}", "run.evaluate=true", f"run.output_dir={tmp_path}/again"]
+    if processes == 1:
+        run(load_config(cfg, *evaluation), folds=[0])
+    else:
+        command = ["--cfg-path", str(cfg), *SMALL_BATCHES, *evaluation]
+        status, _, err = torchrun(said_by_every_rank(tmp_path), *command, processes=processes)
+        assert status == 0, err
+        said = {path.read_text() for path in tmp_path.glob("rank_*")}
+        assert len(list(tmp_path.glob("rank_*"))) == processes and len(said) == 1  # each rank has the same metrics
+    rows, same_rows = table(tmp_path / "again"), table(two)
     assert [row["image"] for row in rows] == [row["image"] for row in same_rows]
     assert len({row["image"] for row in rows}) == len(rows) == 8
-    found = json.loads((one / "fold_00/scores.json").read_text())["best"]["metrics"]
+    found, wanted = (scores(folder)["best"]["metrics"] for folder in (tmp_path / "again", two))
     for target in ("quality", "alignment"):
-        one_best, two_best = ([float(row[f"best_{target}"]) for row in t] for t in (rows, same_rows))
-        assert one_best == pytest.approx(two_best, abs=1e-5) and len(set(one_best)) == 8
+        again, before = ([float(row[f"best_{target}"]) for row in t] for t in (rows, same_rows))
+        assert again == pytest.approx(before, abs=1e-5) and len(set(again)) == 8
         for metric in ("srcc", "plcc", "krcc", "rmse"):
-            assert found[target][metric] == pytest.approx(scores["best"]["metrics"][target][metric], abs=1e-5)
+            assert found[target][metric] == pytest.approx(wanted[target][metric], abs=1e-5)
+
+
+def said_by_every_rank(folder: Path) -> Path:
+    """Returns a program that trains and lets each process write the metrics that it has."""
+    program = folder / "every_rank.py"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "import ipiqa.fold\n"
+        "from ipiqa.cli.train import script\n"
+        "evaluate = ipiqa.fold.FoldRun._evaluate\n"
+        "def evaluate_and_tell(self, model):\n"
+        "    found = evaluate(self, model)\n"
+        f"    pathlib.Path({str(folder)!r}, 'rank_' + os.environ['RANK']).write_text(repr(found.metrics))\n"
+        "    return found\n"
+        "ipiqa.fold.FoldRun._evaluate = evaluate_and_tell\n"
+        "sys.exit(script('agiqa_3k'))\n"
+    )
+    return program
+
+
+def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two: Path, tmp_path: Path) -> None:
+    program = tmp_path / "fails_once.py"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "import ipiqa.fold\n"
+        "from ipiqa.cli.train import script\n"
+        "trainer = ipiqa.fold.FoldRun._trainer\n"
+        "def make(self, model, stop):\n"
+        "    made = trainer(self, model, stop)\n"
+        "    compute_loss = made.compute_loss\n"
+        "    def fail(module, batch, epoch):\n"
+        "        first_life = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "        if epoch == 1 and first_life and os.environ['RANK'] == '1':\n"
+        "            os.kill(os.getpid(), 9)\n"
+        f"        pathlib.Path({str(tmp_path)!r}, f'epoch_{{epoch}}').open('a').write('x')\n"
+        "        return compute_loss(module, batch, epoch)\n"
+        "    made.compute_loss = fail\n"
+        "    return made\n"
+        "ipiqa.fold.FoldRun._trainer = make\n"
+        "sys.exit(script('agiqa_3k'))\n"
+    )
+    command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={tmp_path}/restarted"]
+    status, _, err = torchrun(program, *command, restarts=1)
+    assert status == 0, err
+    assert len((tmp_path / "epoch_0").read_text()) == 8  # four steps of two processes: once, not again
+    for name in ("scores.json", "predictions.csv", "metrics.jsonl"):
+        assert (tmp_path / "restarted/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
 
 
 def test_the_mistake_of_one_process_ends_the_job_with_its_message(cfg: Path, tmp_path: Path) -> None:

@@ -30,20 +30,22 @@ LAYERS = {
     "datasets": 1, "processors": 1, "tasks": 1, "engine": 1, "metrics": 1,
     "models": 2,
     "settings": 3, "reference_config": 3, "config": 3,
-    "run_folder": 4, "fold": 4, "cross_validation": 4, "scoring": 4, "warm_up": 4, "report": 4, "api": 4,
+    "run_folder": 4, "fold": 4, "cross_validation": 4, "scoring": 4, "warm_up": 4, "report": 4, "api": 4, "ablation": 4,
+    "pretraining": 4,
     "cli": 5,
 }  # fmt: skip
 OPEN_LAYERS = (0, 3, 4)
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
-NEEDED_BY_OTHERS = {"torchvision", "ftfy", "regex"}  # reasons in requirements.txt
+NEEDED_BY_OTHERS = {"ftfy", "regex"}  # reasons in requirements.txt
 
 ROOT_FILES = [*REPOSITORY.glob("*.py")]
 PACKAGE_FILES = sorted((REPOSITORY / "ipiqa").rglob("*.py"))
 OTHER_FILES = sorted(path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
 PYTHON_FILES = [*ROOT_FILES, *PACKAGE_FILES, *OTHER_FILES]
-PROJECTS = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "ipiqa" / "projects").rglob("*.yaml"))
+YAMLS = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "ipiqa" / "projects").rglob("*.yaml"))
+PROJECTS = [name for name in YAMLS if not name.endswith("/ablation.yaml")]  # those are grids: see test_ablation.py
 PAGES = ["README.md", "CONTRIBUTING.md", "cache/README.md"]
 DOCS = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))
 PROGRAMS = ("make", "python", "torchrun", "ipiqa")
@@ -249,9 +251,13 @@ def test_every_command_in_the_pages_exists(
         assert rest == [".venv/bin/activate"]
         return
     if program == "python":
-        assert rest[0] in ("train_agiqa1k.py", "train_agiqa3k.py") and (REPOSITORY / rest[0]).is_file()
-        dataset = "agiqa_3k" if "3k" in rest[0] else "agiqa_1k"
-        start = functools.partial(script, dataset, ["--help"])
+        scripts = {
+            "train_agiqa1k.py": functools.partial(script, "agiqa_1k"),
+            "train_agiqa3k.py": functools.partial(script, "agiqa_3k"),
+            "pretrain_image2prompt.py": cli.pretrain.script,
+        }
+        assert rest[0] in scripts and (REPOSITORY / rest[0]).is_file()
+        start = functools.partial(scripts[rest[0]], ["--help"])
     else:
         assert program == "ipiqa"
         words = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
@@ -285,7 +291,7 @@ def test_every_ablation_is_a_setting(question: str, settings: str, monkeypatch: 
 
 def test_the_readme_names_every_registered_part() -> None:
     told = {kind: re.findall("`(.+?)`", names) for kind, names in readme_table("| kind | names |")}
-    assert told == {kind: registry.list_registered(kind) for kind in registry.KINDS}
+    assert told == {kind: registry.list_registered(kind) for kind in (*registry.KINDS, *registry.FUNCTIONS)}
 
 
 def test_the_code_map_is_the_code() -> None:

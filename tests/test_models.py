@@ -109,12 +109,17 @@ def plain_features(encoder: PromptEncoder, tokens: torch.Tensor) -> torch.Tensor
     return encoder.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)] @ encoder.text_projection
 
 
-def test_trimmed_distinct_prompts_equal_the_plain_path() -> None:
+# Long enough to be encoded in groups of like length, and in an order that the groups must restore.
+MANY = [" ".join(["tree"] * (7 * i % 23)) for i in range(23)] + PROMPTS
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, MANY], ids=["few", "many"])
+def test_trimmed_distinct_prompts_equal_the_plain_path(prompts: list[str]) -> None:
     encoder = text_encoder(qa_token="embeddings")
-    tokens = tokenize(PROMPTS)
-    found, expected = encoder(PROMPTS), plain_features(encoder, tokens)
+    tokens = tokenize(prompts)
+    found, expected = encoder(prompts), plain_features(encoder, tokens)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[-4], found[-2])
     found.square().sum().backward()
     grads = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
     encoder.zero_grad()
@@ -123,6 +128,15 @@ def test_trimmed_distinct_prompts_equal_the_plain_path() -> None:
     assert grads.keys() == wanted.keys()
     for name, grad in wanted.items():
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_are_encoded_in_groups_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = text_encoder()
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(encoder.transformer, "forward", lambda x, attn_mask: shapes.append(tuple(x.shape)) or x)
+    encoder(MANY)
+    assert len(shapes) == 3 and sum(shape[0] for shape in shapes) == len(set(MANY))
+    assert shapes[0][1] < shapes[1][1] < shapes[2][1]
 
 
 def test_longest_prompt_keeps_its_end_token_in_every_mode() -> None:
@@ -181,6 +195,50 @@ def test_frozen_prompts_are_encoded_once_and_forgotten_with_new_weights(monkeypa
     encoder.load_state_dict(encoder.state_dict())
     encoder(PROMPTS)
     assert calls == [1, 3]
+
+
+def counted(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list to which every pass through the transformer adds its number of prompts."""
+    whole, calls = encoder.transformer.forward, []
+    monkeypatch.setattr(
+        encoder.transformer, "forward", lambda x, attn_mask: calls.append(len(x)) or whole(x, attn_mask)
+    )
+    return calls
+
+
+def test_an_evaluation_encodes_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = text_encoder()
+    calls = counted(encoder, monkeypatch)
+    with torch.inference_mode():
+        first = encoder(PROMPTS)
+        assert torch.equal(encoder(PROMPTS[1:]), first[1:]) and calls == [3]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert encoder(PROMPTS).dtype == torch.bfloat16 and calls == [3, 3]
+    torch.testing.assert_close(encoder(PROMPTS), first)
+    assert calls == [3, 3, 3]  # with gradients, every time
+    with torch.no_grad():
+        encoder(PROMPTS)
+        encoder.positional_embedding.add_(1)
+        assert not torch.allclose(encoder(PROMPTS), first) and len(calls) == 5
+
+
+@pytest.mark.parametrize("order", ["evaluate, forward, step", "forward, evaluate, train mode, step"])
+def test_an_optimizer_step_is_never_missed(order: str) -> None:
+    encoder = text_encoder()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, fused=True)
+    first = None
+    for what in order.split(", "):
+        if what == "evaluate":
+            with torch.inference_mode():
+                first = encoder(PROMPTS)
+        elif what == "forward":
+            encoder(PROMPTS).square().sum().backward()
+        elif what == "train mode":
+            encoder.train()
+        else:
+            optimizer.step()
+    with torch.inference_mode():
+        assert not torch.allclose(encoder(PROMPTS), first, atol=1e-2)
 
 
 def test_one_string_instead_of_a_list_is_a_type_error() -> None:

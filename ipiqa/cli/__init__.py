@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import ipiqa
-from ipiqa.cli import data, demo, show, train
+from ipiqa.cli import ablate, data, demo, pretrain, show, train
 from ipiqa.errors import IpiqaError
 
 EXIT_STATUS = """exit status:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ipiqa {ipiqa.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    for module in (train, data, show, demo):
+    for module in (train, pretrain, ablate, data, show, demo):
         module.add_commands(commands)
     arguments = train.parse(parser, argv)
     return guarded(lambda: arguments.run(arguments))

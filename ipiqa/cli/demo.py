@@ -1,4 +1,4 @@
-"""`ipiqa demo-data` and `ipiqa demo-encoders`: what `make demo` does before it trains."""
+"""`ipiqa demo-data`, `demo-pairs` and `demo-encoders`: what the demo needs before it trains."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def add_commands(commands: Any) -> None:
         "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
     )
     data.set_defaults(run=run_data)
+    pairs = commands.add_parser(
+        "demo-pairs",
+        help="render pairs for Image2Prompt on the demo",
+        description="Render pictures and their prompts; no prompt of the demo dataset is among them.",
+    )
+    pairs.add_argument("--out", default="cache/demo", metavar="DIR", help="the demo's folder (default: %(default)s)")
+    pairs.add_argument("--num", type=int, default=8192, metavar="N", help="pairs (default: %(default)s)")
+    pairs.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything (default: %(default)s)")
+    pairs.add_argument(
+        "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
+    )
+    pairs.set_defaults(run=run_pairs)
     encoders = commands.add_parser(
         "demo-encoders",
         help="train the demo's tiny encoders",
@@ -45,6 +57,22 @@ def run_data(arguments: argparse.Namespace) -> int:
         folder, seed=arguments.seed, num_prompts=arguments.num_prompts, image_size=arguments.image_size
     )
     print(f"{folder}: {summary}")
+    return 0
+
+
+def run_pairs(arguments: argparse.Namespace) -> int:
+    """Writes pairs.csv and its pictures beside the demo dataset."""
+    from ipiqa.datasets.demo import write_demo_pairs
+    from ipiqa.datasets.tables import read_rows
+    from ipiqa.errors import ConfigError
+
+    if arguments.num < 1:
+        raise ConfigError(f"--num: {arguments.num} is no number of pairs. Give 1 or more.")
+    folder = Path(arguments.out)
+    table = read_rows(folder / "data.csv", "--out", "Make it with: ipiqa demo-data.")
+    prompts = sorted(set(table["prompt"]))
+    write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
+    print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
     return 0
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ipiqa.datasets import agiqa
+from ipiqa.datasets import agiqa, pairs, shards
 
-__all__ = ["agiqa"]
+__all__ = ["agiqa", "pairs", "shards"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
@@ -227,3 +228,23 @@ def render_pairs(
     return Pairs(
         np.concatenate(parts), [p.scene.prompt for p in pairs], misses, [look(p.kind, p.strength) for p in pairs]
     )
+
+
+def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int, exclude: Sequence[str]) -> None:
+    """Writes pictures and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo.
+
+    Args:
+        folder: where to; made if need be.
+        num, seed, image_size, exclude: as for `render_pairs`.
+    """
+    pairs = render_pairs(num, seed=seed, image_size=image_size, exclude=exclude)
+    (folder / "pairs").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (pixels, prompt) in enumerate(zip(pairs.images, pairs.prompts, strict=True)):
+        name = f"{number:05d}.png"
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / "pairs" / name)
+        rows.append((name, prompt))
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "prompt"])
+        writer.writerows(rows)

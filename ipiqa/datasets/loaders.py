@@ -125,14 +125,19 @@ def train_loader(
     Raises:
         DataError: the rows do not fill one global batch.
     """
-    if len(rows) < batch_size * world_size:
-        processes = f" x {world_size} processes" if world_size > 1 else ""
-        raise DataError(
-            f"run.batch_size: {batch_size}{processes} is more than the {len(rows)} training images. "
-            f"Use at most {len(rows) // world_size}."
-        )
+    check_batch_size(len(rows), batch_size, world_size)
     sampler = TrainSampler(rows, batch_size=batch_size, seed=seed, fold=fold, rank=rank, world_size=world_size)
     return _loader(TableBatches(table, images, tokens), sampler, num_workers, pin_memory)
+
+
+def check_batch_size(num_rows: int, batch_size: int, world_size: int) -> None:
+    """Raises DataError where the images to train on do not fill one batch of every process."""
+    if num_rows < batch_size * world_size:
+        processes = f" x {world_size} processes" if world_size > 1 else ""
+        raise DataError(
+            f"run.batch_size: {batch_size}{processes} is more than the {num_rows} training images. "
+            f"Use at most {num_rows // world_size}."
+        )
 
 
 def eval_loader(

@@ -110,13 +110,13 @@ def read_rows(path: Path, where: str, hint: str = "") -> pandas.DataFrame:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{here} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{here} cannot be read: {error.strerror}. Check its permissions.") from error
     columns, records = readers[ending](content, here) if content.strip() else ([], [])
     if not columns:
         raise DataError(f"{here} is empty.{' ' + hint if hint else ''}")
     records = [(number, cells) for number, cells in records if any(cell.strip() for cell in cells)]
     if not records:
-        raise DataError(f"{here} has a heading but no rows.")
+        raise DataError(f"{here} has a heading but no rows.{' ' + hint if hint else ''}")
     unit = "row" if ending == ".xlsx" else "line"
     index = pandas.Index([number for number, _ in records], name=unit)
     return pandas.DataFrame([cells for _, cells in records], columns=pandas.Index(columns), index=index, dtype=object)
@@ -187,7 +187,8 @@ def _read_jsonl(content: bytes, here: str) -> tuple[list[str], Records]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # JSON can write half a character, which no file can hold
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{here}: line {number} is not JSON ({error}). Write one object a line.") from error
         if not isinstance(row, dict):
             raise DataError(f"{here}: line {number} is a {type(row).__name__}. Write one object a line.")
@@ -310,7 +311,7 @@ def _refuse(here: str, bad: Sequence[str], num_rows: int, what: str, remedy: str
 def _require_text(cells: Sequence[str], what: str, places: Sequence[str], here: str) -> None:
     empty = [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]
     if empty:
-        _refuse(here, empty, len(cells), f"have an empty {what}", f"Give every row a {what}.")
+        _refuse(here, empty, len(cells), f"have an empty {what}", "Fill in every row.")
 
 
 def leaves_folder(name: str) -> bool:
@@ -346,7 +347,7 @@ def _numbers(
             infinite.append(f"{cell!r} ({place})")
         elif limits and not limits[0] <= value <= limits[1]:
             outside.append(f"{cell} ({place})")
-    score = f"a {target} score"
+    score = f"{'an' if target[:1] in tuple('aeiou') else 'a'} {target} score"
     if texts:
         _refuse(here, texts, len(cells), f"have {score} that is not a number", "Write numbers such as 2.75.")
     if infinite:

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ from ipiqa.errors import DataError
 logger = logging.getLogger("ipiqa")
 
 FORMAT = 1  # of checkpoints; a newer number is refused
+
+_ANEW = "Delete it to start this fold anew."
 
 
 @contextlib.contextmanager
@@ -85,6 +88,36 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         ) from error
 
 
+class CodeInFileError(Exception):
+    """A file wants something run, which data has no need of."""
+
+
+def read_data(path: Path) -> Any:
+    """Returns the tensors, numbers and containers in a file of `torch.save`; nothing in it is ever run.
+
+    Raises:
+        CodeInFileError: it wants something run.
+        Exception: it is damaged or of another kind, for which torch has exceptions of all sorts.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd files: the exception that follows says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if any(sign in str(error) for sign in ("GLOBAL", "call reduce", "Can only", "TorchScript")):
+            raise CodeInFileError("it asks for code to be run") from None
+        if isinstance(error, RuntimeError):
+            raise
+        raise ValueError("torch.save has not written it") from None  # torch's own words are about trusting the file
+
+
+def refuse_newer(content: Mapping[str, Any], where: str) -> None:
+    """Raises DataError, its message beginning with `where`, when a checkpoint is of a newer format."""
+    number = content.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise DataError(f"{where} format {number} is newer than this version reads ({FORMAT}). Update ipiqa.")
+
+
 def load(path: Path) -> dict[str, Any]:
     """Returns a checkpoint; nothing in it is ever run.
 
@@ -92,25 +125,20 @@ def load(path: Path) -> dict[str, Any]:
         DataError: the file is damaged, holds more than data, or was written by a newer version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
-            raise DataError(
-                f"{path}: refused, it asks for code to be run. A checkpoint holds tensors and numbers only."
-            ) from None
-        raise DataError(f"{path}: damaged, cannot be read. Delete it to start this fold anew.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise DataError(f"{path}: damaged or cut off ({reason}). Delete it to start this fold anew.") from None
-    if not isinstance(state, dict) or "format" not in state:
+        state = read_data(path)
+    except CodeInFileError as error:
+        raise DataError(f"{path}: refused, {error}. A checkpoint holds tensors and numbers only. {_ANEW}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise DataError(f"{path}: damaged or cut off ({reason}). {_ANEW}") from None
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise DataError(f"{path}: not a checkpoint of this framework. Start from its weights with run.checkpoint.")
-    if state["format"] > FORMAT:
-        raise DataError(f"{path}: format {state['format']} is newer than this version reads ({FORMAT}). Update ipiqa.")
+    refuse_newer(state, f"{path}:")
     return state
 
 
 def load_newest(paths: list[Path], check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-    """Returns the first checkpoint of the list that can be read, or None when none of the files exists.
+    """Returns the first state of a training in the list that can be read, or None when none of the files exists.
 
     Args:
         paths: newest first. A damaged file is named in a warning and the next one is used.
@@ -125,8 +153,10 @@ def load_newest(paths: list[Path], check: Callable[[dict[str, Any]], None]) -> d
             continue
         try:
             state = load(path)
+            if "optimizer" not in state:
+                raise DataError(f"{path}: holds weights but not the state of a training. {_ANEW}")
         except DataError as error:
-            logger.warning("%s The one before it is used.", error)
+            logger.warning("%s Looking for the one before it.", error)
             last_error = error
             continue
         check(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import math
@@ -105,7 +106,9 @@ class Trainer:
             # Buffers are broadcast before each evaluation instead of before each step: BatchNorm does not read them
             # while it trains.
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+            names = inspect.signature(DistributedDataParallel).parameters
+            setting = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # PyTorch 2.14
+            self.parallel = DistributedDataParallel(module, device_ids=ids, **{setting: False})  # type: ignore[arg-type]
 
     @property
     def last_path(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipiqa.metrics.correlation import METRICS, LogisticFit, aggregate, fit_logistic, measure
+from ipiqa.metrics.retrieval import retrieval
 from ipiqa.metrics.significance import PairedTest, Spread, bootstrap_interval, describe, paired_test
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "fit_logistic",
     "measure",
     "paired_test",
+    "retrieval",
 ]

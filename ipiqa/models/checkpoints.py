@@ -7,7 +7,7 @@ import logging
 from torch import nn
 
 from ipiqa.errors import DataError
-from ipiqa.models.image_encoder import load_exactly
+from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.weights import Tensors, read_tensors
 
 logger = logging.getLogger("ipiqa")
@@ -50,7 +50,7 @@ def load_model(model: nn.Module, path: str, where: str) -> None:
     Raises:
         DataError: the file cannot be read, or belongs to another model, image size or number of targets.
     """
-    tensors = read_tensors(path, where)
+    tensors = read_tensors(path, where, hint="Give a checkpoint, or a run folder with the best.pt of every fold.")
     may_miss: tuple[str, ...] = ()
     if is_reference(tensors):
         tensors, may_miss = from_reference(tensors), REFERENCE_FROZEN

@@ -40,6 +40,56 @@ class CrossAttentionFusion(nn.Module):
         return torch.cat([image_feature, self.pool(token_map, prompt_feature)], dim=1)
 
 
+@register("fusion", "cross_attention_cosine")
+class CrossAttentionCosineFusion(CrossAttentionFusion):
+    """The paper's fusion, and beside it how near CLIP itself holds image and prompt to be: one more feature."""
+
+    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, *, heads: int | None = None) -> None:
+        """Makes the cross-attention pool; `heads` as for `cross_attention`.
+
+        Raises:
+            ConfigError: the two towers' features cannot be compared.
+        """
+        super().__init__(image_encoder, prompt_encoder, heads=heads)
+        check_comparable(image_encoder, prompt_encoder)
+        self.num_features += 1
+
+    def forward(
+        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the joint feature (B, 2 D + 1); the cosine comes last, in (-1, 1) times 10."""
+        joint = super().forward(token_map, image_feature, prompt_feature)
+        # CLIP's cosines differ by some hundredths from pair to pair; the other features are of order one.
+        cosine = 10 * nn.functional.cosine_similarity(image_feature.float(), prompt_feature.float(), dim=1)
+        return torch.cat([joint, cosine[:, None].to(joint.dtype)], dim=1)
+
+
+@register("fusion", "image_only")
+class ImageOnlyFusion(nn.Module):
+    """The prompt is read and left aside: the head sees CLIP's own pooled image feature."""
+
+    reads_prompt = False
+
+    def __init__(self, image_encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.num_features = image_encoder.embed_dim
+
+    def forward(
+        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns the image feature (B, D)."""
+        return image_feature
+
+
+def check_comparable(image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+    """Raises ConfigError where image and prompt features are of different lengths."""
+    if image_encoder.embed_dim != prompt_encoder.embed_dim:
+        raise ConfigError(
+            f"model: image features have {image_encoder.embed_dim} numbers, prompt features "
+            f"{prompt_encoder.embed_dim}. Take both encoders of one CLIP."
+        )
+
+
 @register("fusion", "concatenation")
 class ConcatenationFusion(nn.Module):
     """No fusion at all: image feature and prompt feature side by side."""

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
+from ipiqa.models.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.registry import register
@@ -40,38 +42,17 @@ class ResNetSizes:
 
     @classmethod
     def of_architecture(cls, name: str) -> ResNetSizes:
-        """Returns the sizes open_clip gives an architecture.
+        """Returns the sizes open_clip gives an architecture whose image tower is a ResNet.
 
         Raises:
-            ConfigError: open_clip does not know the name, or its image tower is no ResNet.
+            ConfigError: open_clip does not know the name.
         """
         settings = architecture_settings(name, WHERE)
         vision = settings["vision_cfg"]
-        if not isinstance(vision.get("layers"), (list, tuple)):
-            raise ConfigError(
-                f"{WHERE}.architecture: {name!r} has no ResNet image tower. Take 'RN50-quickgelu' or 'RN101-quickgelu'."
-            )
         width = vision["width"]
         return cls(
             tuple(vision["layers"]), width, settings["embed_dim"], heads=width * 32 // vision.get("head_width", 64)
         )
-
-
-def architecture_settings(name: str, where: str) -> dict[str, Any]:
-    """Returns open_clip's settings of an architecture.
-
-    Raises:
-        ConfigError: open_clip does not know the name.
-    """
-    import open_clip
-
-    from ipiqa.errors import did_you_mean
-
-    settings = open_clip.get_model_config(name)
-    if settings is None:
-        near = did_you_mean(name, open_clip.list_models())
-        raise ConfigError(f"{where}.architecture: open_clip knows no {name!r}.{near} List: open_clip.list_models().")
-    return settings
 
 
 class ImageEncoder(nn.Module):
@@ -163,38 +144,6 @@ class ImageEncoder(nn.Module):
         }
 
 
-def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
-    """Loads tensors into a module, every one of them and no other.
-
-    Args:
-        module: what to fill.
-        tensors: values by name.
-        where: for messages.
-        may_miss: prefixes of names that need not be there.
-
-    Raises:
-        DataError: a tensor is missing, unknown or of another shape; the message gives the first of each.
-    """
-    wanted = module.state_dict()
-    missing = [n for n in wanted if n not in tensors and not n.startswith(may_miss or ("\0",))]
-    unknown = [n for n in tensors if n not in wanted]
-    shapes = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
-    if unknown:
-        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0]!r}")
-    if shapes:
-        name = shapes[0]
-        got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)
-        problems.append(f"{len(shapes)} tensors have another shape, first {name!r} with {got} instead of {want}")
-    if problems:
-        raise DataError(
-            f"{where}: {'; '.join(problems)}. Check that the weights and the model settings belong together."
-        )
-    module.load_state_dict(tensors, strict=False)
-
-
 def _load(encoder: ImageEncoder, tensors: Tensors | None, weights: str | None) -> ImageEncoder:
     if tensors is not None:
         encoder.load_clip(tensors, f"{WHERE}.weights: '{weights}'")
@@ -209,20 +158,28 @@ def clip_image_encoder(
     weights: str | None = None,
     sha256: str | None = None,
     freeze: Literal["none", "all"] = "none",
-) -> ImageEncoder:
+) -> ImageEncoder | OpenClipImageEncoder:
     """Returns the image tower of a published CLIP.
 
     Args:
         image_size: side of the square input in pixels, a multiple of 32.
-        architecture: name open_clip knows, such as "RN50-quickgelu"; "auto" reads the sizes from the weights.
+        architecture: name open_clip knows, such as "RN50-quickgelu" or "ViT-B-32-quickgelu"; "auto" reads the sizes of
+            a ResNet from the weights.
         weights: file with OpenAI's tensor names (RN50.pt, state dict, safetensors), or a pretrained tag of open_clip
             such as "openai", which it downloads; None draws them at random.
         sha256: what the hash of the weights file must be.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
     tensors = clip_tensors(architecture, weights, sha256, WHERE)
+    if architecture != "auto" and not _is_resnet(architecture):
+        return OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
     sizes = _sizes(architecture, tensors, weights)
     return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)
+
+
+def _is_resnet(architecture: str) -> bool:
+    vision = architecture_settings(architecture, WHERE)["vision_cfg"]
+    return isinstance(vision.get("layers"), (list, tuple))
 
 
 def _sizes(architecture: str, tensors: Tensors | None, weights: str | None) -> ResNetSizes:
@@ -232,11 +189,15 @@ def _sizes(architecture: str, tensors: Tensors | None, weights: str | None) -> R
                 f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
             )
         return ResNetSizes.of_architecture(architecture)
-    if "visual.layer1.0.conv1.weight" not in tensors:
-        kind = "a vision transformer" if "visual.proj" in tensors else "no CLIP image tower"
-        raise DataError(
-            f"{WHERE}.weights: '{weights}' holds {kind}. The tower needed is a ResNet such as OpenAI's RN50.pt."
+    if not {"visual.layer1.0.conv1.weight", "visual.attnpool.c_proj.weight"} <= tensors.keys():
+        is_vit = any(name.startswith(("visual.transformer.", "visual.proj")) for name in tensors)
+        kind = "a vision transformer" if is_vit else "no CLIP image tower"
+        remedy = (
+            "Name it: architecture: ViT-B-32-quickgelu, for one."
+            if is_vit
+            else "The tower needed is a ResNet such as OpenAI's RN50.pt."
         )
+        raise DataError(f"{WHERE}.weights: '{weights}' holds {kind}. {remedy}")
     found = ResNetSizes.of_tensors(tensors)
     if architecture != "auto" and found != (wanted := ResNetSizes.of_architecture(architecture)):
         raise DataError(
@@ -267,9 +228,10 @@ def clip_resnet(
         weights: file with OpenAI's tensor names, or None for random values.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
-    if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2:
+    if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2 or embed_dim < 1:
         raise ConfigError(
-            f"{WHERE}: layers {layers} and width {width} make no tower. Give four stages of at least 1, an even width."
+            f"{WHERE}: layers {layers}, width {width} and embed_dim {embed_dim} make no tower. "
+            "Give four stages of at least 1, an even width, a positive embed_dim."
         )
     heads = width * 32 // 64 if heads is None else heads
     if heads < 1 or width * 32 % heads:
@@ -277,33 +239,3 @@ def clip_resnet(
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
     sizes = ResNetSizes(tuple(layers), width, embed_dim, heads)
     return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)
-
-
-def clip_tensors(architecture: str, weights: str | None, sha256: str | None, where: str) -> Tensors | None:
-    """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
-
-    Raises:
-        DataError: the file cannot be used, or open_clip could not download the tag.
-    """
-    if weights is None:
-        return None
-    if architecture == "auto" or not _is_tag(architecture, weights):
-        return read_tensors(weights, f"{where}.weights", sha256)
-    import open_clip
-
-    try:
-        model = open_clip.create_model(architecture, pretrained=weights)
-    except Exception as error:
-        # The hub's client has many exceptions of its own for a network that does not answer.
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({reason}). "
-            f"Without a network, download the file and give its path."
-        ) from None
-    return dict(model.state_dict())
-
-
-def _is_tag(architecture: str, weights: str) -> bool:
-    import open_clip
-
-    return weights in open_clip.list_pretrained_tags_by_model(architecture)

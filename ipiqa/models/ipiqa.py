@@ -9,6 +9,7 @@ from torch import nn
 
 from ipiqa.models.image_encoder import STAGES, ImageEncoder
 from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.tokens import tokenize
 from ipiqa.registry import register
 
 Prompts = Sequence[str] | torch.Tensor
@@ -30,6 +31,13 @@ class IPIQA(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.fusion = fusion
         self.head = head
+        self.reads_prompt = getattr(fusion, "reads_prompt", True)
+        if not self.reads_prompt:
+            prompt_encoder.requires_grad_(False)  # what gets no gradient must not wait for one
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Returns what `forward` takes in place of prompts: tokens (B, context)."""
+        return self.prompt_encoder.tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32, in units of the MOS trained on.
@@ -39,7 +47,7 @@ class IPIQA(nn.Module):
             prompts: B texts, or their tokens (B, 77).
         """
         token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
-        prompt_feature = self.prompt_encoder(prompts)  # (B, D)
+        prompt_feature = self.prompt_encoder(prompts) if self.reads_prompt else None  # (B, D)
         return self.head(self.fusion(token_map, image_feature, prompt_feature))
 
     def encode_prompts(self, prompts: Prompts) -> torch.Tensor:
@@ -55,6 +63,10 @@ class ImageOnly(nn.Module):
         super().__init__()
         self.image_encoder = image_encoder
         self.head = head
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Returns tokens (B, context), which are taken and not looked at."""
+        return tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32; the prompts are taken and not looked at."""

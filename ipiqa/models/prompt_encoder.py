@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +9,16 @@ import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.image_encoder import architecture_settings, clip_tensors, load_exactly
-from ipiqa.models.tokens import CONTEXT_LENGTH, tokenize
+from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
+from ipiqa.models.open_clip_towers import OpenClipPromptEncoder, is_clip_text
+from ipiqa.models.prompt_features import PromptFeatures
+from ipiqa.models.tokens import CONTEXT_LENGTH
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.registry import register
 
 WHERE = "model.prompt_encoder"
 VOCABULARY = 49408  # CLIP's byte-pair tokens; the end token is the last of them
+GROUP = 8  # prompts that are encoded together at least: smaller matrix products are slower than the padding they save
 
 Freeze = Literal["reference", "all", "none"]
 QAToken = Literal["embeddings", "token", "none"]
@@ -44,16 +46,14 @@ class TextSizes:
         """Returns the sizes open_clip gives an architecture."""
         settings = architecture_settings(name, WHERE)
         text = settings["text_cfg"]
-        if not all(key in text for key in ("width", "layers", "heads")):
-            raise ConfigError(f"{WHERE}.architecture: {name!r} has no CLIP text tower. Take 'RN50-quickgelu'.")
         return cls(text["width"], text["layers"], text["heads"], settings["embed_dim"])
 
 
-class PromptEncoder(nn.Module):
+class PromptEncoder(PromptFeatures):
     """CLIP's text transformer, read at the end token.
 
-    Two things are exact and always on. The mask is causal, so nothing behind the end token can reach it: every batch is
-    cut to its longest prompt. And each distinct prompt is encoded once: AGIQA-3k has 300 prompts for 2,982 images.
+    The mask is causal, so nothing behind the end token can reach it: prompts are cut to the longest beside them, on the
+    CPU in groups of like length. That is exact and always on.
     """
 
     def __init__(self, sizes: TextSizes, *, freeze: Freeze, qa_token: QAToken, qa_position: QAPosition) -> None:
@@ -65,14 +65,13 @@ class PromptEncoder(nn.Module):
         self.token_embedding = nn.Embedding(VOCABULARY, sizes.width)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT_LENGTH, sizes.width))
         self.transformer = Transformer(
-            sizes.width, sizes.layers, sizes.heads, act_layer=QuickGELU, norm_layer=LayerNorm
+            sizes.width, sizes.layers, sizes.heads, act_layer=QuickGELU, norm_layer=LayerNorm, batch_first=False
         )
         self.ln_final = LayerNorm(sizes.width)
         self.text_projection = nn.Parameter(torch.empty(sizes.width, sizes.embed_dim))
         self.qa_embedding = nn.Parameter(torch.empty(sizes.width)) if qa_token == "token" else None
         self._initialise(sizes)
         self._freeze(freeze, qa_token)
-        self._features: dict[bytes, torch.Tensor] = {}  # of a frozen encoder, by the prompt's tokens
 
     def _initialise(self, sizes: TextSizes) -> None:
         """Draws the weights as CLIP does (Radford et al. 2021, released code)."""
@@ -102,35 +101,30 @@ class PromptEncoder(nn.Module):
             self.positional_embedding.requires_grad_(False)
             self.text_projection.requires_grad_(False)
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether no parameter trains, so that every prompt has one feature for good."""
-        return not any(p.requires_grad for p in self.parameters())
-
-    def forward(self, prompts: Sequence[str] | torch.Tensor) -> torch.Tensor:
-        """Returns prompt features (B, D), not normalised.
-
-        Args:
-            prompts: texts, or their tokens (B, 77).
-        """
-        tokens = prompts if isinstance(prompts, torch.Tensor) else tokenize(prompts)
-        distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
-        features = self._remembered(distinct) if self.is_frozen else self._encode(distinct)
-        return features[place.to(features.device)]
-
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns features (P, D) of tokens (P, 77)."""
-        end = tokens.argmax(dim=-1)
-        tokens, end = tokens[:, : int(end.max()) + 1], end  # (P, L)
+        """Returns features (P, D) of tokens (P, 77).
+
+        Padding is wasted work on a CPU, where the prompts are sorted into groups of like length; a GPU would rather
+        have them all at once.
+        """
+        length = tokens.argmax(dim=-1) + 1
+        num_groups = min(len(tokens) // GROUP, 4) if self.positional_embedding.device.type == "cpu" else 1
+        if num_groups < 2:
+            return self._encode_together(tokens, length)
+        order = length.argsort(stable=True)
+        groups = [self._encode_together(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
+        return torch.cat(groups)[order.argsort()]
+
+    def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Returns features (P, D) of tokens (P, 77), cut to the longest of them."""
         device = self.positional_embedding.device
-        tokens, end = tokens.to(device), end.to(device)
+        tokens, end = tokens[:, : int(length.max())].to(device), (length - 1).to(device)  # (P, L), (P,)
         if self.qa_embedding is None:
             x = self.token_embedding(tokens)
         else:
             x, end = self._with_qa(tokens, end)
-        length = x.shape[1]
-        x = x + self.positional_embedding[:length]  # (P, L, W)
-        mask = torch.full((length, length), float("-inf"), device=device).triu_(1)
+        x = x + self.positional_embedding[: x.shape[1]]  # (P, L, W)
+        mask = torch.full((x.shape[1],) * 2, float("-inf"), device=device).triu_(1)
         x = self.transformer(x, attn_mask=mask)
         x = self.ln_final(x[torch.arange(len(x), device=device), end])  # (P, W)
         return x @ self.text_projection.to(x.dtype)
@@ -152,26 +146,6 @@ class PromptEncoder(nn.Module):
         x = self.token_embedding(tokens.gather(1, source))
         is_qa = (column == at[:, None]).unsqueeze(-1)
         return torch.where(is_qa, self.qa_embedding.to(x.dtype), x), end + 1
-
-    def _remembered(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns features of a frozen encoder, each computed once in fp32 and kept."""
-        keys = [row.tobytes() for row in tokens.cpu().numpy()]
-        new = [i for i, key in enumerate(keys) if key not in self._features]
-        if new:
-            with torch.no_grad(), torch.autocast(self.positional_embedding.device.type, enabled=False):
-                for i, feature in zip(new, self._encode(tokens[new]), strict=True):
-                    self._features[keys[i]] = feature
-        return torch.stack([self._features[key] for key in keys])
-
-    def _apply(self, *args: object, **kwargs: object) -> PromptEncoder:
-        """Forgets the features when the encoder moves to another device or type."""
-        self._features = {}
-        return super()._apply(*args, **kwargs)  # type: ignore[arg-type]
-
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        """Forgets the features when other weights come."""
-        self._features = {}
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
 
     def load_clip(self, tensors: Tensors, where: str) -> None:
         """Takes the text tower out of a whole CLIP.
@@ -203,8 +177,11 @@ def clip_prompt_encoder(
     freeze: Freeze = "reference",
     qa_token: QAToken = "embeddings",
     qa_position: QAPosition = "prefix",
-) -> PromptEncoder:
+) -> PromptEncoder | OpenClipPromptEncoder:
     """Returns the text tower of a published CLIP.
+
+    Towers that are not CLIP's own (SigLIP's, or with another activation than OpenAI's) train or do not, as a whole, and
+    take no [QA] token.
 
     Args:
         architecture: name open_clip knows; "auto" reads the sizes from the weights.
@@ -221,11 +198,21 @@ def clip_prompt_encoder(
         raise ConfigError(
             f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
         )
+    if architecture != "auto" and not is_clip_text(architecture, WHERE):
+        if freeze == "reference" or qa_token != "none":
+            raise ConfigError(
+                f"{WHERE}: {architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and a "
+                "[QA] token belong. Set freeze: all (or none) and qa_token: none."
+            )
+        return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
     if tensors is not None and "text_projection" not in tensors:
         raise DataError(
             f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt."
         )
-    sizes = TextSizes.of_architecture(architecture) if tensors is None else TextSizes.of_tensors(tensors)
+    if tensors is None or architecture != "auto":
+        sizes = TextSizes.of_architecture(architecture)
+    else:
+        sizes = TextSizes.of_tensors(tensors)
     encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, qa_position=qa_position)
     return _load(encoder, tensors, weights)
 
@@ -254,6 +241,10 @@ def clip_text(
         qa_token: as for `clip`.
         qa_position: as for `clip`.
     """
+    if min(width, layers, embed_dim) < 1:
+        raise ConfigError(
+            f"{WHERE}: width {width}, layers {layers} and embed_dim {embed_dim} make no tower. Give 1 or more of each."
+        )
     if heads < 1 or width % heads:
         raise ConfigError(f"{WHERE}.heads: {heads} does not divide the width of {width}.")
     sizes = TextSizes(width, layers, heads, embed_dim)

@@ -6,6 +6,7 @@ so the archive's tensors are read here by a restricted unpickler instead.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -20,17 +21,19 @@ from typing import Any
 
 import torch
 
+from ipiqa.engine.checkpoint import CodeInFileError, read_data, refuse_newer
 from ipiqa.errors import DataError
 
 logger = logging.getLogger("ipiqa")
 
 OPENAI_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 OPENAI_RN50_URL = f"https://openaipublic.azureedge.net/clip/models/{OPENAI_RN50_SHA256}/RN50.pt"
+OPENAI_RN50_HINT = f"OpenAI's RN50.pt is at {OPENAI_RN50_URL}; see cache/README.md."
 
 Tensors = dict[str, torch.Tensor]
 
 
-def read_tensors(path: str | Path, where: str, sha256: str | None = None) -> Tensors:
+def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: str = OPENAI_RN50_HINT) -> Tensors:
     """Returns the tensors of a weights file by name, on the CPU, in the types they are stored in.
 
     Reads TorchScript archives (as OpenAI publishes them), files of `torch.save` holding a state dict, bare or under
@@ -40,6 +43,7 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None) -> Ten
         path: the file.
         where: the setting that names the file, for messages.
         sha256: what the file's hash must be, or None.
+        hint: where such a file comes from, for messages.
 
     Raises:
         DataError: the file is missing, damaged, of another kind, or not the one the hash belongs to.
@@ -47,27 +51,28 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None) -> Ten
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{where}: '{path}' {what}. OpenAI's RN50.pt is at {OPENAI_RN50_URL}; see cache/README.md.")
+        raise DataError(f"{where}: '{path}' {what}. {hint}")
     if sha256 is not None:
         _check_sha256(path, sha256, where)
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise DataError(f"{where}: '{path}' is empty. Download it again: {OPENAI_RN50_URL}.")
-    if head.lstrip()[:1] == b"<":
-        raise DataError(
-            f"{where}: '{path}' is a web page, not weights: the download went wrong. Try again: {OPENAI_RN50_URL}."
-        )
+        raise DataError(f"{where}: '{path}' is empty. {hint}")
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
+        raise DataError(f"{where}: '{path}' is a web page, not weights: the download went wrong. {hint}")
     try:
         return _read_by_kind(path, head)
-    except _Refused as refused:
-        raise DataError(f"{where}: '{path}' was refused: {refused}. A weights file holds tensors only.") from None
+    except CodeInFileError as refused:
+        raise DataError(
+            f"{where}: '{path}' was refused: {refused}. A weights file holds tensors only. {hint}"
+        ) from None
     except DataError as error:
         raise DataError(f"{where}: '{path}' {error}") from None
     except Exception as error:
         # Every reader has its own exceptions for damaged files; the cause is the same to the user.
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{where}: '{path}' cannot be read: it is damaged or no weights file ({reason}).") from None
+        what = f"it is damaged or no weights file ({reason or type(error).__name__})"
+        raise DataError(f"{where}: '{path}' cannot be read: {what}. {hint}") from None
 
 
 def _read_by_kind(path: Path, head: bytes) -> Tensors:
@@ -80,21 +85,17 @@ def _read_by_kind(path: Path, head: bytes) -> Tensors:
             names = archive.namelist()
             if any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names):
                 return _read_torchscript(archive)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise _Refused("it asks for code to be run") from None
-        raise
-    return state_dict_of(content)
+    return state_dict_of(read_data(path))
 
 
 def state_dict_of(content: Any) -> Tensors:
     """Returns the state dict inside what `torch.load` returned: bare, or under "model" or "state_dict".
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is of a newer format.
     """
+    if isinstance(content, Mapping):
+        refuse_newer(content, "cannot be read:")
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -126,10 +127,6 @@ def _is_safetensors(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
-class _Refused(Exception):
-    """The file wants something run that a file of tensors has no need of."""
-
-
 class _Node:
     """Stands for a TorchScript module or object: its attributes and nothing else."""
 
@@ -143,7 +140,7 @@ class _Node:
 def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if math.prod(size) else offset
     if min((offset, *size, *stride)) < 0 or last >= max(storage.numel(), 1):
-        raise _Refused("a tensor reaches outside its storage")
+        raise ValueError("a tensor reaches outside its storage")
     return storage.as_strided(size, stride, offset)
 
 
@@ -186,7 +183,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
             return _first_argument
         if (module, name) in allowed:
             return allowed[module, name]
-        raise _Refused(f"it asks for {module}.{name} to be run")
+        raise CodeInFileError(f"it asks for {module}.{name} to be run")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         _, dtype, key, _, count = pid

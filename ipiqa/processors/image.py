@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -76,19 +77,24 @@ class SquashProcessor:
         if full:
             self.decode(path)
         else:
-            _open(path).close()
+            _open(path, str(path)).close()
 
-    def decode(self, path: Path) -> torch.Tensor:
+    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
+
+        Args:
+            source: file, or the content of one.
+            name: what messages call it; None takes the path.
 
         Raises:
             DataError: the file cannot be used; the message names it and says why.
         """
-        with _open(path) as opened:
+        shown = name or (str(source) if isinstance(source, Path) else "image in memory")
+        with _open(source, shown) as opened:
             try:
                 image = _to_rgb(ImageOps.exif_transpose(opened))
             except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file
-                raise DataError(f"'{path}' cannot be decoded: {_one_line(error)}.") from error
+                raise DataError(f"'{shown}' cannot be decoded: {_one_line(error)}.") from error
         resample = Image.Resampling[self.interpolation.upper()]
         pixels = np.array(image.resize((self.image_size, self.image_size), resample))  # (S, S, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -103,6 +109,8 @@ class SquashProcessor:
             fold: number of the fold.
             epoch: number of the epoch.
         """
+        if self.flip == 0:  # and no draw for each of the rows, of which there may be millions
+            return torch.zeros(len(rows), dtype=torch.bool)
         draws = np.random.RandomState([seed, fold, epoch, _FLIPS]).random_sample(num_rows)
         return torch.from_numpy(draws < self.flip)[rows]
 
@@ -113,29 +121,37 @@ class SquashProcessor:
             images: (B, 3, S, S) uint8.
             flips: (B,) bool, which images to mirror left to right; None mirrors none.
         """
-        if flips is not None:
-            images = torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        if flips is not None and bool(flips.any()):
+            images = images.clone()
+            for i in flips.nonzero()[:, 0].tolist():  # one by one: indexing by a mask takes ten times as long
+                images[i] = images[i].flip(-1)
+        # Whole rows of pixels against a row of means: with three channels innermost, broadcasting would go by threes.
+        rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, S, S * 3)
+        mean, std = (value.flatten().repeat(images.shape[-1]).to(images.device) for value in (self.mean, self.std))
+        rows = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(source: Path | bytes, shown: str) -> Image.Image:
     """Returns the image with its header read and judged, its pixels not yet decoded.
+
+    Args:
+        source: file, or the content of one.
+        shown: its name in messages.
 
     Raises:
         DataError: not an image, too small or too large, animated.
     """
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DataError(f"'{path}' {_TOO_LARGE}.") from error
+        raise DataError(f"'{shown}' {_TOO_LARGE}.") from error
     except UnidentifiedImageError as error:
-        with path.open("rb") as file:
-            start = file.read(12)
+        start = _start(source)
         found = f"it starts with {start!r}" if start else "it has 0 bytes"
-        raise DataError(f"'{path}' is not an image: {found}.") from error
+        raise DataError(f"'{shown}' is not an image: {found}.") from error
     except Exception as error:  # missing, no permission, or a header that breaks one of Pillow's parsers
-        raise DataError(f"'{path}' cannot be read: {_one_line(error)}.") from error
+        raise DataError(f"'{shown}' cannot be read: {_one_line(error)}.") from error
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         problem = f"is {width}x{height} pixels, too small to judge"
@@ -148,7 +164,15 @@ def _open(path: Path) -> Image.Image:
     else:
         return image
     image.close()
-    raise DataError(f"'{path}' {problem}.")
+    raise DataError(f"'{shown}' {problem}.")
+
+
+def _start(source: Path | bytes) -> bytes:
+    """Returns the first bytes of a file, which tell what it is."""
+    if isinstance(source, bytes):
+        return source[:12]
+    with source.open("rb") as file:
+        return file.read(12)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

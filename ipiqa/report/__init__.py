@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from ipiqa.engine.checkpoint import write_json, write_text
+from ipiqa.report.ablation import AblationRow, write_ablation
 from ipiqa.report.compare import compare_runs
 from ipiqa.report.data import RunResult, Summary, load_run, summarise
 from ipiqa.report.page import report_page
 from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
 
-__all__ = ["RunResult", "Summary", "compare_runs", "console_table", "load_run", "summarise", "write_summary"]
+__all__ = [
+    "AblationRow",
+    "RunResult",
+    "Summary",
+    "compare_runs",
+    "console_table",
+    "load_run",
+    "summarise",
+    "write_ablation",
+    "write_summary",
+]
 
 
 def write_summary(run_dir: Path) -> Summary:

@@ -37,7 +37,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         rows = []
         for moment in [moment for moment in a.moments if moment in b.moments]:
             for metric in METRICS:
-                test = _test(pairs, target, moment, metric)
+                test = compare_folds(pairs, target, moment, metric)
                 rows.append([moment, LABELS[metric], *_cells(test, metric)])
                 notes |= dict.fromkeys(test.notes)
         lines += [f"## {escaped(target)}", "", *markdown_table(header, rows), ""]
@@ -54,7 +54,12 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
 
 
-def _test(pairs: Sequence[tuple[FoldResult, FoldResult]], target: str, moment: str, metric: str) -> PairedTest:
+def compare_folds(pairs: Sequence[tuple[FoldResult, FoldResult]], target: str, moment: str, metric: str) -> PairedTest:
+    """Returns the paired test of one metric over pairs of folds.
+
+    Raises:
+        DataError: the folds of a pair were measured on different parts.
+    """
     return paired_test(
         [one.moments[moment].metrics[target][metric] for one, _ in pairs],
         [other.moments[moment].metrics[target][metric] for _, other in pairs],
@@ -69,19 +74,28 @@ def _listed(run: RunResult) -> str:
 
 
 def _cells(test: PairedTest, metric: str) -> list[str]:
-    interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
-    p_values = [_p(p) for p in (test.p_corrected, test.p_t, test.p_wilcoxon)]
+    p_values = [p_value(p) for p in (test.p_corrected, test.p_t, test.p_wilcoxon)]
     return [
         number(test.mean_a),
         number(test.mean_b),
         f"{test.difference:+.4f}",
-        interval,
+        interval(test),
         *p_values,
         _ahead(test, metric),
     ]
 
 
-def _p(value: float) -> str:
+def interval(test: PairedTest) -> str:
+    """Returns "low to high" of a difference, "-" where there is none."""
+    return "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
+
+
+def p_value(value: float) -> str:
+    """Returns a p-value with three decimals, "-" where there is none.
+
+    >>> p_value(0.0123), p_value(0.0001), p_value(float("nan"))
+    ('0.012', '<0.001', '-')
+    """
     if math.isnan(value):
         return "-"
     return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -203,16 +203,16 @@ def summary_latex(summary: Summary) -> str:
     for target, moments in summary.spreads.items():
         lines.append(r"\midrule")
         for moment, spreads in moments.items():
-            first = _latex(target) if moment == run.moments[0] else ""
+            first = latex_escaped(target) if moment == run.moments[0] else ""
             cells = [f"${mean_std(spreads[m])}$".replace("±", r"\pm").replace("$nan$", "--") for m in METRICS]
             lines.append(" & ".join([first, moment if run.trained else "--", *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex(text: str) -> str:
+def latex_escaped(text: str) -> str:
     r"""Returns text without special meaning to LaTeX.
 
-    >>> print(_latex("a_b & 5 %"))
+    >>> print(latex_escaped("a_b & 5 %"))
     a\_b \& 5 \%
     """
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import math
 
 import torch
-from torch.nn import functional
 
-from ipiqa.registry import register
-
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "mse": functional.mse_loss,
-    "l1": functional.l1_loss,
-    "huber": functional.huber_loss,
-}
+from ipiqa.errors import ConfigError
+from ipiqa.registry import lookup, register
+from ipiqa.tasks import losses  # noqa: F401  (registers them)
 
 
 @register("task", "quality_regression")
 class QualityRegression:
-    """Predicts the MOS of every target with one head and one loss (paper, section 3.4: mean squared error)."""
+    """Predicts the MOS of every target with one head (paper, section 3.4: mean squared error)."""
 
-    def __init__(self, *, loss: Literal["mse", "l1", "huber"] = "mse") -> None:
-        self._loss = LOSSES[loss]
+    def __init__(self, *, loss: str | dict[str, float] = "mse") -> None:
+        """Takes the loss by name, or several with the weights they are summed with.
+
+        Raises:
+            ConfigError: no such loss, or a weight that is not above 0.
+        """
+        weights = {loss: 1.0} if isinstance(loss, str) else dict(loss)
+        if not weights:
+            raise ConfigError("task.loss: empty. Give a name such as mse, or weights such as {mse: 1, plcc: 0.5}.")
+        for name, weight in weights.items():
+            lookup("loss", name, "task.loss")
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not is_number or not 0 < weight < math.inf:
+                raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
+        self._terms = [(lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
 
     def loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss over a batch and its targets.
+        """Returns the weighted sum of the losses over a batch.
 
         Args:
             predictions: (B, T).
             targets: (B, T) MOS.
         """
-        return self._loss(predictions, targets)
+        return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()

@@ -1,0 +1,381 @@
+"""A grid of runs: from one YAML file to named points, each a resumable run in a folder of its own.
+
+The file (paths of `config` are relative to it, `output_dir` to where the command is started):
+
+    config: ipiqa.yaml              # what every point is a change of
+    output_dir: output/demo/ablation
+    num_folds: 5                    # optional: run.num_folds of every point
+    rows:                           # named points; all others are compared with the first
+      - name: whole
+      - name: without prompt
+        set: {model.name: image_only}
+    grid:                           # every combination of these, for each row
+      task.loss: [mse, huber]
+
+At least one of `rows` and `grid` is there. The points of a grid bear their values behind the name of the row: "whole,
+loss=mse". A point runs in `<output_dir>/<its name, as a file name>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ipiqa import dist
+from ipiqa.config import Config, load_config, parse_override
+from ipiqa.cross_validation import choose_device, run
+from ipiqa.errors import ConfigError, DataError, did_you_mean
+from ipiqa.fold import build_model
+from ipiqa.report import AblationRow, load_run, write_summary
+from ipiqa.run_folder import check_identity, identity_of, is_finished
+
+logger = logging.getLogger("ipiqa")
+
+KEYS = ("config", "output_dir", "num_folds", "rows", "grid")
+OUTPUT_DIR = "run.output_dir"
+# What a point may not set: the folder comes from its name, and all processes of a job are joined for one device.
+FIXED = {
+    OUTPUT_DIR: "Each point has its own under output_dir.",
+    "run.device": "Give it at the end of the command, for all points.",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid: its name, what it changes as "key=value", and the whole config."""
+
+    name: str
+    changes: tuple[str, ...]
+    config: Config
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.run.output_dir)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return (self.run_dir / "config.yaml").is_file()
+
+    @property
+    def num_finished(self) -> int:
+        """How many of its folds have their scores."""
+        return sum(is_finished(self.run_dir, fold) for fold in range(self.config.run.num_folds))
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_begun and self.num_finished == self.config.run.num_folds
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if self.is_done:
+            return "finished"
+        return f"{self.num_finished} of {self.config.run.num_folds} folds" if self.is_begun else "not begun"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points of a grid file, in its order, and the folder their table is written to."""
+
+    output_dir: Path
+    points: tuple[Point, ...]
+
+
+# ----------------------------------------------------------------------------------------------------- reading the file
+
+
+def load_grid(path: str | Path, *overrides: str) -> Grid:
+    """Returns the points of a grid file, their configs loaded and checked.
+
+    Args:
+        path: YAML file in the form shown above.
+        overrides: "key=value" for all points; run.output_dir takes the place of the file's output_dir.
+
+    Raises:
+        ConfigError: a file that cannot be read, a wrong key or type, points that share a name, a folder or all their
+            settings, or a point whose config does not load.
+    """
+    path = Path(path)
+    content = _read(path)
+    _check_keys(content, KEYS, str(path))
+    config_path = path.parent / _text(content, "config", str(path))
+    if not config_path.is_file():
+        raise ConfigError(f"{path}: config: '{config_path}' does not exist. Give a config, relative to this file.")
+    output_dir = Path(_text(content, "output_dir", str(path)))
+    common = [_override("run.num_folds", content["num_folds"])] if content.get("num_folds") is not None else []
+    for override in overrides:
+        key, value = parse_override(override)
+        output_dir = Path(str(value)) if key == OUTPUT_DIR else output_dir
+    for_all = [override for override in overrides if parse_override(override)[0] != OUTPUT_DIR]
+    points: list[Point] = []
+    for name, changes in _named_changes(content, str(path)):
+        changes = (*common, *changes)
+        folder = _override(OUTPUT_DIR, str(output_dir / _folder_name(name, path)))
+        with _told_of(name):
+            config = load_config(config_path, *changes, *for_all, folder)
+        points.append(Point(name, changes[len(common) :], config))
+    _check_distinct(points, str(path))
+    return Grid(output_dir, tuple(points))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as configs are read: 1e-4 is a number, and a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the mapping that stands in a grid file."""
+    form = f"A grid has the keys {', '.join(KEYS)}."
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"--grid: '{path}' {what}. Grids are in ipiqa/projects/*/ablation.yaml.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except (UnicodeDecodeError, OSError) as error:
+        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{line}: no valid YAML ({problem}). Check what stands there.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no mapping. {form}")
+    return content
+
+
+def _check_keys(section: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    for key in section:
+        if key not in known:
+            near = did_you_mean(str(key), known)
+            raise ConfigError(f"{where}: {key}: no such key.{near} There are: {', '.join(known)}.")
+
+
+def _text(section: Mapping[str, Any], key: str, where: str) -> str:
+    value = section.get(key)
+    if not isinstance(value, str) or not value.strip():
+        found = "missing" if key not in section else f"{value!r} is not text"
+        raise ConfigError(f"{where}: {key}: {found}. Write {key}: and a text, in quotes where it is a number.")
+    return value
+
+
+def _named_changes(content: Mapping[str, Any], where: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns name and changes of every point: each combination of the grid for each row."""
+    if content.get("rows") is None and content.get("grid") is None:
+        raise ConfigError(f"{where}: neither rows nor grid is there. Give named rows, or lists of values under grid.")
+    rows = _rows(content["rows"], where) if content.get("rows") is not None else [("", {})]
+    grid = _lists(content["grid"], where) if content.get("grid") is not None else {}
+    labels = {key: _short(key, grid) for key in grid}
+    out = []
+    for name, changes in rows:
+        both = [key for key in changes if key in grid]
+        if both:
+            raise ConfigError(f"{where}: row {name!r}: {both[0]} is set by the grid as well. Leave it to one of them.")
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            parts = [name] * bool(name) + [
+                f"{labels[k]}={_override(k, v).partition('=')[2]}" for k, v in chosen.items()
+            ]
+            overrides = tuple(_override(key, value) for key, value in {**changes, **chosen}.items())
+            out.append((", ".join(parts), overrides))
+    return out
+
+
+def _rows(rows: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(f"{where}: rows: {rows!r} is not a list of rows. Write '- name: whole' and so on.")
+    out = []
+    for number, row in enumerate(rows, 1):
+        here = f"{where}: rows, number {number}"
+        if not isinstance(row, dict):
+            raise ConfigError(f"{here}: {row!r} is not a mapping. Write '- name: whole', and set: under it.")
+        _check_keys(row, ("name", "set"), here)
+        name, changes = _text(row, "name", here), row.get("set", {})
+        here = f"{where}: row {name!r}"
+        if not isinstance(changes, dict):
+            raise ConfigError(f"{here}: set: {changes!r} is not a mapping. Write {{key: value}} with dotted keys.")
+        _check_settable(changes, here)
+        out.append((name, changes))
+    return out
+
+
+def _lists(grid: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(grid, dict) or not grid:
+        raise ConfigError(f"{where}: grid: {grid!r} is not a mapping. Write key: [value, value] with dotted keys.")
+    _check_settable(grid, f"{where}: grid")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: grid: {key}: {values!r} is not a list of values. Write [{values}], for one.")
+    return grid
+
+
+def _check_settable(changes: Mapping[Any, Any], where: str) -> None:
+    for key in changes:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}: {key!r} is no setting. Write a dotted key, such as model.name.")
+        if key in FIXED:
+            raise ConfigError(f"{where}: {key} cannot differ between points. {FIXED[key]}")
+
+
+def _short(key: str, grid: Mapping[str, Any]) -> str:
+    """Returns the last part of a key, or the whole key where another one ends in the same part.
+
+    >>> grid = {"task.loss": [], "model.head.name": [], "model.fusion.name": []}
+    >>> [_short(key, grid) for key in grid]
+    ['loss', 'model.head.name', 'model.fusion.name']
+    """
+    last = key.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in grid].count(last) == 1 else key
+
+
+def _override(key: str, value: Any) -> str:
+    """Returns "key=value" that is read back as this value.
+
+    >>> _override("task.loss", "mse"), _override("image_size", 64), _override("run.checkpoint", "64")
+    ('task.loss=mse', 'image_size=64', 'run.checkpoint="64"')
+    """
+    plain = f"{key}={value}"
+    if isinstance(value, str) and parse_override(plain) == (key, value):
+        return plain
+    return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
+
+
+def _folder_name(name: str, path: Path) -> str:
+    """Returns a name as a file name.
+
+    >>> _folder_name("Without [QA], loss=mse", Path("grid.yaml"))
+    'without_qa_loss_mse'
+    """
+    folder = re.sub(r"[^a-z0-9.+-]+", "_", name.lower()).strip("._")
+    if not re.search("[a-z0-9]", folder):
+        raise ConfigError(
+            f"{path}: row {name!r}: no folder can be named so. Use a letter or a digit from a to z, 0 to 9."
+        )
+    return folder
+
+
+def _check_distinct(points: Sequence[Point], where: str) -> None:
+    """Raises where two points have the same name, folder or settings: one of them would stand for both."""
+    for i, point in enumerate(points):
+        for other in points[:i]:
+            if other.name == point.name:
+                raise ConfigError(f"{where}: two points are called {point.name!r}. Give each its own name, once.")
+            if other.run_dir == point.run_dir:
+                raise ConfigError(
+                    f"{where}: {other.name!r} and {point.name!r} would share the folder '{point.run_dir}'. "
+                    "Name one of them otherwise."
+                )
+            if _settings(other) == _settings(point):
+                raise ConfigError(
+                    f"{where}: {other.name!r} and {point.name!r} have the same settings. "
+                    "Change what one of them sets, or remove it."
+                )
+
+
+def _settings(point: Point) -> Config:
+    """Returns the config of a point as if it had no folder."""
+    return dataclasses.replace(point.config, run=dataclasses.replace(point.config.run, output_dir=""))
+
+
+def check_folders(points: Sequence[Point]) -> None:
+    """Checks that the folder of each point, finished or not, holds no run with other settings.
+
+    Raises:
+        ConfigError: one does; it names the differences.
+    """
+    for point in points:
+        if point.is_begun:
+            with _told_of(point.name):
+                stored = load_config(point.run_dir / "config.yaml")
+                check_identity(identity_of(stored), identity_of(point.config), point.run_dir)
+
+
+@contextlib.contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """A mistake found within the block is told with the name of the point in front."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"row {name!r}: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------------- running points
+
+
+def run_points(points: Sequence[Point]) -> None:
+    """Runs each point that is not finished, or what is left of it, and writes its summary.
+
+    Raises:
+        ConfigError, DataError: a point that cannot be run; the line begins with its name. What all points need of
+            weights is checked before the first is trained.
+        Interrupted: stopped by a signal; the state is saved.
+    """
+    if not points:
+        return
+    with dist.process_group(choose_device(points[0].config)):
+        # Asked of rank 0 once: a process that looks later would find the folder that this very run has made.
+        done = dist.from_main([point.is_done for point in points])
+        begun = dist.from_main([point.is_begun for point in points])
+        left = []
+        for point, is_done, is_begun in zip(points, done, begun, strict=True):
+            if is_done:
+                logger.info("row %r is finished, skipped", point.name)
+                continue
+            with _told_of(point.name):
+                build_model(point.config, num_targets=1)  # finds missing or wrong weights
+            left.append((point, is_begun))
+        for number, (point, is_begun) in enumerate(left, 1):
+            logger.info("row %r (%d of %d): %s", point.name, number, len(left), " ".join(point.changes) or "as it is")
+            with _told_of(point.name):
+                run(point.config, resume=is_begun)
+            if dist.is_main():
+                write_summary(point.run_dir)
+
+
+def shard_of(points: Sequence[Point], number: int, count: int) -> list[Point]:
+    """Returns every count-th point, from the number-th on, counted from 1.
+
+    >>> [shard_of("abcde", number, 2) for number in (1, 2)]
+    [['a', 'c', 'e'], ['b', 'd']]
+    """
+    return list(points[number - 1 :: count])
+
+
+def rows_of(grid: Grid) -> list[AblationRow]:
+    """Returns the rows of the table: every point, with its results where it is finished.
+
+    Raises:
+        DataError: a finished point whose files cannot be read.
+    """
+    rows = []
+    for point in grid.points:
+        result = None
+        if point.is_done:
+            found, count = load_run(point.run_dir), point.config.run.num_folds
+            folds = tuple(fold for fold in found.folds if fold.number < count)  # an earlier grid may have had more
+            result = dataclasses.replace(found, folds=folds, num_folds=count, missing=())
+        rows.append(AblationRow(point.name, point.changes, point.state, result))
+    return rows

@@ -1,0 +1,277 @@
+"""Images and the prompts they were made from, without scores: what Image2Prompt pre-training learns from.
+
+Both datasets give an `AnnotationTable` without targets whose groups are its prompts, so that splits, loaders, checks
+and the image cache serve them as they are, and no held-out prompt is ever trained on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ipiqa.datasets.checks import ImageReader, check_images
+from ipiqa.datasets.image_cache import ImageSource, open_images
+from ipiqa.datasets.tables import AnnotationTable, find_column, leaves_folder, read_rows
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.registry import register
+
+logger = logging.getLogger(__name__)
+
+DIFFUSIONDB_URL = "https://huggingface.co/datasets/poloclub/diffusiondb"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedImages(ABC):
+    """A folder of images whose prompts are known: the settings and steps that all datasets of pairs share.
+
+    Attributes:
+        images: folder of the images.
+        image_cache: whether to keep decoded images in a file, for all epochs and runs.
+        cache_dir: folder of those files.
+        cache_limit_gb: a larger cache is not built; images are then decoded each time.
+    """
+
+    images: str
+    image_cache: bool = True
+    cache_dir: str = "cache/images"
+    cache_limit_gb: float = 16.0
+
+    @abstractmethod
+    def load(self) -> AnnotationTable:
+        """Returns the table, with scores (N, 0); the images are not touched.
+
+        Raises:
+            DataError: a file is missing or something in it cannot be right.
+        """
+
+    @property
+    def hint(self) -> str:
+        """Where the files come from, for messages."""
+        return "Check the path."
+
+    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
+        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
+        check_images(table, processor, full=full, hint=self.hint)
+
+    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
+        """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
+        limit_gb = self.cache_limit_gb if self.image_cache else 0.0
+        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
+
+
+@register("dataset", "pairs")
+@dataclass(frozen=True, kw_only=True)
+class TablePairs(PairedImages):
+    """A table of image file names and prompts: csv, tsv, xlsx, json lines or parquet.
+
+    Attributes:
+        annotations: table file.
+        image: column of image file names, relative to `images`.
+        prompt: column of prompts.
+    """
+
+    annotations: str
+    image: str = "image"
+    prompt: str = "prompt"
+
+    def load(self) -> AnnotationTable:
+        path = Path(self.annotations).expanduser()
+        here = f"dataset.annotations: '{path}'"
+        if path.suffix.lower() == ".parquet" and path.is_file():
+            names, prompts = _read_parquet(path, [self.image, self.prompt], here)
+            places = [f"row {number}" for number in range(1, len(names) + 1)]
+        else:
+            rows = read_rows(path, "dataset.annotations", self.hint)
+            columns = [str(column) for column in rows.columns]
+            names, prompts = (
+                [str(cell) for cell in rows.iloc[:, find_column(columns, [wanted], here)]]
+                for wanted in (self.image, self.prompt)
+            )
+            places = [f"{rows.index.name} {number}" for number in rows.index]
+        _require_text(names, "image name", places, here)
+        _require_text(prompts, "prompt", places, here)
+        return _pair_table(names, prompts, places, here, Path(self.images).expanduser())
+
+
+@register("dataset", "diffusiondb")
+@dataclass(frozen=True, kw_only=True)
+class DiffusionDB(PairedImages):
+    """DiffusionDB (arXiv:2210.14896) as it is published: `images` holds part-000001, part-000002 and so on.
+
+    Each part is a folder of pictures and a json file of the folder's name, which has every picture's prompt under "p".
+
+    Attributes:
+        parts: number of parts to take, the first in order; null for all.
+    """
+
+    parts: int | None = None
+
+    @property
+    def hint(self) -> str:
+        return f"Get DiffusionDB from {DIFFUSIONDB_URL} and unpack its parts."
+
+    def load(self) -> AnnotationTable:
+        root = Path(self.images).expanduser()
+        names: list[str] = []
+        prompts: list[str] = []
+        empty: list[str] = []
+        for part in self._chosen_parts(root):
+            for file, prompt in _read_part(part / f"{part.name}.json").items():
+                name = f"{part.name}/{file}"
+                if prompt.strip():
+                    names.append(name)
+                    prompts.append(prompt)
+                else:
+                    empty.append(name)
+        here = f"dataset.images: '{root}'"
+        if empty:
+            total = len(empty) + len(names)
+            logger.warning("%s: %d of %d images left out, empty prompt, first %r", here, len(empty), total, empty[0])
+        if not names:
+            raise DataError(f"{here} names no image with a prompt. {self.hint}")
+        return _pair_table(names, prompts, names, here, root)
+
+    def _chosen_parts(self, root: Path) -> list[Path]:
+        if self.parts is not None and self.parts < 1:
+            raise ConfigError(f"dataset.parts: {self.parts} is less than 1. Give a number of parts, or null for all.")
+        if not root.is_dir():
+            raise DataError(f"dataset.images: the folder '{root}' does not exist. {self.hint}")
+        found = [path for path in root.iterdir() if re.fullmatch("part-[0-9]+", path.name) and path.is_dir()]
+        parts = sorted(found, key=lambda path: int(path.name.removeprefix("part-")))
+        if not parts:
+            packed = len(list(root.glob("part-*.zip")))
+            zips = f", but {packed} zip files of parts" if packed else ""
+            raise DataError(f"dataset.images: '{root}' holds no folder such as 'part-000001'{zips}. {self.hint}")
+        if self.parts is not None and self.parts > len(parts):
+            raise DataError(f"dataset.parts: {self.parts} wanted, '{root}' holds {len(parts)}. {self.hint}")
+        chosen = parts[: self.parts]
+        bare = [f"'{part.name}'" for part in chosen if not (part / f"{part.name}.json").is_file()]
+        if bare:
+            raise DataError(
+                f"dataset.images: {len(bare)} of {len(chosen)} parts under '{root}' have no json file of their name, "
+                f"first {bare[0]}. {self.hint}"
+            )
+        return chosen
+
+
+def _read_part(path: Path) -> dict[str, str]:
+    """Returns image file name -> prompt of one part.
+
+    Raises:
+        DataError: the file cannot be read or has another form.
+    """
+    here = f"dataset.images: '{path}'"
+    form = 'Its form is {"<file>.png": {"p": "<prompt>", ...}, ...}.'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{here} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{here} is not JSON ({error}). {form}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{here} holds a {type(content).__name__}. {form}")
+    prompts: dict[str, Any] = {
+        file: entry.get("p") if isinstance(entry, dict) else None for file, entry in content.items()
+    }
+    bare = [file for file, prompt in prompts.items() if not isinstance(prompt, str)]
+    if bare:
+        raise DataError(f"{here}: {len(bare)} of {len(prompts)} images have no prompt 'p', first {bare[0]!r}. {form}")
+    return prompts
+
+
+def _read_parquet(path: Path, wanted: Sequence[str], here: str) -> list[list[str]]:
+    """Returns the cells of the wanted columns as text, "" for null; no other column is read."""
+    arrow = require_package("pyarrow", here)
+    parquet = require_package("pyarrow.parquet", here)
+    try:
+        file = parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+        chosen = [columns[find_column(columns, [spelling], here)] for spelling in wanted]
+        table = file.read(columns=chosen)
+    except (OSError, arrow.ArrowException) as error:
+        raise DataError(f"{here} is not a parquet file that can be read ({type(error).__name__}).") from error
+    if not table.num_rows:
+        raise DataError(f"{here} has columns but no rows.")
+    cells = []
+    for column in chosen:
+        try:
+            texts = table.column(column).cast(arrow.string()).to_pylist()
+        except arrow.ArrowException as error:
+            kind = table.schema.field(column).type
+            raise DataError(
+                f"{here}: column {column!r} holds {kind}, not text. Write file names and prompts."
+            ) from error
+        cells.append([text or "" for text in texts])
+    return cells
+
+
+def require_package(name: str, where: str) -> ModuleType:
+    """Returns a module of the extra `shards`, which is not installed by default.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        install = "Install it with: pip install -e '.[shards]'"
+        raise ConfigError(f"{where} needs the package {package}, which is not installed. {install}") from error
+
+
+def _require_text(cells: Sequence[str], what: str, places: Sequence[str], here: str) -> None:
+    empty = [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]
+    if empty:
+        raise DataError(
+            f"{here}: {len(empty)} of {len(cells)} rows have an empty {what}, first {empty[0]}. "
+            f"Give every row a {what}."
+        )
+
+
+def _pair_table(
+    names: Sequence[str], prompts: Sequence[str], places: Sequence[str], here: str, image_dir: Path
+) -> AnnotationTable:
+    """Returns the table of these pairs; a pair that stands there twice is taken once.
+
+    Raises:
+        DataError: a name leaves the folder, or an image has two prompts.
+    """
+    outside = [f"{n!r} ({place})" for n, place in zip(names, places, strict=True) if leaves_folder(n)]
+    if outside:
+        raise DataError(
+            f"{here}: {len(outside)} of {len(names)} rows name an image outside the image folder, first {outside[0]}. "
+            "Write names relative to dataset.images, without '..'."
+        )
+    row_of: dict[str, int] = {}
+    differing: list[str] = []
+    for row, name in enumerate(names):
+        first = row_of.setdefault(str(PurePosixPath(name)), row)
+        if prompts[first] != prompts[row]:
+            differing.append(f"{name!r} ({places[first]}, {places[row]})")
+    if differing:
+        raise DataError(
+            f"{here}: {len(differing)} rows give an image another prompt than a row before, first {differing[0]}. "
+            "One image has one prompt: correct the table."
+        )
+    kept = list(row_of.values())
+    if len(kept) < len(names):
+        logger.warning("%s: %d rows repeat an earlier row and are left out", here, len(names) - len(kept))
+    texts = tuple(prompts[row] for row in kept)
+    return AnnotationTable(
+        names=tuple(names[row] for row in kept),
+        prompts=texts,
+        scores=np.zeros((len(kept), 0)),
+        targets=(),
+        groups=texts,
+        image_dir=image_dir,
+    )

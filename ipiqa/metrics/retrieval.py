@@ -1,0 +1,39 @@
+"""How well images find their own prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CHUNK = 1024  # images compared with all prompts at once: bounds memory
+
+
+def retrieval(image_features: np.ndarray, prompt_features: np.ndarray) -> dict[str, float]:
+    """Returns recall at 1 and at 5, and the mean cosine of an image and its own prompt.
+
+    An image is recalled at k when fewer than k of the other distinct prompts are nearer to it than its own.
+
+    Args:
+        image_features: (N, D).
+        prompt_features: (N, D), of the images' own prompts; equal rows are one prompt.
+
+    >>> found = retrieval(np.array([[1.0, 0], [1, 1], [0, 1]]), np.array([[1.0, 0], [0, 1], [1, 0]]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'recall_at_1': 0.667, 'recall_at_5': 1.0, 'mean_cosine': 0.569}
+    """
+    images, prompts = _normalised(image_features), _normalised(prompt_features)
+    distinct, place = np.unique(prompts, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    nearer = np.empty(len(images), dtype=np.int64)
+    own = np.empty(len(images))
+    for start in range(0, len(images), CHUNK):
+        part = slice(start, start + CHUNK)
+        cosines = images[part] @ distinct.T  # (CHUNK, P)
+        own[part] = np.take_along_axis(cosines, place[part, None], axis=1)[:, 0]
+        nearer[part] = (cosines > own[part, None]).sum(axis=1)
+    recalls = {f"recall_at_{k}": float((nearer < k).mean()) for k in (1, 5)}
+    return recalls | {"mean_cosine": float(own.mean())}
+
+
+def _normalised(features: np.ndarray) -> np.ndarray:
+    features = features.astype(np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,128 @@
+"""What IP-IQA is compared with: CLIP as it is, and the least that can be learned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ipiqa.errors import ConfigError
+from ipiqa.models.fusion import check_comparable
+from ipiqa.models.image_encoder import ImageEncoder
+from ipiqa.models.ipiqa import Prompts
+from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.tokens import tokenize
+from ipiqa.registry import register
+
+TEMPERATURE = 100.0  # CLIP's own at the end of its training
+
+
+class _ZeroShot(nn.Module):
+    """A score that CLIP gives without any training, and a line from it to each target that training fits."""
+
+    is_zero_shot = True
+
+    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, num_targets: int) -> None:
+        super().__init__()
+        check_comparable(image_encoder, prompt_encoder)
+        self.image_encoder = image_encoder.requires_grad_(False)
+        self.prompt_encoder = prompt_encoder.requires_grad_(False)
+        self.slope = nn.Parameter(torch.ones(num_targets))
+        self.intercept = nn.Parameter(torch.zeros(num_targets))
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Returns what `forward` takes in place of prompts: tokens (B, context)."""
+        return self.prompt_encoder.tokenize(prompts)
+
+    def train(self, mode: bool = True) -> _ZeroShot:
+        """CLIP stays as it is, its BatchNorm statistics included."""
+        super().train(mode)
+        self.image_encoder.eval()
+        return self
+
+    def _on_line(self, score: torch.Tensor) -> torch.Tensor:
+        """Returns (B, T) for scores (B,)."""
+        return score.float()[:, None] * self.slope + self.intercept
+
+
+@register("model", "clip_cosine")
+class CLIPCosine(_ZeroShot):
+    """The cosine of CLIP's image and prompt feature: zero-shot alignment (Hessel et al. 2021, CLIPScore)."""
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T): a line of the cosine, which is what they are before training."""
+        with torch.no_grad():
+            image_feature = self.image_encoder(images)[1]  # (B, D)
+            cosine = functional.cosine_similarity(image_feature.float(), self.prompt_encoder(prompts).float(), dim=1)
+        return self._on_line(cosine)
+
+
+@register("model", "clip_antonyms")
+class CLIPAntonyms(_ZeroShot):
+    """How much nearer an image is to "Good photo." than to "Bad photo.": zero-shot quality, as CLIP-IQA has it.
+
+    Source: Wang, Chan and Loy 2023, Exploring CLIP for assessing the look and feel of images, section 3.2; here with
+    CLIP's positions left in the attention pool.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        prompt_encoder: PromptEncoder,
+        num_targets: int,
+        *,
+        good: str = "Good photo.",
+        bad: str = "Bad photo.",
+    ) -> None:
+        """Takes the towers and the two prompts.
+
+        Args:
+            image_encoder: CLIP's.
+            prompt_encoder: CLIP's.
+            num_targets: T.
+            good: what the best image is.
+            bad: what the worst image is.
+        """
+        super().__init__(image_encoder, prompt_encoder, num_targets)
+        if not good.strip() or not bad.strip() or good == bad:
+            raise ConfigError(f"model: good {good!r} and bad {bad!r} are no antonyms. Give two different prompts.")
+        self.register_buffer("antonyms", prompt_encoder.tokenize([good, bad]), persistent=False)
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T): a line of the probability of `good`, in (0, 1); the images' prompts are not read."""
+        del prompts
+        with torch.no_grad():
+            image_feature = functional.normalize(self.image_encoder(images)[1].float(), dim=1)  # (B, D)
+            antonyms = functional.normalize(self.prompt_encoder(self.antonyms).float(), dim=1)  # (2, D)
+            probability = (TEMPERATURE * image_feature @ antonyms.T).softmax(dim=1)[:, 0]
+        return self._on_line(probability)
+
+
+@register("model", "linear_probe")
+class LinearProbe(nn.Module):
+    """A linear layer on frozen features of the image, BatchNorm of the features before it."""
+
+    def __init__(self, image_encoder: ImageEncoder, num_targets: int) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(image_encoder.embed_dim, affine=False)
+        self.head = nn.Linear(image_encoder.embed_dim, num_targets)
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """The features stay as they are, BatchNorm statistics of the tower included."""
+        super().train(mode)
+        self.image_encoder.eval()
+        return self
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Returns tokens (B, context), which are taken and not looked at."""
+        return tokenize(prompts)
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
+        del prompts
+        with torch.no_grad():
+            feature = self.image_encoder(images)[1].float()
+        return self.head(self.norm(feature)).float()

@@ -1,0 +1,195 @@
+"""The towers of every other CLIP that open_clip knows: vision transformers, SigLIP, texts without CLIP's own tower."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.models.clip_weights import architecture_settings, load_exactly
+from ipiqa.models.pooling import resize_positions
+from ipiqa.models.prompt_features import PromptFeatures
+from ipiqa.models.weights import Tensors
+
+
+class OpenClipImageEncoder(nn.Module):
+    """A vision transformer of open_clip, its patch tokens laid out as the map they came from.
+
+    Attributes:
+        channels: C of the token map.
+        embed_dim: length D of the pooled feature.
+        num_features: the same.
+        grid: (h, w) of the token map.
+    """
+
+    def __init__(
+        self, image_size: int, architecture: str, tensors: Tensors | None, weights: str, *, freeze: bool = False
+    ) -> None:
+        """Builds the tower.
+
+        Args:
+            image_size: side of the square input in pixels.
+            architecture: name open_clip knows.
+            tensors: of a whole CLIP; None keeps the random values.
+            weights: where they come from, for messages.
+            freeze: whether the tower stays as it is.
+        """
+        super().__init__()
+        where = "model.image_encoder"
+        self.visual = _build(architecture, where, image_size).visual
+        self.frozen = freeze
+        if tensors is not None:
+            self._load(tensors, f"{where}.weights: '{weights}'")
+        self.visual.requires_grad_(not freeze)
+        with torch.inference_mode():
+            tokens, pooled = self.eval()._tokens(torch.zeros(1, 3, image_size, image_size))
+        side = round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise ConfigError(
+                f"{where}.architecture: {architecture!r} gives {tokens.shape[1]} tokens at {image_size} px, "
+                "which make no square map. Take a ViT-* or ViT-*-SigLIP, or another image_size."
+            )
+        self.grid, self.channels = (side, side), tokens.shape[2]
+        self.embed_dim = self.num_features = pooled.shape[1]
+        self.train()
+
+    def train(self, mode: bool = True) -> OpenClipImageEncoder:
+        """A frozen encoder stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the token map (B, C, h, w) and the pooled feature (B, D).
+
+        Args:
+            images: (B, 3, S, S), normalised.
+        """
+        tokens, pooled = self._tokens(images)
+        return tokens.transpose(1, 2).unflatten(2, self.grid), pooled
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether the forward pass of each block is repeated instead of kept."""
+        return bool(getattr(getattr(self.visual, "transformer", None), "grad_checkpointing", False))
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, enable: bool) -> None:
+        self.visual.set_grad_checkpointing(enable)
+
+    def _tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns patch tokens (B, N, C) and the pooled feature (B, D)."""
+        visual: Any = self.visual
+        if hasattr(visual, "trunk"):  # of timm, as SigLIP has it
+            features = visual.trunk.forward_features(images)
+            return features[:, visual.trunk.num_prefix_tokens :], visual.head(visual.trunk.forward_head(features))
+        visual.output_tokens = True
+        pooled, tokens = visual(images)
+        return tokens, pooled
+
+    def _load(self, tensors: Tensors, where: str) -> None:
+        own = {n.removeprefix("visual."): v for n, v in tensors.items() if n.startswith("visual.")}
+        if not own:
+            raise DataError(f"{where}: holds no image tower. Its tensors must be named visual.*, as open_clip does.")
+        name = "positional_embedding"
+        if name in own and hasattr(self.visual, "grid_size"):
+            own[name] = resize_positions(own[name].float(), tuple(self.visual.grid_size))
+        load_exactly(self.visual, own, where)
+
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under open_clip's names."""
+        return {f"visual.{name}": value for name, value in self.visual.state_dict().items()}
+
+
+class OpenClipPromptEncoder(PromptFeatures):
+    """A text tower of open_clip, with its own tokenizer."""
+
+    def __init__(self, architecture: str, tensors: Tensors | None, weights: str, *, freeze: bool) -> None:
+        """Builds the tower; arguments as for `OpenClipImageEncoder`."""
+        super().__init__()
+        where = "model.prompt_encoder"
+        settings = architecture_settings(architecture, where)
+        self.architecture = architecture
+        self.text = _build(architecture, where).text
+        self.embed_dim = settings["embed_dim"]
+        if tensors is not None:
+            from open_clip.model import convert_to_custom_text_state_dict
+
+            own = convert_to_custom_text_state_dict(tensors)
+            own = {n.removeprefix("text."): v for n, v in own.items() if n.startswith("text.")}
+            if not own:
+                raise DataError(f"{where}.weights: '{weights}' holds no text tower. Take the file of a whole CLIP.")
+            load_exactly(self.text, own, f"{where}.weights: '{weights}'", may_miss=("attn_mask",))
+        self.text.requires_grad_(not freeze)
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Returns tokens (B, context) by the tokenizer that belongs to the architecture.
+
+        Raises:
+            DataError: it had to be downloaded, and could not be.
+        """
+        return _tokenizer(self.architecture)(list(prompts)).long()
+
+    def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.text(tokens.to(next(self.parameters()).device))
+
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under open_clip's names."""
+        return {f"text.{name}": value for name, value in self.text.state_dict().items()}
+
+
+def is_clip_text(architecture: str, where: str) -> bool:
+    """Returns whether the text tower of an architecture is CLIP's own, for which we have a faster one."""
+    settings = architecture_settings(architecture, where)
+    is_plain = not settings.get("custom_text") and "hf_model_name" not in settings["text_cfg"]
+    return is_plain and bool(settings.get("quick_gelu"))
+
+
+def _build(architecture: str, where: str, image_size: int | None = None) -> Any:
+    """Returns the two towers of an architecture with random values.
+
+    Raises:
+        ConfigError: open_clip does not know the name, or cannot build it for this image size.
+    """
+    import open_clip
+
+    settings = architecture_settings(architecture, where)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip warns there of random values, which are replaced
+    try:
+        model: Any = open_clip.create_model(
+            architecture, pretrained=None, force_custom_text=True, force_image_size=image_size, load_weights=False
+        )
+        trunk = getattr(model.visual, "trunk", None)
+        if image_size is not None and trunk is not None and image_size != settings["vision_cfg"].get("image_size"):
+            trunk.set_input_size(img_size=image_size)
+    except (RuntimeError, AssertionError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        size = "" if image_size is None else f" at {image_size} px"
+        raise ConfigError(
+            f"{where}.architecture: {architecture!r} cannot be built{size} ({reason}). Try its own image_size, "
+            f"{settings['vision_cfg'].get('image_size', 224)}."
+        ) from None
+    finally:
+        root.setLevel(level)
+    return model
+
+
+@functools.cache
+def _tokenizer(architecture: str) -> Callable[[list[str]], torch.Tensor]:
+    import open_clip
+
+    try:
+        tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(architecture)
+    except Exception as error:
+        # The hub's client and transformers, which may not be installed, have many exceptions of their own.
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"model.prompt_encoder.architecture: the tokenizer of {architecture!r} could not be loaded ({reason}). "
+            "It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
+        ) from None
+    return tokenizer

@@ -1,0 +1,50 @@
+"""Losses between predicted and true scores, by name. Each takes (B, T) predictions and targets and gives a scalar."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from ipiqa.registry import register
+
+EPSILON = 1e-8
+
+
+@register("loss", "mse")
+def mse(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error (paper, section 3.4)."""
+    return functional.mse_loss(predictions, targets)
+
+
+@register("loss", "l1")
+def l1(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean absolute error."""
+    return functional.l1_loss(predictions, targets)
+
+
+@register("loss", "huber")
+def huber(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns Huber's loss: squared up to an error of 1, linear beyond."""
+    return functional.huber_loss(predictions, targets)
+
+
+@register("loss", "plcc")
+def plcc(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns (1 - Pearson correlation over the batch) / 2, the mean over targets: from 0 to 1.
+
+    It fixes neither level nor scale of the predictions: add a little mse where they must be in units of the MOS.
+    """
+    a, b = predictions - predictions.mean(dim=0), targets - targets.mean(dim=0)  # (B, T)
+    correlation = (a * b).sum(dim=0) / (a.norm(dim=0) * b.norm(dim=0) + EPSILON)  # (T,)
+    return ((1 - correlation) / 2).mean()
+
+
+@register("loss", "rank")
+def rank(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of log(1 + exp(-d)), d by how much the better of two images of the batch is predicted higher.
+
+    All pairs of images with different scores count, target by target (Burges et al. 2005, RankNet).
+    """
+    is_better = (targets[:, None] > targets[None]).to(predictions.dtype)  # (B, B, T)
+    ahead = predictions[:, None] - predictions[None]  # (B, B, T)
+    return (functional.softplus(-ahead) * is_better).sum() / is_better.sum().clamp(min=1)

@@ -1,0 +1,193 @@
+"""Images: each spoilt in one way, and valid ones of unusual forms."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bad_inputs import PAGE, Case, Spoil, Toy, words
+from PIL import Image
+
+
+def image_of(content: bytes | str) -> Spoil:
+    """Returns a spoil that replaces one image of the table by these bytes."""
+
+    def spoil(toy: Toy) -> list[str]:
+        toy.image.write_bytes(content.encode() if isinstance(content, str) else content)
+        return []
+
+    return spoil
+
+
+def saved(image: Image.Image, form: str, **settings: Any) -> bytes:
+    """Returns the content of an image file."""
+    file = io.BytesIO()
+    image.save(file, form, **settings)
+    return file.getvalue()
+
+
+def noise(width: int = 64, height: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8))
+
+
+def png(width: int, height: int, *, bits: int = 1, colour: int = 0, data: bytes = b"", extra: bytes = b"") -> bytes:
+    """Returns a hand-made PNG: its header may claim what its data does not hold."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = _chunk(b"IHDR", header) + extra + _chunk(b"IDAT", zlib.compress(data)) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+# A whole, valid file of 50 kB that unpacks to 400 million pixels
+BOMB = png(20_000, 20_000, data=b"\0" * (20_000 * 2501))
+LONG_TEXT = png(32, 32, extra=_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 3_000_000)))
+FRAMES = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+CUT = "cannot be decoded: image file is truncated"
+ONE = "dataset.images: 1 of 15 images cannot be used, first '"
+CACHED = ("dataset.image_cache=true", "dataset.cache_dir={folder}/output/cache")
+
+
+def animated(form: str) -> Spoil:
+    return image_of(saved(FRAMES[0], form, save_all=True, append_images=FRAMES[1:]))
+
+
+def instead(make: Callable[[Path], object]) -> Spoil:
+    """Returns a spoil that removes one image and makes something else of its name."""
+
+    def spoil(toy: Toy) -> list[str]:
+        path = toy.image
+        path.unlink()
+        make(path)
+        return []
+
+    return spoil
+
+
+def cached(spoil: Spoil) -> Spoil:
+    """Returns the spoil with the image cache on, as it is by default: every pixel is then read before the training."""
+    return lambda toy: [*spoil(toy), *words(*CACHED)(toy)]
+
+
+def no_folder(toy: Toy) -> list[str]:
+    shutil.rmtree(toy.folder / "images")
+    return []
+
+
+MISSING = ("dataset.images: 1 of 15 images are missing under '", "Check the path, or list them with: ipiqa data check")
+IMAGES = [
+    Case("missing image", instead(lambda path: None), MISSING),
+    Case("folder for an image", instead(Path.mkdir), MISSING),
+    Case("link to nothing", instead(lambda path: path.symlink_to("nothing")), MISSING),
+    Case("link to itself", instead(lambda path: path.symlink_to(path.name)), MISSING),
+    Case("link to a text", instead(lambda path: path.symlink_to(__file__)), (ONE, "is not an image: it starts with")),
+    Case("missing folder", no_folder, ("dataset.images: the folder '", "does not exist. Get AGIQA-3k from")),
+    Case(
+        "file for a folder", words("dataset.images={folder}/data.csv"), ("dataset.images: the folder", "Get AGIQA-3k")
+    ),
+    Case("zero bytes", image_of(b""), (ONE, "is not an image: it has 0 bytes. Replace them, or list them with: ipiqa")),
+    Case("text", image_of("a red circle"), (ONE, "is not an image: it starts with b'a red circle'. Replace them")),
+    Case("page", image_of(PAGE), (ONE, "is not an image: it starts with b'<!DOCTYPE ht'. Replace them")),
+    Case("drawing", image_of("<svg xmlns='http://www.w3.org/2000/svg'/>"), (ONE, "is not an image: it starts with")),
+    Case("postscript", image_of("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), (ONE, "is not an image: it sta")),
+    Case("truncated png", cached(image_of(saved(noise(), "PNG")[:4000])), (ONE, CUT, "Replace them, or list them")),
+    Case("truncated jpeg", cached(image_of(saved(noise(), "JPEG")[:-900])), (ONE, CUT, "Replace them, or list them")),
+    Case("truncated, not cached", image_of(saved(noise(), "PNG")[:4000]), ("images", CUT)),
+    Case("header only", image_of(saved(noise(), "PNG")[:20]), (ONE, "Replace them")),
+    Case(
+        "damaged png", cached(image_of(png(32, 32, bits=8, data=b"\7" * 1056))), (ONE, "cannot be decoded", "Replace")
+    ),
+    Case("1x1", image_of(saved(Image.new("RGB", (1, 1)), "PNG")), (ONE, "is 1x1 pixels, too small to judge. Replace")),
+    Case("thread", image_of(saved(Image.new("RGB", (3000, 2)), "PNG")), (ONE, "is 3000x2 pixels, too small to judge")),
+    Case("bomb", image_of(BOMB), (ONE, "has more than the 179 million pixels that are safe to decode. Replace")),
+    Case("long text", image_of(LONG_TEXT), (ONE, "Replace them, or list them")),
+    Case("animated gif", animated("GIF"), (ONE, "is animated (3 frames); save the one frame to be judged. Replace")),
+    Case("animated webp", animated("WEBP"), (ONE, "is animated (3 frames); save the one frame to be judged.")),
+    Case("animated png", animated("PNG"), (ONE, "is animated (3 frames); save the one frame to be judged.")),
+    Case("float", image_of(saved(Image.new("F", (32, 32)), "TIFF")), (ONE, "save it with 8 or 16 bits. Replace")),
+    Case("32-bit", cached(image_of(saved(Image.new("I", (32, 32), 70_000), "TIFF"))), (ONE, "do not fit in 16 bits")),
+]
+
+
+# ------------------------------------------------------------------------------------------------ unusual, but in order
+
+
+def picture() -> np.ndarray:
+    """Returns a picture of 16 colours with a right way up, (40, 60, 3) uint8."""
+    y, x = np.mgrid[:40, :60]
+    return np.stack([y // 10 * 60, x // 15 * 60, np.full_like(x, 90)], axis=-1).astype(np.uint8)
+
+
+def grey() -> np.ndarray:
+    """Returns the picture's red part as grey, (40, 60, 3) uint8."""
+    return np.repeat(picture()[..., :1], 3, axis=-1)
+
+
+def over_white(alpha: int) -> np.ndarray:
+    """Returns the picture, its right half of this opacity, as it looks on white paper."""
+    shown = picture().astype(float)
+    shown[:, 30:] = shown[:, 30:] * alpha / 255 + 255 * (1 - alpha / 255)
+    return shown.round().astype(np.uint8)
+
+
+def with_alpha(alpha: int) -> Image.Image:
+    opacity = np.full((40, 60, 1), 255, np.uint8)
+    opacity[:, 30:] = alpha
+    return Image.fromarray(np.concatenate([picture(), opacity], axis=-1))
+
+
+def turned(form: str, note: int, quarters: int) -> bytes:
+    """Returns the picture stored turned, with the EXIF note that says how to turn it back."""
+    exif = Image.Exif()
+    exif[0x0112] = note
+    return saved(Image.fromarray(np.ascontiguousarray(np.rot90(picture(), quarters))), form, exif=exif, **BEST[form])
+
+
+def rows_of(pixels: np.ndarray) -> bytes:
+    """Returns 8-bit pixels (H, W, C) as the data of a 16-bit PNG."""
+    return b"".join(b"\0" + (row.astype(">u2") * 257).astype(">u2").tobytes() for row in pixels)
+
+
+BEST: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "PNG": {}}
+PALETTE = Image.fromarray(picture()).quantize(16, dither=Image.Dither.NONE)
+PHOTO = Image.fromarray(picture())
+GREY = Image.fromarray(np.ascontiguousarray(grey()[..., 0]))
+BLACK_OR_WHITE = np.where(picture()[..., :1] > 60, 255, 0).repeat(3, axis=-1).astype(np.uint8)
+
+# content, what a viewer shows, by how many of 256 levels a pixel may be off
+UNUSUAL: dict[str, tuple[bytes, np.ndarray, int]] = {
+    "palette": (saved(PALETTE, "PNG"), picture(), 0),
+    "palette, one colour transparent": (saved(with_alpha(0).quantize(32), "PNG"), over_white(0), 0),
+    "palette, half transparent": (saved(with_alpha(128).quantize(32), "PNG"), over_white(128), 1),
+    "alpha": (saved(with_alpha(0), "PNG"), over_white(0), 0),
+    "alpha, half transparent": (saved(with_alpha(128), "PNG"), over_white(128), 1),
+    "grey": (saved(GREY, "PNG"), grey(), 0),
+    "grey jpeg": (saved(GREY, "JPEG", quality=100), grey(), 2),
+    "grey with alpha": (saved(GREY.convert("LA"), "PNG"), grey(), 0),
+    "16-bit grey": (saved(Image.fromarray(grey()[..., 0].astype(np.uint16) * 257), "PNG"), grey(), 0),
+    "16-bit colours": (png(60, 40, bits=16, colour=2, data=rows_of(picture())), picture(), 0),
+    "16-bit alpha": (png(60, 40, bits=16, colour=6, data=rows_of(np.asarray(with_alpha(0)))), over_white(0), 0),
+    "1 bit": (saved(Image.fromarray(BLACK_OR_WHITE).convert("1"), "PNG"), BLACK_OR_WHITE, 0),
+    "cmyk": (saved(PHOTO.convert("CMYK"), "JPEG", **BEST["JPEG"]), picture(), 4),
+    "progressive": (saved(PHOTO, "JPEG", progressive=True, **BEST["JPEG"]), picture(), 3),
+    "turned right": (turned("PNG", 6, 1), picture(), 0),
+    "turned left": (turned("PNG", 8, -1), picture(), 0),
+    "turned jpeg": (turned("JPEG", 6, 1), picture(), 3),
+    "photo with preview": (
+        saved(PHOTO, "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20))], **BEST["JPEG"]),
+        picture(),
+        3,
+    ),
+    "gif": (saved(PALETTE, "GIF"), picture(), 0),
+    "webp": (saved(with_alpha(0), "WEBP", lossless=True), over_white(0), 0),
+    "tiff": (saved(PHOTO, "TIFF", compression="tiff_lzw"), picture(), 0),
+    "bmp": (saved(PHOTO, "BMP"), picture(), 0),
+}

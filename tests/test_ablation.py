@@ -1,0 +1,326 @@
+"""A grid of runs: what its file may say, which points are run, and what the command ends with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, refused
+from test_jobs import torchrun
+from toy import write_config
+
+from ipiqa import cross_validation
+from ipiqa.ablation import check_folders, load_grid, rows_of, run_points, shard_of
+from ipiqa.cli import main
+from ipiqa.cli.ablate import parse_shard
+from ipiqa.engine.stop import Interrupted, StopSignals
+from ipiqa.errors import ConfigError, DataError
+
+GRIDS = sorted((REPOSITORY / "ipiqa" / "projects").glob("*/ablation.yaml"))
+TWO_BY_TWO = "grid:\n  task.loss: [mse, l1]\n  model.head.name: [mlp, linear]\n"
+NAMES = ["loss=mse, name=mlp", "loss=mse, name=linear", "loss=l1, name=mlp", "loss=l1, name=linear"]
+FOLDERS = ["loss_mse_name_mlp", "loss_mse_name_linear", "loss_l1_name_mlp", "loss_l1_name_linear"]
+RESULTS = ("scores.json", "predictions.csv", "metrics.jsonl", "split.json")
+
+
+@pytest.fixture(autouse=True)
+def same_logger() -> Iterator[None]:
+    """A command sets up the log of its process; here the next test needs it as it was."""
+    logger = logging.getLogger("ipiqa")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config that all grids here are changes of."""
+    return write_config(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def write(toy: Path, tmp_path: Path):
+    """Writes a grid file beside nothing else; its points are put in <tmp_path>/out."""
+
+    def write_grid(text: str) -> Path:
+        path = tmp_path / "grid.yaml"
+        path.write_text(f"config: {toy}\noutput_dir: {tmp_path}/out\nnum_folds: 2\n{text}", encoding="utf-8")
+        return path
+
+    return write_grid
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Path) -> Path:
+    """The output folder of a two by two grid that ran to its end."""
+    path = toy.parent / "grid.yaml"
+    path.write_text(f"config: toy.yaml\noutput_dir: {toy.parent}/whole\n{TWO_BY_TWO}")
+    run_points(load_grid(path, "run.max_epochs=1").points)
+    return toy.parent / "whole"
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished points, where `write` puts its grid's."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def ablate(grid: Path, *arguments: str) -> int:
+    return main(["ablate", "--grid", str(grid), *arguments])
+
+
+def times(folder: Path) -> dict[str, int]:
+    """Returns when each file of each point was written."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("*/**/*") if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.parent.name)
+def test_every_shipped_grid_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    grid = load_grid(path)
+    assert str(grid.output_dir) == f"output/{path.parent.name}/ablation"
+    assert grid.points[0].changes == () and len(grid.points) >= 7
+    assert len({point.config.run.num_folds for point in grid.points}) == 1
+
+
+def test_the_grids_are_there() -> None:
+    assert [path.parent.name for path in GRIDS] == ["agiqa3k", "demo"]
+
+
+def test_points_of_a_grid_in_order(write) -> None:
+    grid = load_grid(write(TWO_BY_TWO))
+    assert [point.name for point in grid.points] == NAMES
+    assert [point.run_dir for point in grid.points] == [grid.output_dir / folder for folder in FOLDERS]
+    found = [(p.config.task["loss"], p.config.model["head"]["name"], p.config.run.num_folds) for p in grid.points]
+    assert found == [("mse", "mlp", 2), ("mse", "linear", 2), ("l1", "mlp", 2), ("l1", "linear", 2)]
+
+
+def test_each_row_takes_each_combination(write) -> None:
+    rows = "rows:\n  - name: whole\n  - name: Without [QA]\n    set: {model.prompt_encoder.qa_token: none}\n"
+    grid = load_grid(write(rows + "grid: {run.learning_rate: [1e-3, 1e-4]}\n"), "run.seed=7", "run.num_folds=3")
+    names = ["whole, learning_rate=0.001", "whole, learning_rate=0.0001"]
+    assert [p.name for p in grid.points[:2]] == names and grid.points[
+        3
+    ].run_dir.name == "without_qa_learning_rate_0.0001"
+    assert [p.config.run.learning_rate for p in grid.points] == [1e-3, 1e-4] * 2
+    assert [p.config.model["prompt_encoder"]["qa_token"] for p in grid.points] == ["embeddings"] * 2 + ["none"] * 2
+    assert all((p.config.run.seed, p.config.run.num_folds) == (7, 3) for p in grid.points)
+    assert grid.points[2].changes == ("model.prompt_encoder.qa_token=none", "run.learning_rate=0.001")
+
+
+def test_ambiguous_keys_are_spelt_out_and_text_stays_text(write) -> None:
+    text = "grid:\n  model.head.name: [linear]\n  model.fusion.name: [concatenation]\n  dataset.images: ['1', 'a: b']\n"
+    points = load_grid(write(text)).points
+    assert points[0].name == 'model.head.name=linear, model.fusion.name=concatenation, images="1"'
+    assert [point.config.dataset["images"] for point in points] == ["1", "a: b"]
+
+
+def test_the_output_folder_can_be_changed_for_all(write, tmp_path: Path) -> None:
+    grid = load_grid(write(TWO_BY_TWO), f"run.output_dir={tmp_path}/elsewhere")
+    assert grid.output_dir == tmp_path / "elsewhere"
+    assert grid.points[3].run_dir == tmp_path / "elsewhere" / FOLDERS[3]
+
+
+ROWS = "rows: [{name: a}, {name: b, set: {task.loss: l1}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "neither rows nor grid is there"),
+        ("gird: {task.loss: [mse]}", "gird: no such key. Did you mean 'grid'? There are: config, output_dir"),
+        ("rows: []", "rows: [] is not a list of rows"),
+        ("rows: [whole]", "rows, number 1: 'whole' is not a mapping"),
+        ("rows: [{name: a}, {nmae: b}]", "rows, number 2: nmae: no such key. Did you mean 'name'?"),
+        ("rows: [{set: {task.loss: l1}}]", "rows, number 1: name: missing. Write name: and a text"),
+        ("rows: [{name: 224}]", "name: 224 is not text. Write name: and a text, in quotes"),
+        ("rows: [{name: a, set: task.loss}]", "row 'a': set: 'task.loss' is not a mapping"),
+        ("rows: [{name: a, set: {1: l1}}]", "row 'a': 1 is no setting. Write a dotted key"),
+        ("rows: [{name: a, set: {run.output_dir: x}}]", "run.output_dir cannot differ between points. Each point has"),
+        ("grid: {run.device: [cpu]}", "grid: run.device cannot differ between points. Give it at the end"),
+        ("grid: [mse, l1]", "grid: ['mse', 'l1'] is not a mapping"),
+        ("grid: {task.loss: mse}", "grid: task.loss: 'mse' is not a list of values. Write [mse], for one."),
+        (ROWS + "grid: {task.loss: [mse, huber]}", "row 'b': task.loss is set by the grid as well"),
+        ("rows: [{name: a}, {name: a}]", "two points are called 'a'. Give each its own name, once."),
+        ("rows: [{name: a b}, {name: A_b, set: {task.loss: l1}}]", "'a b' and 'A_b' would share the folder"),
+        ("rows: [{name: a}, {name: b, set: {task.loss: mse}}]", "'a' and 'b' have the same settings"),
+        ("rows: [{name: '...'}]", "row '...': no folder can be named so"),
+        ("rows: [{name: a}, {name: b, set: {task.los: l1}}]", "row 'b': task.los: no such setting. Did you mean"),
+        ("rows: [{name: a, set: {model.name: image_only, model.fusion.heads: 4}}]", "row 'a': model.fusion"),
+        ("grid: {task.loss: [mse]}\ngrid: {task.loss: [l1]}", "line 5: no valid YAML (the key 'grid' stands twice)"),
+        ("grid: {task.loss: [mse", "line 4: no valid YAML (expected ',' or ']'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_one_line(text: str, words: str, write) -> None:
+    message = refused(lambda: load_grid(write(text)))
+    assert words in message
+    assert "grid.yaml" in message or message.startswith("row ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "' does not exist. Grids are in ipiqa/projects/*/ablation.yaml."),
+        (b"\xff\xfe\x00", "cannot be read: it is no text file (not UTF-8)"),
+        (b"- a", "holds no mapping. A grid has the keys config, output_dir"),
+        (b"output_dir: x", "config: missing. Write config: and a text"),
+        (b"config: no.yaml\noutput_dir: x", "no.yaml' does not exist. Give a config, relative to this file."),
+    ],
+)
+def test_a_file_that_is_no_grid(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "grid.yaml").write_bytes(content)
+    assert words in refused(lambda: load_grid(tmp_path / "grid.yaml"))
+
+
+def test_a_change_for_all_that_makes_two_points_one_is_refused(write) -> None:
+    assert "'a' and 'b' have the same settings" in refused(lambda: load_grid(write(ROWS), "task.loss=huber"))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "1/0"])
+def test_a_shard_that_is_none(text: str) -> None:
+    assert refused(lambda: parse_shard(text)).startswith(f"--shard: '{text}' is no share of the points. Write I/N")
+
+
+def test_shards_are_parts_of_the_whole(write) -> None:
+    points = load_grid(write(TWO_BY_TWO)).points
+    shards = [shard_of(points, *parse_shard(f"{i}/3")) for i in (1, 2, 3)]
+    assert [len(shard) for shard in shards] == [2, 1, 1]
+    assert sorted(point.name for shard in shards for point in shard) == sorted(NAMES)
+    assert shard_of(points, *parse_shard(None)) == list(points)
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_the_table_has_the_means_of_the_folds(write, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times(done)
+    assert len([name for name in before if name.endswith("scores.json")]) == 8
+    assert ablate(write(TWO_BY_TWO), "run.max_epochs=1") == 0
+    assert times(done) == before  # nothing was trained, not even looked at
+    shown, log = capsys.readouterr()
+    assert [f"row '{name}' is finished, skipped" for name in NAMES] == log.splitlines()
+    assert (done / "ablation.md").read_text() in shown and "not finished" not in shown
+    assert {path.name for path in done.iterdir()} == {
+        *FOLDERS,
+        *(f"ablation.{x}" for x in ("md", "csv", "tex", "json")),
+    }
+    with (done / "ablation.csv").open(newline="") as file:
+        lines = {(row["row"], row["checkpoint"], row["target"]): row for row in csv.DictReader(file)}
+    assert len(lines) == 4 * 2 * 2
+    for name, folder in zip(NAMES, FOLDERS, strict=True):
+        scores = [json.loads((done / folder / f"fold_0{k}/scores.json").read_text())["last"] for k in (0, 1)]
+        for metric in ("srcc", "plcc"):
+            values = [fold["metrics"]["alignment"][metric] for fold in scores]
+            row = lines[name, "last", "alignment"]
+            assert float(row[f"{metric}_mean"]) == pytest.approx(sum(values) / 2, abs=1e-12)
+            assert float(row[f"{metric}_std"]) == pytest.approx(statistics.stdev(values), abs=1e-12)
+            if metric == "srcc":
+                assert f"{sum(values) / 2:.4f}"[:5] in shown
+
+
+def test_only_what_is_missing_is_run_and_begun_points_go_on(write, done: Path) -> None:
+    shutil.rmtree(done / FOLDERS[1] / "fold_01")
+    shutil.rmtree(done / FOLDERS[2])
+    grid = load_grid(write(TWO_BY_TWO), "run.max_epochs=1")
+    assert [point.state for point in grid.points] == ["finished", "1 of 2 folds", "not begun", "finished"]
+    before = times(done)
+    run_points(shard_of(grid.points, 2, 2))
+    new = {name for name, when in times(done).items() if before.get(name) != when}
+    assert not any(name.startswith((FOLDERS[0], FOLDERS[2], FOLDERS[3], f"{FOLDERS[1]}/fold_00")) for name in new)
+    assert f"{FOLDERS[1]}/fold_01/scores.json" in new and f"{FOLDERS[1]}/report.html" in new
+    assert [row.run is None for row in rows_of(grid)] == [False, False, True, False]
+    fewer = rows_of(load_grid(write(TWO_BY_TWO), "run.max_epochs=1", "run.num_folds=1"))[0].run
+    assert fewer is not None and [fold.number for fold in fewer.folds] == [0] and not fewer.missing
+
+
+def test_a_stopped_grid_goes_on_to_the_same_results(
+    write, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, steps = write(TWO_BY_TWO), iter(range(100))
+    with monkeypatch.context() as patched:
+        patched.setattr(StopSignals, "requested", lambda _: next(steps) == 10)  # asked three times in each fold
+        assert ablate(grid, "run.max_epochs=1") == 143
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("ipiqa: stopped fold 1 after ") and last.endswith("; go on with the same command")
+    assert load_grid(grid, "run.max_epochs=1").points[1].state == "1 of 2 folds"
+    assert ablate(grid, "run.max_epochs=1", "--shard", "2/4") == 0
+    assert f"{NAMES[2]}: not finished (not begun)" in capsys.readouterr().out
+    for fold in ("fold_00", "fold_01"):
+        for name in RESULTS:
+            here, there = (folder / FOLDERS[1] / fold / name for folder in (tmp_path / "out", finished))
+            assert here.read_text() == there.read_text(), (fold, name)
+
+
+def test_interrupted_passes_through(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignals, "requested", lambda self: True)
+    with pytest.raises(Interrupted, match="fold 0 after epoch"):
+        run_points(load_grid(write(TWO_BY_TWO)).points)
+
+
+def test_a_dry_run_tells_and_does_nothing(write, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(done / FOLDERS[3] / "fold_01")
+    before = times(done)
+    assert ablate(write(TWO_BY_TWO), "--dry-run", "--shard", "2/2", "--options", "run.max_epochs=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    states = ["finished"] * 3 + ["1 of 2 folds"]
+    assert lines[::3] == [f"{i}  {n}: {s}" for i, n, s in zip(("  -", "  2", "  -", "  4"), NAMES, states, strict=True)]
+    assert lines[4:6] == ["     task.loss=mse model.head.name=linear", f"     {done / FOLDERS[1]}"]
+    assert times(done) == before and not (done / "ablation.md").exists()
+
+
+def test_without_a_finished_point_there_is_no_table(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablate(write(TWO_BY_TWO), "--shard", "9/9") == 0
+    assert capsys.readouterr().out == f"{tmp_path}/out: no point is finished, so there is no table yet\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["", "fold_01"])  # of a finished point, of one that is begun
+def test_a_point_whose_settings_have_changed_is_refused(
+    part: str, write, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if part:
+        shutil.rmtree(done / FOLDERS[2] / part)
+    before = times(done)
+    assert ablate(write(TWO_BY_TWO), "run.max_epochs=1", "run.seed=5") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ipiqa: row '{NAMES[0]}': {done / FOLDERS[0]}: cannot be continued, this would change")
+    assert "run.seed was 42, is 5. Set these back, or choose another run.output_dir." in error
+    assert error.count("\n") == 1 and times(done) == before and not (done / "ablation.md").exists()
+    check_folders(load_grid(write(TWO_BY_TWO), "run.max_epochs=1").points)
+
+
+def test_a_mistake_of_a_later_point_is_told_before_the_first_is_run(write, tmp_path: Path) -> None:
+    rows = "rows: [{name: a}, {name: b, set: {model.image_encoder.weights: no.pt}}]\n"
+    with pytest.raises(DataError, match=r"row 'b': model.image_encoder.weights: 'no.pt' does not exist"):
+        run_points(load_grid(write(rows)).points)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_met_on_the_way_names_its_row(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("what is wrong. What would be right.")
+
+    monkeypatch.setattr(cross_validation, "claim", lambda *_, **__: fail())
+    assert refused(lambda: run_points(load_grid(write(ROWS)).points)) == "row 'a': what is wrong. What would be right."
+
+
+def test_two_processes_run_two_points(write, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nfrom ipiqa.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    changes = ["run.max_epochs=1", "run.num_folds=1", "run.batch_size=4"]
+    status, out, error = torchrun(program, "ablate", "--grid", str(write(ROWS)), *changes)
+    assert status == 0, error
+    assert out.count("SRCC minus that of a:") == 1  # one process speaks
+    for name in "ab":
+        assert json.loads((tmp_path / f"out/{name}/environment.json").read_text())["num_processes"] == 2
+        assert (tmp_path / f"out/{name}/fold_00/scores.json").is_file()

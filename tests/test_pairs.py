@@ -1,0 +1,263 @@
+"""Image-prompt pairs: from tables, from DiffusionDB's folders, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openpyxl
+import pytest
+import torch
+from PIL import Image
+
+from ipiqa import registry
+from ipiqa.datasets.image_cache import CachedImages
+from ipiqa.datasets.loaders import train_loader
+from ipiqa.datasets.pairs import DiffusionDB, PairedImages, TablePairs
+from ipiqa.datasets.splits import make_split
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.processors.image import SquashProcessor
+
+ROWS = [("a.png", "NA"), ("sub/b.png", "two, words"), ("c.png", "007"), ("d.png", "NA")]
+HEADING = ("image", "prompt")
+
+
+def write_csv(
+    path: Path, rows: list[tuple[str, str]], heading: tuple[str, str] = HEADING, delimiter: str = ","
+) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([heading, *rows])
+
+
+def write_xlsx(path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (HEADING, *ROWS):
+        book.worksheets[0].append(row)
+    book.save(path)
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="the extra [shards] is not installed")
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), path)
+
+
+def parquet_rows(path: Path) -> None:
+    write_parquet(path, {"other": [1.0] * 4, "prompt": [p for _, p in ROWS], "image": [n for n, _ in ROWS]})
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps(dict(zip(HEADING, row, strict=True))) + "\n" for row in ROWS))
+
+
+def write_part(root: Path, number: int, prompts: dict[str, str]) -> Path:
+    """Writes a part in DiffusionDB's form and returns its folder; an image's red is 10 x its length of name + part."""
+    folder = root / f"part-{number:06d}"
+    folder.mkdir(parents=True)
+    for name in prompts:
+        Image.new("RGB", (8, 8), (10 * number + len(name), 0, 0)).save(folder / name)
+    content = {name: {"p": prompt, "se": 1, "c": 7.0, "st": 50, "sa": "k_lms"} for name, prompt in prompts.items()}
+    (folder / f"{folder.name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def diffusiondb(tmp_path: Path) -> Path:
+    write_part(tmp_path, 1, {"a.png": "a fox", "bb.png": "a hen", "ccc.png": "a fox"})
+    write_part(tmp_path, 2, {"a.png": "a cow", "dddd.png": " "})
+    write_part(tmp_path, 10, {"a.png": "a dog"})
+    return tmp_path
+
+
+def data_error(dataset: PairedImages) -> str:
+    with pytest.raises((DataError, ConfigError)) as caught:
+        dataset.load()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("t.csv", lambda path: write_csv(path, ROWS)),
+        ("t.tsv", lambda path: write_csv(path, ROWS, delimiter="\t")),
+        ("t.xlsx", write_xlsx),
+        ("t.jsonl", write_jsonl),
+        ("t.parquet", parquet_rows),
+    ],
+)
+def test_every_format_gives_the_same_table(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    table = TablePairs(annotations=str(tmp_path / name), images=str(tmp_path / "images")).load()
+    assert table.names == tuple(n for n, _ in ROWS) and table.prompts == table.groups == tuple(p for _, p in ROWS)
+    assert table.scores.shape == (4, 0) and table.targets == ()
+    assert table.image_paths[1] == tmp_path / "images" / "sub" / "b.png"
+
+
+def test_registered_with_its_columns(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ROWS, ("File Name", "caption"))
+    given = {"name": "pairs", "annotations": str(tmp_path / "t.csv"), "images": ".", "image": "file_name"}
+    section = registry.resolve("dataset", given | {"prompt": "caption"}, "dataset")
+    assert registry.build("dataset", section, "dataset", {}).load().prompts[1] == "two, words"
+    message = data_error(registry.build("dataset", registry.resolve("dataset", given, "dataset"), "dataset", {}))
+    assert "has no column 'prompt'" in message and message.startswith("dataset.annotations: ")
+
+
+@pytest.mark.parametrize(
+    ("rows", "fragment"),
+    [
+        ([("", "x"), ("a.png", "y")], "1 of 2 rows have an empty image name, first line 2. Give every row"),
+        ([("a.png", " "), ("b.png", "")], "2 of 2 rows have an empty prompt, first line 2. Give every row a prompt."),
+        ([("../../etc/passwd", "x")], "1 of 1 rows name an image outside the image folder, first '../../etc/passwd' ("),
+        ([("/etc/passwd", "x")], "outside the image folder, first '/etc/passwd' (line 2). Write names relative to"),
+        (
+            [("a.png", "x"), ("b.png", "x"), ("./a.png", "y")],
+            "1 rows give an image another prompt than a row before, first './a.png' (line 2, line 4). One image has",
+        ),
+    ],
+)
+def test_bad_tables(tmp_path: Path, rows: list[tuple[str, str]], fragment: str) -> None:
+    path = tmp_path / "t.csv"
+    write_csv(path, rows)
+    message = data_error(TablePairs(annotations=str(path), images="."))
+    assert message.startswith(f"dataset.annotations: '{path}': ") and fragment in message
+
+
+def test_repeated_rows_are_taken_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(tmp_path / "t.csv", [*ROWS, ROWS[0], ROWS[2]])
+    assert len(TablePairs(annotations=str(tmp_path / "t.csv"), images=".").load()) == 4
+    assert "2 rows repeat an earlier row and are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "fragment"),
+    [
+        ({"image": ["a.png"]}, "has no column 'prompt'. Its columns are: 'image'."),
+        ({"image": ["a.png", None], "prompt": ["x", "y"]}, "1 of 2 rows have an empty image name, first row 2."),
+        ({"image": [{"bytes": b"1"}], "prompt": ["x"]}, "column 'image' holds struct<bytes: binary>, not text."),
+        ({"image": np.zeros(0), "prompt": np.zeros(0)}, "has columns but no rows."),
+    ],
+)
+def test_bad_parquet(tmp_path: Path, columns: dict[str, Any], fragment: str) -> None:
+    write_parquet(tmp_path / "t.parquet", columns)
+    message = data_error(TablePairs(annotations=str(tmp_path / "t.parquet"), images="."))
+    assert message.startswith(f"dataset.annotations: '{tmp_path / 't.parquet'}'") and fragment in message
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="the extra [shards] is not installed")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing more")
+    message = data_error(TablePairs(annotations=str(tmp_path / "t.parquet"), images="."))
+    assert "t.parquet' is not a parquet file that can be read (Arrow" in message
+    message = data_error(TablePairs(annotations=str(tmp_path / "none.parquet"), images="."))
+    assert "none.parquet' does not exist. Check the path." in message
+
+
+def test_parquet_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as Python remembers a module that is not there
+    message = data_error(TablePairs(annotations=str(tmp_path / "t.parquet"), images="."))
+    assert message.endswith(
+        "t.parquet' needs the package pyarrow, which is not installed. Install it with: pip install -e '.[shards]'"
+    )
+
+
+def test_diffusiondb(diffusiondb: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = DiffusionDB(images=str(diffusiondb)).load()
+    assert dict(zip(table.names, table.prompts, strict=True)) == {
+        "part-000001/a.png": "a fox", "part-000001/bb.png": "a hen", "part-000001/ccc.png": "a fox",
+        "part-000002/a.png": "a cow", "part-000010/a.png": "a dog",
+    }  # fmt: skip
+    assert table.groups == table.prompts and table.scores.shape == (5, 0)
+    assert "1 of 6 images left out, empty prompt, first 'part-000002/dddd.png'" in caplog.text
+    assert len(DiffusionDB(images=str(diffusiondb), parts=2).load()) == 4
+
+
+def test_split_loader_and_cache_serve_pairs(diffusiondb: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = DiffusionDB(images=str(diffusiondb), cache_dir=str(diffusiondb / "cache"))
+    processor, table = SquashProcessor(8), dataset.load()
+    dataset.check_images(table, processor)
+    split = make_split(table, kind="holdout", seed=0, fold=0, num_folds=1, train_fraction=0.5)
+    prompts = [{table.prompts[row] for row in rows} for rows in (split.train, split.val)]
+    assert len(split.train) + len(split.val) == 5 and not prompts[0] & prompts[1]
+    images = dataset.open_images(table, processor)
+    assert isinstance(images, CachedImages)
+    tokens = torch.arange(5)[:, None]
+    loader = train_loader(
+        table, images, tokens, np.arange(5), batch_size=5, seed=0, fold=0, rank=0, world_size=1, num_workers=0,
+        pin_memory=False,
+    )  # fmt: skip
+    batch = next(iter(loader))
+    red = dict(zip(batch["rows"].tolist(), batch["images"][:, 0, 0, 0].tolist(), strict=True))
+    assert [red[row] for row in range(5)] == [15, 16, 17, 25, 105] and batch["targets"].shape == (5, 0)
+
+
+def test_missing_pictures_are_counted(diffusiondb: Path) -> None:
+    dataset = DiffusionDB(images=str(diffusiondb))
+    for name in ("part-000001/bb.png", "part-000010/a.png"):
+        (diffusiondb / name).unlink()
+    with pytest.raises(DataError) as caught:
+        dataset.check_images(dataset.load(), SquashProcessor(8))
+    assert "2 of 5 images are missing" in str(caught.value) and "first 'part-000001/bb.png'" in str(caught.value)
+
+
+def no_json(root: Path) -> None:
+    (root / "part-000002" / "part-000002.json").unlink()
+
+
+def spoil(text: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        (root / "part-000002" / "part-000002.json").write_text(text)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "fragment"),
+    [
+        (no_json, {}, "1 of 3 parts under '{root}' have no json file of their name, first 'part-000002'. Get Diff"),
+        (spoil('{"a.png": '), {}, "part-000002.json' is not JSON ("),
+        (spoil("[1, 2]"), {}, "part-000002.json' holds a list. Its form is"),
+        (spoil('{"a.png": {"p": "x"}, "b.png": "y"}'), {}, "1 of 2 images have no prompt 'p', first 'b.png'. Its form"),
+        (spoil('{"a.png": {"p": 3}}'), {}, "1 of 1 images have no prompt 'p', first 'a.png'."),
+        (spoil('{"../../x.png": {"p": "x"}}'), {}, "outside the image folder, first 'part-000002/../../x.png'"),
+        (None, {"parts": 4}, "dataset.parts: 4 wanted, '{root}' holds 3. Get DiffusionDB from https"),
+        (None, {"parts": 0}, "dataset.parts: 0 is less than 1. Give a number of parts, or null for all."),
+        (None, {"images": "{root}/part-000001"}, "holds no folder such as 'part-000001'. Get DiffusionDB"),
+        (None, {"images": "{root}/none"}, "dataset.images: the folder '{root}/none' does not exist. Get DiffusionDB"),
+    ],
+)
+def test_other_forms_are_refused(
+    diffusiondb: Path, change: Callable[[Path], None] | None, settings: dict[str, Any], fragment: str
+) -> None:
+    if change:
+        change(diffusiondb)
+    settings = {"images": "{root}"} | settings
+    settings["images"] = settings["images"].format(root=diffusiondb)
+    assert fragment.replace("{root}", str(diffusiondb)) in data_error(DiffusionDB(**settings))
+
+
+def test_an_empty_part_is_no_mistake_beside_others(diffusiondb: Path) -> None:
+    spoil("{}")(diffusiondb)
+    assert len(DiffusionDB(images=str(diffusiondb)).load()) == 4
+
+
+def test_packed_and_empty_parts(tmp_path: Path) -> None:
+    (tmp_path / "part-000001.zip").write_bytes(b"")
+    dataset = DiffusionDB(images=str(tmp_path))
+    assert "holds no folder such as 'part-000001', but 1 zip files of parts. Get" in data_error(dataset)
+    write_part(tmp_path, 1, {"a.png": ""})
+    assert data_error(dataset).startswith(f"dataset.images: '{tmp_path}' names no image with a prompt.")
+
+
+def test_loading_logs_nothing_without_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(tmp_path / "t.csv", ROWS)
+    with caplog.at_level(logging.INFO):
+        TablePairs(annotations=str(tmp_path / "t.csv"), images=".").load()
+    assert caplog.text == ""
