@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from ipiqa import registry
+from ipiqa.cli import main
 from ipiqa.config import Config, load_config
 from ipiqa.cross_validation import make_dataset
 from ipiqa.datasets import demo
@@ -28,6 +29,7 @@ from ipiqa.datasets.demo_scenes import (
     render,
     with_errors,
 )
+from ipiqa.datasets.pairs import TablePairs
 from ipiqa.errors import ConfigError
 from ipiqa.warm_up import WarmUp, contrastive_loss, look_loss, retrieval, warm_up
 
@@ -117,6 +119,22 @@ def test_pairs_show_their_prompts_and_exclude_those_asked(tmp_path: Path) -> Non
     banned = first.prompts[:5]
     second = demo.render_pairs(40, seed=0, image_size=32, exclude=banned, processes=1)
     assert not set(banned) & set(second.prompts + second.near_misses)
+
+
+def test_pairs_on_disk_leave_out_the_prompts_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--out", str(tmp_path), "--image-size", "32"]
+    assert main(["demo-data", *small, "--num-prompts", "4"]) == 0
+    assert main(["demo-pairs", *small, "--num", "6"]) == 0
+    assert "6 pairs" in capsys.readouterr().out
+    table = TablePairs(annotations=str(tmp_path / "pairs.csv"), images=str(tmp_path / "pairs")).load()
+    with (tmp_path / "data.csv").open(newline="") as file:
+        scored = {row["prompt"] for row in csv.DictReader(file)}
+    assert len(table) == 6 and not scored & set(table.prompts)
+    with Image.open(table.image_paths[5]) as image:
+        assert image.size == (32, 32)
+    assert main(["demo-pairs", *small, "--num", "0"]) == 2
+    assert main(["demo-pairs", "--out", str(tmp_path / "nowhere")]) == 2
+    assert "Make it with: ipiqa demo-data" in capsys.readouterr().err
 
 
 def test_contrastive_loss_and_retrieval_prefer_the_right_prompt() -> None:
