@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.image_encoder import ImageEncoder
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.ipiqa import Prompts
-from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.prompt_features import PromptFeatures
 from ipiqa.models.tokens import tokenize
 from ipiqa.registry import register
 
@@ -24,10 +24,11 @@ class _ZeroShot(nn.Module):
 
     is_zero_shot = True
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, num_targets: int) -> None:
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, num_targets: int) -> None:
         super().__init__()
         check_comparable(image_encoder, prompt_encoder)
-        self.image_encoder = image_encoder.requires_grad_(False)
+        image_encoder.freeze()
+        self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder.requires_grad_(False)
         self.slope = nn.Parameter(torch.ones(num_targets))
         self.intercept = nn.Parameter(torch.zeros(num_targets))
@@ -35,12 +36,6 @@ class _ZeroShot(nn.Module):
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Returns what `forward` takes in place of prompts: tokens (B, context)."""
         return self.prompt_encoder.tokenize(prompts)
-
-    def train(self, mode: bool = True) -> _ZeroShot:
-        """CLIP stays as it is, its BatchNorm statistics included."""
-        super().train(mode)
-        self.image_encoder.eval()
-        return self
 
     def _on_line(self, score: torch.Tensor) -> torch.Tensor:
         """Returns (B, T) for scores (B,)."""
@@ -69,8 +64,8 @@ class CLIPAntonyms(_ZeroShot):
 
     def __init__(
         self,
-        image_encoder: ImageEncoder,
-        prompt_encoder: PromptEncoder,
+        image_encoder: ImageTower,
+        prompt_encoder: PromptFeatures,
         num_targets: int,
         *,
         good: str = "Good photo.",
@@ -104,17 +99,12 @@ class CLIPAntonyms(_ZeroShot):
 class LinearProbe(nn.Module):
     """A linear layer on frozen features of the image, BatchNorm of the features before it."""
 
-    def __init__(self, image_encoder: ImageEncoder, num_targets: int) -> None:
+    def __init__(self, image_encoder: ImageTower, num_targets: int) -> None:
         super().__init__()
-        self.image_encoder = image_encoder.requires_grad_(False)
+        image_encoder.freeze()
+        self.image_encoder = image_encoder
         self.norm = nn.BatchNorm1d(image_encoder.embed_dim, affine=False)
         self.head = nn.Linear(image_encoder.embed_dim, num_targets)
-
-    def train(self, mode: bool = True) -> LinearProbe:
-        """The features stay as they are, BatchNorm statistics of the tower included."""
-        super().train(mode)
-        self.image_encoder.eval()
-        return self
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Returns tokens (B, context), which are taken and not looked at."""

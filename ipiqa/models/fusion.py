@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError
-from ipiqa.models.image_encoder import ImageEncoder
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.pooling import AttentionPool
-from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.prompt_features import PromptFeatures
 from ipiqa.registry import register
 
 
@@ -16,7 +16,7 @@ from ipiqa.registry import register
 class CrossAttentionFusion(nn.Module):
     """The paper's fusion (section 3.3): the prompt feature asks the token map, the answer joins CLIP's own pool."""
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, *, heads: int | None = None) -> None:
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, *, heads: int | None = None) -> None:
         """Makes the cross-attention pool.
 
         Args:
@@ -44,7 +44,7 @@ class CrossAttentionFusion(nn.Module):
 class CrossAttentionCosineFusion(CrossAttentionFusion):
     """The paper's fusion, and beside it how near CLIP itself holds image and prompt to be: one more feature."""
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, *, heads: int | None = None) -> None:
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, *, heads: int | None = None) -> None:
         """Makes the cross-attention pool; `heads` as for `cross_attention`.
 
         Raises:
@@ -66,11 +66,11 @@ class CrossAttentionCosineFusion(CrossAttentionFusion):
 
 @register("fusion", "image_only")
 class ImageOnlyFusion(nn.Module):
-    """The prompt is read and left aside: the head sees CLIP's own pooled image feature."""
+    """The prompt is not even encoded: the head sees CLIP's own pooled image feature."""
 
     reads_prompt = False
 
-    def __init__(self, image_encoder: ImageEncoder) -> None:
+    def __init__(self, image_encoder: ImageTower) -> None:
         super().__init__()
         self.num_features = image_encoder.embed_dim
 
@@ -81,7 +81,7 @@ class ImageOnlyFusion(nn.Module):
         return image_feature
 
 
-def check_comparable(image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+def check_comparable(image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
     """Raises ConfigError where image and prompt features are of different lengths."""
     if image_encoder.embed_dim != prompt_encoder.embed_dim:
         raise ConfigError(
@@ -94,7 +94,7 @@ def check_comparable(image_encoder: ImageEncoder, prompt_encoder: PromptEncoder)
 class ConcatenationFusion(nn.Module):
     """No fusion at all: image feature and prompt feature side by side."""
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
         super().__init__()
         self.num_features = image_encoder.embed_dim + prompt_encoder.embed_dim
 

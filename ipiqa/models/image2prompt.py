@@ -9,9 +9,9 @@ from torch import nn
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.image_encoder import ImageEncoder
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.ipiqa import Prompts
-from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.prompt_features import PromptFeatures
 from ipiqa.registry import register
 
 
@@ -19,7 +19,7 @@ from ipiqa.registry import register
 class Image2Prompt(nn.Module):
     """Pooled image features and frozen prompt features of the same length (paper, section 3.1)."""
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
         super().__init__()
         if not prompt_encoder.is_frozen:
             raise ConfigError(

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.weights import Tensors, read_tensors
@@ -55,7 +56,7 @@ class ResNetSizes:
         )
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(ImageTower):
     """CLIP's ResNet with its attention pool; the pool's single query is the mean token."""
 
     def __init__(self, sizes: ResNetSizes, image_size: int, *, freeze: bool = False) -> None:
@@ -74,14 +75,9 @@ class ImageEncoder(nn.Module):
         for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
             nn.init.normal_(projection.weight, std=self.channels**-0.5)
         self.grad_checkpointing = False
-        self.frozen = freeze
         if freeze:
-            self.requires_grad_(False)
+            self.freeze()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def train(self, mode: bool = True) -> ImageEncoder:
-        """A frozen encoder stays in evaluation mode, so that its BatchNorm statistics do not move either."""
-        return super().train(mode and not self.frozen)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the token map (B, C, S/32, S/32) and the pooled feature (B, D).

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ipiqa.models.image_encoder import STAGES, ImageEncoder
-from ipiqa.models.prompt_encoder import PromptEncoder
+from ipiqa.models.image_encoder import STAGES
+from ipiqa.models.image_tower import ImageTower
+from ipiqa.models.prompt_features import PromptFeatures
 from ipiqa.models.tokens import tokenize
 from ipiqa.registry import register
 
@@ -24,7 +25,7 @@ class IPIQA(nn.Module):
     """
 
     def __init__(
-        self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, fusion: nn.Module, head: nn.Module
+        self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, fusion: nn.Module, head: nn.Module
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -59,7 +60,7 @@ class IPIQA(nn.Module):
 class ImageOnly(nn.Module):
     """The ablation without a prompt: CLIP's pooled image feature and the head."""
 
-    def __init__(self, image_encoder: ImageEncoder, head: nn.Module) -> None:
+    def __init__(self, image_encoder: ImageTower, head: nn.Module) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.head = head

@@ -8,24 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.pooling import resize_positions
 from ipiqa.models.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors
 
 
-class OpenClipImageEncoder(nn.Module):
-    """A vision transformer of open_clip, its patch tokens laid out as the map they came from.
-
-    Attributes:
-        channels: C of the token map.
-        embed_dim: length D of the pooled feature.
-        num_features: the same.
-        grid: (h, w) of the token map.
-    """
+class OpenClipImageEncoder(ImageTower):
+    """A vision transformer of open_clip, its patch tokens laid out as the map they came from."""
 
     def __init__(
         self, image_size: int, architecture: str, tensors: Tensors | None, weights: str, *, freeze: bool = False
@@ -42,10 +35,11 @@ class OpenClipImageEncoder(nn.Module):
         super().__init__()
         where = "model.image_encoder"
         self.visual = _build(architecture, where, image_size).visual
-        self.frozen = freeze
+        self.visual.output_tokens = True  # beside the pooled feature; timm's towers give theirs otherwise
         if tensors is not None:
             self._load(tensors, f"{where}.weights: '{weights}'")
-        self.visual.requires_grad_(not freeze)
+        if freeze:
+            self.freeze()
         with torch.inference_mode():
             tokens, pooled = self.eval()._tokens(torch.zeros(1, 3, image_size, image_size))
         side = round(tokens.shape[1] ** 0.5)
@@ -57,10 +51,6 @@ class OpenClipImageEncoder(nn.Module):
         self.grid, self.channels = (side, side), tokens.shape[2]
         self.embed_dim = self.num_features = pooled.shape[1]
         self.train()
-
-    def train(self, mode: bool = True) -> OpenClipImageEncoder:
-        """A frozen encoder stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the token map (B, C, h, w) and the pooled feature (B, D).
@@ -86,7 +76,6 @@ class OpenClipImageEncoder(nn.Module):
         if hasattr(visual, "trunk"):  # of timm, as SigLIP has it
             features = visual.trunk.forward_features(images)
             return features[:, visual.trunk.num_prefix_tokens :], visual.head(visual.trunk.forward_head(features))
-        visual.output_tokens = True
         pooled, tokens = visual(images)
         return tokens, pooled
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ipiqa.errors import DataError
 from ipiqa.models.clip_weights import load_exactly
+from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.weights import read_tensors
 from ipiqa.registry import register
 
@@ -18,7 +19,7 @@ STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 
 
 @register("image_encoder", "torchvision_resnet")
-class TorchvisionResNet(nn.Module):
+class TorchvisionResNet(ImageTower):
     """A ResNet with global average pooling."""
 
     def __init__(
@@ -65,14 +66,9 @@ class TorchvisionResNet(nn.Module):
         self.grid = (image_size // STRIDE, image_size // STRIDE)
         tower.fc = nn.Identity()
         self.tower = tower
-        self.frozen = freeze == "all"
-        if self.frozen:
-            self.requires_grad_(False)
+        if freeze == "all":
+            self.freeze()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def train(self, mode: bool = True) -> TorchvisionResNet:
-        """A frozen encoder stays in evaluation mode, so that its BatchNorm statistics do not move either."""
-        return super().train(mode and not self.frozen)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the token map (B, C, S/32, S/32) and its mean (B, C).

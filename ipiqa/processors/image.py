@@ -127,7 +127,7 @@ class SquashProcessor:
                 images[i] = images[i].flip(-1)
         # Whole rows of pixels against a row of means: with three channels innermost, broadcasting would go by threes.
         rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, S, S * 3)
-        mean, std = (value.flatten().repeat(images.shape[-1]).to(images.device) for value in (self.mean, self.std))
+        mean, std = (value.to(images.device).flatten().repeat(images.shape[-1]) for value in (self.mean, self.std))
         rows = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
         return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 

@@ -24,12 +24,13 @@ class QualityRegression:
         weights = {loss: 1.0} if isinstance(loss, str) else dict(loss)
         if not weights:
             raise ConfigError("task.loss: empty. Give a name such as mse, or weights such as {mse: 1, plcc: 0.5}.")
+        self._terms = []
         for name, weight in weights.items():
-            lookup("loss", name, "task.loss")
+            term = lookup("loss", name, "task.loss")
             is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not is_number or not 0 < weight < math.inf:
                 raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
-        self._terms = [(lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
+            self._terms.append((term, float(weight)))
 
     def loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the weighted sum of the losses over a batch.
