@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -18,14 +17,14 @@ from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.tables import AnnotationTable
-from ipiqa.engine.log import add_file, remove_file
+from ipiqa.engine.log import recording
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError, IpiqaError
 from ipiqa.fold import Data, FoldRun, build_model, checkpoint_path
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.run_folder import claim, is_finished
+from ipiqa.run_folder import claim, is_finished, is_restarted
 
 logger = logging.getLogger("ipiqa")
 
@@ -48,27 +47,22 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     device = choose_device(config)
     chosen = _chosen_folds(config, folds)
     run_dir = Path(config.run.output_dir)
-    resume = resume or (dist.is_restart() and (run_dir / "config.yaml").is_file())
+    resume = resume or is_restarted(run_dir)
     with dist.process_group(device):
         data = load_data(config)
         splits = {fold: split_of(config, data.table, fold) for fold in chosen}
         # Built for its tokenizer, and to find missing or wrong weights before the folder is made.
         model = build_model(config, len(data.table.targets))
-        data = dataclasses.replace(data, tokens=tokens_of(model, data.table.prompts))
+        tokens = tokens_of(model, data.table.prompts)
         _check_early(config, model, splits)
         del model
         on_main(lambda: claim(config, chosen, resume=resume))
-        handler = add_file(run_dir / "train.log") if dist.is_main() else None
-        try:
-            with StopSignals() as stop:
-                for fold in chosen:
-                    if is_finished(run_dir, fold):
-                        logger.info("fold %d is finished, skipped", fold)
-                        continue
-                    FoldRun(config, data, splits[fold], device).run(resume, stop)
-        finally:
-            if handler is not None:
-                remove_file(handler)
+        with recording(run_dir / "train.log"), StopSignals() as stop:
+            for fold in chosen:
+                if is_finished(run_dir, fold):
+                    logger.info("fold %d is finished, skipped", fold)
+                    continue
+                FoldRun(config, data, tokens, splits[fold], device).run(resume, stop)
     return run_dir
 
 
@@ -147,7 +141,7 @@ def choose_device(config: Config) -> torch.device:
 
 
 def load_data(config: Config) -> Data:
-    """Returns table and images, all checked; the tokens are the model's to make.
+    """Returns table and images, all checked.
 
     Raises:
         DataError: anything in them that cannot be trained on.
@@ -168,7 +162,7 @@ def load_data(config: Config) -> Data:
         len(set(table.groups)),
         ", ".join(table.targets),
     )
-    return Data(table, processor, images, torch.empty(len(table), 0, dtype=torch.long), image_set_sha256(table))
+    return Data(table, processor, images, image_set_sha256(table))
 
 
 def tokens_of(model: nn.Module, prompts: Sequence[str]) -> torch.Tensor:

@@ -34,7 +34,11 @@ def is_main() -> bool:
 
 def is_restart() -> bool:
     """Returns whether torchrun has started this job again after a process of it had failed (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -51,8 +55,7 @@ def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator
     store, number, count = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     # torchrun's own store outlives the processes: without a name for each life, the second one would find the
     # addresses of the first.
-    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"ipiqa/{life}", store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"ipiqa/{_restarts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield

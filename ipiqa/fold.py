@@ -42,7 +42,6 @@ class Data:
     table: AnnotationTable
     processor: SquashProcessor
     images: ImageSource
-    tokens: torch.Tensor  # (N, 77)
     images_sha256: str
 
 
@@ -122,11 +121,26 @@ def make_trainer(
     )
 
 
+def not_finite(error: NonFiniteLossError, where: str = "", images: str = "") -> DataError:
+    """Returns what a user is told of training that has gone wrong.
+
+    Args:
+        error: the epoch and the step.
+        where: what stands before them, such as "fold 0, ".
+        images: which images they were, such as " in the batch with a.png".
+    """
+    return DataError(
+        f"{where}epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}. "
+        "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
+    )
+
+
 class FoldRun:
     """One fold: its model, its trainer and its files."""
 
-    def __init__(self, config: Config, data: Data, split: Split, device: torch.device) -> None:
-        self.config, self.data, self.split, self.device = config, data, split, device
+    def __init__(self, config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> None:
+        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's."""
+        self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
         self.num_folds = config.run.num_folds
         self.identity = identity_of(config) | {
@@ -137,7 +151,7 @@ class FoldRun:
         }
         # The held-out part and the part that selects the epoch, where there is one, are scored in one pass.
         self.eval_loader = eval_loader(
-            data.table, data.images, data.tokens, np.sort(np.concatenate([split.selection, split.val])),
+            data.table, data.images, tokens, np.sort(np.concatenate([split.selection, split.val])),
             batch_size=config.run.eval_batch_size, rank=dist.rank(), world_size=dist.world_size(),
             num_workers=config.run.num_workers, pin_memory=device.type == "cuda",
         )  # fmt: skip
@@ -182,10 +196,7 @@ class FoldRun:
     def _explain(self, error: NonFiniteLossError) -> DataError:
         names = [self.data.table.names[row] for row in error.rows[:4]]
         images = f" in the batch with {', '.join(names)}" + (" ..." if len(error.rows) > 4 else "") if names else ""
-        return DataError(
-            f"fold {self.split.fold}, epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}."
-            " Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
-        )
+        return not_finite(error, f"fold {self.split.fold}, ", images)
 
     def _forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         images = self.data.processor.normalise(batch["images"].to(self.device, non_blocking=True))
@@ -195,7 +206,7 @@ class FoldRun:
         run, data, split = self.config.run, self.data, self.split
         task = registry.build("task", self.config.task, "task", {})
         loader = train_loader(
-            data.table, data.images, data.tokens, split.train, batch_size=run.batch_size, seed=run.seed,
+            data.table, data.images, self.tokens, split.train, batch_size=run.batch_size, seed=run.seed,
             fold=split.fold, rank=dist.rank(), world_size=dist.world_size(), num_workers=run.num_workers,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip

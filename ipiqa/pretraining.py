@@ -22,16 +22,16 @@ from ipiqa.datasets.loaders import eval_loader, train_loader
 from ipiqa.datasets.shards import Shards, find_shards
 from ipiqa.datasets.splits import make_split
 from ipiqa.engine import checkpoint
-from ipiqa.engine.log import add_file, remove_file
+from ipiqa.engine.log import recording
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
-from ipiqa.errors import ConfigError, DataError
-from ipiqa.fold import EpochLoader, build_model, make_trainer
+from ipiqa.errors import ConfigError
+from ipiqa.fold import EpochLoader, build_model, make_trainer, not_finite
 from ipiqa.metrics import retrieval
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.run_folder import check_identity, claim, identity_of
+from ipiqa.run_folder import check_identity, claim, identity_of, is_restarted
 
 logger = logging.getLogger("ipiqa")
 
@@ -66,7 +66,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     _check(config)
     device = choose_device(config)
     run_dir = Path(config.run.output_dir)
-    resume = resume or (dist.is_restart() and (run_dir / "config.yaml").is_file())
+    resume = resume or is_restarted(run_dir)
     with dist.process_group(device):
         torch.manual_seed(config.run.seed)
         model = build_model(config, num_targets=0)
@@ -78,15 +78,10 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         if (run_dir / SUMMARY).is_file():
             logger.info("%s is finished", run_dir)
             return run_dir
-        handler = add_file(run_dir / "train.log") if dist.is_main() else None
-        try:
-            with StopSignals() as stop:
-                trainer = _trainer(config, model.to(device), batches, processor, device, stop)
-                _fit(trainer, resume)
-                _finish(trainer, config)
-        finally:
-            if handler is not None:
-                remove_file(handler)
+        with recording(run_dir / "train.log"), StopSignals() as stop:
+            trainer = _trainer(config, model.to(device), batches, processor, device, stop)
+            _fit(trainer, resume)
+            _finish(trainer, config)
     return run_dir
 
 
@@ -215,10 +210,7 @@ def _fit(trainer: Trainer, resume: bool) -> None:
     try:
         trainer.fit()
     except NonFiniteLossError as error:
-        raise DataError(
-            f"epoch {error.epoch}, step {error.step}: loss or weights are not finite. "
-            "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
-        ) from None
+        raise not_finite(error) from None
 
 
 def _finish(trainer: Trainer, config: Config) -> None:

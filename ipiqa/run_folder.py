@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ipiqa import dist
 from ipiqa.config import Config, load_config
 from ipiqa.engine.checkpoint import write_json, write_text
 from ipiqa.errors import ConfigError
@@ -82,6 +83,11 @@ def is_finished(run_dir: Path, fold: int) -> bool:
     return (fold_dir(run_dir, fold) / "scores.json").is_file()
 
 
+def is_restarted(run_dir: Path) -> bool:
+    """Returns whether torchrun has started this job again and its first life got as far as to begin the run."""
+    return dist.is_restart() and (run_dir / "config.yaml").is_file()
+
+
 def claim(config: Config, folds: list[int], *, resume: bool) -> None:
     """Makes the folder of the run and of the folds asked for, and writes what the run was started with.
 
@@ -128,7 +134,6 @@ def environment() -> dict[str, Any]:
     import torch
 
     import ipiqa
-    from ipiqa import dist
 
     packages = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scipy", "pillow", "omegaconf")
     versions = {}

@@ -130,12 +130,12 @@ def train_loader(
     return _loader(TableBatches(table, images, tokens), sampler, num_workers, pin_memory)
 
 
-def check_batch_size(num_rows: int, batch_size: int, world_size: int) -> None:
-    """Raises DataError where the images to train on do not fill one batch of every process."""
+def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
+    """Raises DataError where the images to train on, called `what`, do not fill one batch of every process."""
     if num_rows < batch_size * world_size:
         processes = f" x {world_size} processes" if world_size > 1 else ""
         raise DataError(
-            f"run.batch_size: {batch_size}{processes} is more than the {num_rows} training images. "
+            f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. "
             f"Use at most {num_rows // world_size}."
         )
 

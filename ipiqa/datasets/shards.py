@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipiqa.datasets.checks import num_threads
+from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.pairs import require_package
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import (
@@ -112,12 +113,7 @@ class Shards:
             DataError: an epoch does not fill one global batch, or no shard looked at has a sample.
         """
         steps = self.samples_per_epoch // (batch_size * world_size)
-        if steps < 1:
-            processes = f" x {world_size} processes" if world_size > 1 else ""
-            raise DataError(
-                f"run.batch_size: {batch_size}{processes} is more than dataset.samples_per_epoch, "
-                f"{self.samples_per_epoch}. Use at most {self.samples_per_epoch // world_size}."
-            )
+        check_batch_size(self.samples_per_epoch, batch_size, world_size, "dataset.samples_per_epoch, {}")
         shards = find_shards(self.shards, "dataset.shards")
         source = Source(
             reader=self.reader,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,15 +30,17 @@ def set_up(level: int = logging.INFO) -> None:
     logger.propagate = False
 
 
-def add_file(path: Path) -> logging.Handler:
-    """Returns a handler that appends every message to a file; close it with `remove_file`."""
+@contextlib.contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Appends every message within the block to a file; in processes other than rank 0, nothing happens."""
+    if not dist.is_main():
+        yield
+        return
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
-    return handler
-
-
-def remove_file(handler: logging.Handler) -> None:
-    """Takes back what `add_file` added."""
-    logger.removeHandler(handler)
-    handler.close()
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
