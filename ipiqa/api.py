@@ -30,7 +30,7 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
         DataError: a weights file cannot be used.
     """
     config = load_config(cfg_path, *overrides)
-    model = build_from_config(config, num_targets=len(make_dataset(config).layout().targets))
+    model = build_from_config(config, num_targets=make_dataset(config).num_targets)
     if config.run.checkpoint is not None:
         load_model(model, config.run.checkpoint, "run.checkpoint")
     return model.eval()

@@ -12,8 +12,8 @@ from torch import nn
 
 from ipiqa import dist, registry
 from ipiqa.config import Config
-from ipiqa.datasets.agiqa import AnnotatedImages
 from ipiqa.datasets.checks import image_set_sha256
+from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.tables import AnnotationTable
@@ -171,7 +171,7 @@ def tokens_of(model: nn.Module, prompts: Sequence[str]) -> torch.Tensor:
     return tokenize(prompts)
 
 
-def make_dataset(config: Config) -> AnnotatedImages:
+def make_dataset(config: Config) -> ImageFolder:
     """Returns the dataset of a config; no file is touched."""
     return registry.build("dataset", config.dataset, "dataset", {})
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ipiqa import registry
 from ipiqa.datasets.image_cache import CachedImages
+from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import train_loader
-from ipiqa.datasets.pairs import DiffusionDB, PairedImages, TablePairs
+from ipiqa.datasets.pairs import DiffusionDB, TablePairs
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.processors.image import SquashProcessor
@@ -74,7 +75,7 @@ def diffusiondb(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def data_error(dataset: PairedImages) -> str:
+def data_error(dataset: ImageFolder) -> str:
     with pytest.raises((DataError, ConfigError)) as caught:
         dataset.load()
     message = str(caught.value)

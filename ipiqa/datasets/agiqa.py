@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ipiqa.datasets.checks import ImageReader, check_images
-from ipiqa.datasets.image_cache import ImageSource, open_images
+from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.tables import AnnotationTable, DuplicateRule, Layout, make_table, read_rows
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.registry import register
@@ -21,40 +20,26 @@ AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotatedImages(ABC):
-    """A table file and a folder of images: the settings and steps that all datasets share.
+class AnnotatedImages(ImageFolder):
+    """A table file of scores and a folder of images.
 
     Attributes:
         annotations: table file.
-        images: folder of the images.
         duplicates: what to do with an image that stands in several rows; see `tables.make_table`.
-        image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
-        cache_dir: folder of those files.
-        cache_limit_gb: a larger cache is not built; images are then decoded each time.
     """
 
     annotations: str
-    images: str
     duplicates: DuplicateRule = "auto"
-    image_cache: bool = True
-    cache_dir: str = "cache/images"
-    cache_limit_gb: float = 16.0
 
     @abstractmethod
     def layout(self) -> Layout:
         """Returns which columns to read and how rows are grouped."""
 
     @property
-    def hint(self) -> str:
-        """Where the files come from, for messages."""
-        return "Check the path."
+    def num_targets(self) -> int:
+        return len(self.layout().targets)
 
     def load(self) -> AnnotationTable:
-        """Returns the table; the images are not touched.
-
-        Raises:
-            DataError: the file is missing or something in it cannot be right.
-        """
         path = Path(self.annotations).expanduser()
         rows = read_rows(path, "dataset.annotations", self.hint)
         here = f"dataset.annotations: '{path}'"
@@ -63,15 +48,6 @@ class AnnotatedImages(ABC):
         for warning in warnings:
             logger.warning(warning)
         return table
-
-    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
-        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
-        check_images(table, processor, full=full, hint=self.hint)
-
-    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
-        """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
-        limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
 
 
 @register("dataset", "agiqa_1k")

@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ipiqa.datasets.checks import ImageReader, check_images
-from ipiqa.datasets.image_cache import ImageSource, open_images
-from ipiqa.datasets.tables import AnnotationTable, find_column, leaves_folder, read_rows
+from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.tables import AnnotationTable, find_column, read_rows, refuse_outside, require_text
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.registry import register
 
@@ -30,48 +28,9 @@ logger = logging.getLogger(__name__)
 DIFFUSIONDB_URL = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedImages(ABC):
-    """A folder of images whose prompts are known: the settings and steps that all datasets of pairs share.
-
-    Attributes:
-        images: folder of the images.
-        image_cache: whether to keep decoded images in a file, for all epochs and runs.
-        cache_dir: folder of those files.
-        cache_limit_gb: a larger cache is not built; images are then decoded each time.
-    """
-
-    images: str
-    image_cache: bool = True
-    cache_dir: str = "cache/images"
-    cache_limit_gb: float = 16.0
-
-    @abstractmethod
-    def load(self) -> AnnotationTable:
-        """Returns the table, with scores (N, 0); the images are not touched.
-
-        Raises:
-            DataError: a file is missing or something in it cannot be right.
-        """
-
-    @property
-    def hint(self) -> str:
-        """Where the files come from, for messages."""
-        return "Check the path."
-
-    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
-        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
-        check_images(table, processor, full=full, hint=self.hint)
-
-    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
-        """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
-        limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
-
-
 @register("dataset", "pairs")
 @dataclass(frozen=True, kw_only=True)
-class TablePairs(PairedImages):
+class TablePairs(ImageFolder):
     """A table of image file names and prompts: csv, tsv, xlsx, json lines or parquet.
 
     Attributes:
@@ -98,14 +57,14 @@ class TablePairs(PairedImages):
                 for wanted in (self.image, self.prompt)
             )
             places = [f"{rows.index.name} {number}" for number in rows.index]
-        _require_text(names, "image name", places, here)
-        _require_text(prompts, "prompt", places, here)
+        for what, cells in (("image name", names), ("prompt", prompts)):
+            require_text(cells, what, places, here, f"Give every row a {what}.")
         return _pair_table(names, prompts, places, here, Path(self.images).expanduser())
 
 
 @register("dataset", "diffusiondb")
 @dataclass(frozen=True, kw_only=True)
-class DiffusionDB(PairedImages):
+class DiffusionDB(ImageFolder):
     """DiffusionDB (arXiv:2210.14896) as it is published: `images` holds part-000001, part-000002 and so on.
 
     Each part is a folder of pictures and a json file of the folder's name, which has every picture's prompt under "p".
@@ -229,15 +188,6 @@ def require_package(name: str, where: str) -> ModuleType:
         raise ConfigError(f"{where} needs the package {package}, which is not installed. {install}") from error
 
 
-def _require_text(cells: Sequence[str], what: str, places: Sequence[str], here: str) -> None:
-    empty = [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]
-    if empty:
-        raise DataError(
-            f"{here}: {len(empty)} of {len(cells)} rows have an empty {what}, first {empty[0]}. "
-            f"Give every row a {what}."
-        )
-
-
 def _pair_table(
     names: Sequence[str], prompts: Sequence[str], places: Sequence[str], here: str, image_dir: Path
 ) -> AnnotationTable:
@@ -246,12 +196,7 @@ def _pair_table(
     Raises:
         DataError: a name leaves the folder, or an image has two prompts.
     """
-    outside = [f"{n!r} ({place})" for n, place in zip(names, places, strict=True) if leaves_folder(n)]
-    if outside:
-        raise DataError(
-            f"{here}: {len(outside)} of {len(names)} rows name an image outside the image folder, first {outside[0]}. "
-            "Write names relative to dataset.images, without '..'."
-        )
+    refuse_outside(names, places, here)
     row_of: dict[str, int] = {}
     differing: list[str] = []
     for row, name in enumerate(names):

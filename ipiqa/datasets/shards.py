@@ -30,6 +30,8 @@ _LOOKED_AT = 10  # shards searched for a first sample before the settings are th
 class Shards:
     """Image-prompt pairs in tar files of the WebDataset form."""
 
+    num_targets = 0
+
     def __init__(
         self,
         *,

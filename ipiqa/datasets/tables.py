@@ -282,12 +282,13 @@ def make_table(
 
     names, prompts = column(layout.image), column(layout.prompt)
     cells = {target: column(spellings) for target, spellings in layout.targets.items()}
-    _check_names(names, places, here)
-    _require_text(prompts, "prompt", places, here)
+    require_text(names, "image name", places, here)
+    refuse_outside(names, places, here)
+    require_text(prompts, "prompt", places, here)
     scores = np.stack([_numbers(c, target, places, here, layout.mos_range) for target, c in cells.items()], axis=1)
     if isinstance(layout.group, str):
         groups = column([layout.group])
-        _require_text(groups, "group", places, here)
+        require_text(groups, "group", places, here)
     else:
         groups = [layout.group(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
 
@@ -308,10 +309,12 @@ def _refuse(here: str, bad: Sequence[str], num_rows: int, what: str, remedy: str
     raise DataError(f"{here}: {len(bad)} of {num_rows} rows {what}, first {bad[0]}. {remedy}")
 
 
-def _require_text(cells: Sequence[str], what: str, places: Sequence[str], here: str) -> None:
-    empty = [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]
-    if empty:
-        _refuse(here, empty, len(cells), f"have an empty {what}", "Fill in every row.")
+def require_text(
+    cells: Sequence[str], what: str, places: Sequence[str], here: str, remedy: str = "Fill in every row."
+) -> None:
+    """Raises DataError where a cell is empty."""
+    if empty := [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]:
+        _refuse(here, empty, len(cells), f"have an empty {what}", remedy)
 
 
 def leaves_folder(name: str) -> bool:
@@ -323,10 +326,9 @@ def leaves_folder(name: str) -> bool:
     return "\0" in name or any(p.anchor or ".." in p.parts for p in (PurePosixPath(name), PureWindowsPath(name)))
 
 
-def _check_names(names: Sequence[str], places: Sequence[str], here: str) -> None:
-    _require_text(names, "image name", places, here)
-    outside = [f"{n!r} ({place})" for n, place in zip(names, places, strict=True) if leaves_folder(n)]
-    if outside:
+def refuse_outside(names: Sequence[str], places: Sequence[str], here: str) -> None:
+    """Raises DataError where an image name points outside the image folder."""
+    if outside := [f"{n!r} ({place})" for n, place in zip(names, places, strict=True) if leaves_folder(n)]:
         remedy = "Write names relative to dataset.images, without '..'."
         _refuse(here, outside, len(names), "name an image outside the image folder", remedy)
 

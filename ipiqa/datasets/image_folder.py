@@ -1,0 +1,55 @@
+"""A folder of images: the settings and steps that all datasets share which have one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipiqa.datasets.checks import ImageReader, check_images
+from ipiqa.datasets.image_cache import ImageSource, open_images
+from ipiqa.datasets.tables import AnnotationTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(ABC):
+    """Images in a folder, and what is known of them.
+
+    Attributes:
+        images: folder of the images.
+        image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
+        cache_dir: folder of those files.
+        cache_limit_gb: a larger cache is not built; images are then decoded each time.
+    """
+
+    images: str
+    image_cache: bool = True
+    cache_dir: str = "cache/images"
+    cache_limit_gb: float = 16.0
+
+    @abstractmethod
+    def load(self) -> AnnotationTable:
+        """Returns the table; the images are not touched.
+
+        Raises:
+            DataError: a file is missing or something in it cannot be right.
+        """
+
+    @property
+    def hint(self) -> str:
+        """Where the files come from, for messages."""
+        return "Check the path."
+
+    @property
+    def num_targets(self) -> int:
+        """Number of scores of an image; 0 where only prompts are known."""
+        return 0
+
+    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
+        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
+        check_images(table, processor, full=full, hint=self.hint)
+
+    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
+        """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
+        limit_gb = self.cache_limit_gb if self.image_cache else 0.0
+        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
