@@ -20,11 +20,13 @@ from ipiqa.models.tokens import tokenize
 from ipiqa.processors.image import SquashProcessor
 
 
-def _peak_gib() -> float:
+def peak_gib() -> float:
+    """Returns the largest memory this process has had, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Returns how long a function takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -45,21 +47,21 @@ def measure_rows(count: int) -> dict[str, float]:
         folder = Path(name)
         paths = write_images(folder, count, 64)
         processor, dataset = SquashProcessor(64), make_dataset(folder, paths)
-        before = _peak_gib()
-        table_seconds = _seconds(dataset.load)
+        before = peak_gib()
+        table_seconds = seconds_of(dataset.load)
         table = dataset.load()
         found: dict[str, Any] = {
             "rows": count,
             "table": table_seconds,
-            "image headers": _seconds(lambda: dataset.check_images(table, processor)),
-            "cache, first time": _seconds(lambda: dataset.open_images(table, processor)),
-            "cache, later": _seconds(lambda: dataset.open_images(table, processor)),
-            "tokens": _seconds(lambda: tokenize(table.prompts)),
-            "splits of 10 folds": _seconds(
+            "image headers": seconds_of(lambda: dataset.check_images(table, processor)),
+            "cache, first time": seconds_of(lambda: dataset.open_images(table, processor)),
+            "cache, later": seconds_of(lambda: dataset.open_images(table, processor)),
+            "tokens": seconds_of(lambda: tokenize(table.prompts)),
+            "splits of 10 folds": seconds_of(
                 lambda: [make_split(table, kind="holdout", seed=42, fold=f, num_folds=10) for f in range(10)]
             ),
         }
-        return found | {"memory added, GiB": _peak_gib() - before}
+        return found | {"memory added, GiB": peak_gib() - before}
 
 
 def measure_folds(folds: int) -> dict[str, float]:
@@ -73,7 +75,7 @@ def measure_folds(folds: int) -> dict[str, float]:
             "model.image_encoder.weights=null", "split.kind=holdout", f"run.num_folds={folds}", "run.max_epochs=3",
             f"run.output_dir={folder}/output",
         )  # fmt: skip
-        return {"folds": folds, "seconds": _seconds(lambda: run(config)), "peak memory, GiB": _peak_gib()}
+        return {"folds": folds, "seconds": seconds_of(lambda: run(config)), "peak memory, GiB": peak_gib()}
 
 
 def by_rows(counts: list[int]) -> list[dict[str, float]]:

@@ -15,17 +15,14 @@ import datetime
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
-import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import CASES
-from growth import by_folds, by_rows
+from growth import by_folds, by_rows, peak_gib, seconds_of
 from page import ratios, write_page
 
 HERE = Path(__file__).resolve().parent
@@ -37,10 +34,8 @@ def serve(case: str, variant: str, commands: Connection) -> None:
     work = CASES[case].make(variant)
     commands.send((work.images, work.flops))
     while commands.recv():
-        start = time.perf_counter()
-        work.run()
-        commands.send(time.perf_counter() - start)
-    commands.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        commands.send(seconds_of(work.run))
+    commands.send(peak_gib())
 
 
 def time_case(name: str, repeats: int, warm_up: int) -> dict[str, Any]:
@@ -84,15 +79,9 @@ def ceilings() -> dict[str, float]:
     out = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-        best = min(_seconds(lambda a=a, b=b: a @ b) for _ in range(12))
+        best = min(seconds_of(lambda a=a, b=b: a @ b) for _ in range(12))
         out[name] = 2 * 2048**3 / best / 1e9
     return out
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def main() -> None:

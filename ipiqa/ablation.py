@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from ipiqa import dist
-from ipiqa.config import Config, load_config, parse_override
+from ipiqa.config import Config, load_config, parse_override, position, read_text
 from ipiqa.cross_validation import choose_device, run
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.fold import build_model
@@ -152,16 +152,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"--grid: '{path}' {what}. Grids are in ipiqa/projects/*/ablation.yaml.")
+    text = read_text(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except (UnicodeDecodeError, OSError) as error:
-        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-        raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
+        content = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"{path}{line}: no valid YAML ({problem}). Check what stands there.") from None
+        raise ConfigError(f"{path}{position(error)}: no valid YAML ({problem}). Check what stands there.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no mapping. {form}")
     return content

@@ -156,11 +156,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         folder = path if path.is_dir() else path.parent
         files = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
         raise ConfigError(f"{where} {what}.{did_you_mean(path.name, files)} Configs are in ipiqa/projects/*/*.yaml.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-        raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
+    text = read_text(path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None or not root.value:
@@ -170,14 +166,28 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
             raise ConfigError(f"{path}: holds {kind}, not a mapping. A config has the sections {', '.join(SECTIONS)}.")
         content = OmegaConf.to_container(OmegaConf.create(text))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_position(error)}: {_yaml_problem(error, text)}") from None
+        raise ConfigError(f"{path}{position(error)}: {_yaml_problem(error, text)}") from None
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())[:160]}. Give a plain YAML mapping.") from None
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
-def _position(error: yaml.YAMLError) -> str:
+def read_text(path: Path) -> str:
+    """Returns the text of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
+
+
+def position(error: Exception) -> str:
+    """Returns ", line 7" of an error that knows its line, "" of any other."""
     mark = getattr(error, "problem_mark", None)
     return f", line {mark.line + 1}" if mark is not None else ""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shutil
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +25,6 @@ TWO_BY_TWO = "grid:\n  task.loss: [mse, l1]\n  model.head.name: [mlp, linear]\n"
 NAMES = ["loss=mse, name=mlp", "loss=mse, name=linear", "loss=l1, name=mlp", "loss=l1, name=linear"]
 FOLDERS = ["loss_mse_name_mlp", "loss_mse_name_linear", "loss_l1_name_mlp", "loss_l1_name_linear"]
 RESULTS = ("scores.json", "predictions.csv", "metrics.jsonl", "split.json")
-
-
-@pytest.fixture(autouse=True)
-def same_logger() -> Iterator[None]:
-    """A command sets up the log of its process; here the next test needs it as it was."""
-    logger = logging.getLogger("ipiqa")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="module")

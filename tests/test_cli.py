@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from ipiqa.errors import ConfigError, DataError
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"} | {"PYTHONUNBUFFERED": "", "PYTHONPATH": str(REPOSITORY)}
 FILES = ("scores.json", "predictions.csv", "metrics.jsonl", "split.json")
 SHIPPED = sorted(p for p in (REPOSITORY / "ipiqa/projects").glob("*/*.yaml") if p.name != "ablation.yaml")
-
-
-@pytest.fixture(autouse=True)
-def same_logger() -> Iterator[None]:
-    """A command sets up the log of its process; here the next test needs it as it was."""
-    logger = logging.getLogger("ipiqa")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +43,6 @@ run:
   learning_rate: 1e-3
   num_workers: 0
 """
-
-
-@pytest.fixture(autouse=True)
-def same_logger() -> object:
-    """A command sets up the log of its process; here the next test needs it as it was."""
-    logger = logging.getLogger("ipiqa")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture

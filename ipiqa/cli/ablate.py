@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ipiqa.cli.train import add_overrides
 from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,12 +26,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--shard", metavar="I/N", help="run only every N-th point, from the I-th on: 1/3, 2/3, 3/3")
     parser.add_argument("--dry-run", action="store_true", help="print the points and how far they are")
-    parser.add_argument(
-        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in all points, e.g. run.max_epochs=10"
-    )
+    add_overrides(parser, "settings to change in all points, e.g. run.max_epochs=10")
     parser.set_defaults(run=ablate)
 
 

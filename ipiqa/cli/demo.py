@@ -16,13 +16,9 @@ def add_commands(commands: Any) -> None:
         help="render the demo dataset",
         description="Render the synthetic demo dataset, in the form of AGIQA-3k.",
     )
-    data.add_argument("--out", default="cache/demo", metavar="DIR", help="folder to write (default: %(default)s)")
-    data.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default: %(default)s)")
+    _add_rendering(data, out="folder to write", seed=0)
     data.add_argument(
         "--num-prompts", type=int, default=300, metavar="N", help="prompts, ten images each (default: %(default)s)"
-    )
-    data.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
     )
     data.set_defaults(run=run_data)
     pairs = commands.add_parser(
@@ -30,12 +26,8 @@ def add_commands(commands: Any) -> None:
         help="render pairs for Image2Prompt on the demo",
         description="Render pictures and their prompts; no prompt of the demo dataset is among them.",
     )
-    pairs.add_argument("--out", default="cache/demo", metavar="DIR", help="the demo's folder (default: %(default)s)")
+    _add_rendering(pairs, out="the demo's folder", seed=1)
     pairs.add_argument("--num", type=int, default=8192, metavar="N", help="pairs (default: %(default)s)")
-    pairs.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything (default: %(default)s)")
-    pairs.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
-    )
     pairs.set_defaults(run=run_pairs)
     encoders = commands.add_parser(
         "demo-encoders",
@@ -46,6 +38,14 @@ def add_commands(commands: Any) -> None:
     encoders.add_argument("--num-pairs", type=int, metavar="N", help="rendered pairs to train on")
     encoders.add_argument("--epochs", type=int, metavar="N", help="times to go through them")
     encoders.set_defaults(run=run_encoders)
+
+
+def _add_rendering(parser: argparse.ArgumentParser, *, out: str, seed: int) -> None:
+    parser.add_argument("--out", default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=seed, metavar="N", help="seed of everything (default: %(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
+    )
 
 
 def run_data(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml"
     )
+    add_overrides(parser, "settings to change, e.g. run.max_epochs=10")
+
+
+def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds settings as arguments, described by `what`."""
     parser.add_argument(
         "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. run.max_epochs=10")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
