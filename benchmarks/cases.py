@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipiqa import registry
-from ipiqa.config import list_registered
-from ipiqa.datasets.agiqa import OwnTable
+from ipiqa.config.loading import list_registered
+from ipiqa.datasets.databases.agiqa import OwnTable
 from ipiqa.datasets.loaders import train_loader
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.predict import autocast
-from ipiqa.models.tokens import tokenize
 from ipiqa.processors.image import SquashProcessor
+from ipiqa.prompts import tokenize
 
 CPU = torch.device("cpu")
 WORDS = ["statue", "tray", "sushi", "man", "space", "universe", "lighting", "style", "painting", "cat", "bird", "city"]

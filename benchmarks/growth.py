@@ -13,11 +13,11 @@ from typing import Any
 
 from cases import make_dataset, write_images
 
-from ipiqa.config import load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import load_config
 from ipiqa.datasets.splits import make_split
-from ipiqa.models.tokens import tokenize
 from ipiqa.processors.image import SquashProcessor
+from ipiqa.prompts import tokenize
+from ipiqa.training.cross_validation import run
 
 
 def peak_gib() -> float:

@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from ipiqa.models.image_encoder import STAGES
 from ipiqa.models.ipiqa import IPIQA
 from ipiqa.models.pooling import AttentionPool
+from ipiqa.models.towers.clip_image import STAGES
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 

@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 # Heavy imports (torch, open_clip) happen on use, so that `ipiqa --help` answers at once.
 _PUBLIC = {
-    "build_model": "ipiqa.api",
-    "tokenize": "ipiqa.api",
-    "load_config": "ipiqa.config",
-    "list_registered": "ipiqa.config",
+    "build_model": "ipiqa.build",
+    "tokenize": "ipiqa.prompts",
+    "load_config": "ipiqa.config.loading",
+    "list_registered": "ipiqa.config.loading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

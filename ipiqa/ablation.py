@@ -31,13 +31,12 @@ from typing import Any
 
 import yaml
 
-from ipiqa import dist
-from ipiqa.config import Config, load_config, parse_override, position, read_text
-from ipiqa.cross_validation import choose_device, run
+from ipiqa import build, dist
+from ipiqa.config.loading import Config, load_config, parse_override, position, read_text
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.fold import build_model
 from ipiqa.report import AblationRow, load_run, write_summary
-from ipiqa.run_folder import check_identity, identity_of, is_finished
+from ipiqa.training.cross_validation import run
+from ipiqa.training.run_folder import check_identity, identity_of, is_finished
 
 logger = logging.getLogger("ipiqa")
 
@@ -331,7 +330,7 @@ def run_points(points: Sequence[Point]) -> None:
     """
     if not points:
         return
-    with dist.process_group(choose_device(points[0].config)):
+    with dist.process_group(build.choose_device(points[0].config)):
         # Asked of rank 0 once: a process that looks later would find the folder that this very run has made.
         done = dist.from_main([point.is_done for point in points])
         begun = dist.from_main([point.is_begun for point in points])
@@ -341,7 +340,7 @@ def run_points(points: Sequence[Point]) -> None:
                 logger.info("row %r is finished, skipped", point.name)
                 continue
             with _told_of(point.name):
-                build_model(point.config, num_targets=1)  # finds missing or wrong weights
+                build.make_model(point.config, num_targets=1)  # finds missing or wrong weights
             left.append((point, is_begun))
         for number, (point, is_begun) in enumerate(left, 1):
             logger.info("row %r (%d of %d): %s", point.name, number, len(left), " ".join(point.changes) or "as it is")

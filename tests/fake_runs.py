@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipiqa.engine.checkpoint import write_json
+from ipiqa.files import write_json
 from ipiqa.metrics import aggregate, measure
 from ipiqa.report import write_summary
 

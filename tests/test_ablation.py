@@ -13,12 +13,12 @@ from conftest import REPOSITORY, refused
 from test_jobs import torchrun
 from toy import write_config
 
-from ipiqa import cross_validation
 from ipiqa.ablation import check_folders, load_grid, rows_of, run_points, shard_of
 from ipiqa.cli import main
 from ipiqa.cli.ablate import parse_shard
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.training import cross_validation
 
 GRIDS = sorted((REPOSITORY / "ipiqa" / "projects").glob("*/ablation.yaml"))
 TWO_BY_TWO = "grid:\n  task.loss: [mse, l1]\n  model.head.name: [mlp, linear]\n"

@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from ipiqa import registry
-from ipiqa.datasets.agiqa import Agiqa1k, Agiqa3k, OwnTable, agiqa_1k_group, agiqa_3k_group
+from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k, OwnTable, agiqa_1k_group, agiqa_3k_group
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 
@@ -41,7 +41,7 @@ def test_registered() -> None:
 def test_real_agiqa_3k(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "agiqa3k" / "data.csv"
     table = Agiqa3k(annotations=str(source), images="x").load()
-    assert (len(table), len(set(table.groups)), table.targets) == (2982, 300, ("quality", "alignment"))
+    assert (len(table), len(set(table.groups)), table.target_names) == (2982, 300, ("quality", "alignment"))
     np.testing.assert_array_equal(table.scores[0], [0.965602553, 0.40889324])
     frame = pandas.read_csv(source, keep_default_na=False)
     joint = frame[["mos_align", "prompt", "mos_quality", "name"]].rename(columns={"name": "Image", "prompt": "Prompt"})
@@ -54,7 +54,7 @@ def test_real_agiqa_1k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         table = Agiqa1k(annotations=str(source), images="x").load()
     assert (len(table), table.num_images, len(set(table.groups))) == (1080, 1079, 180)
-    assert (table.targets, table.groups[-1], table.prompts[0]) == (
+    assert (table.target_names, table.groups[-1], table.prompts[0]) == (
         ("quality",),
         "9_14",
         "bird, driving aircraft, city, anime style",
@@ -79,7 +79,7 @@ def test_targets_chosen_and_ordered(table_3k: str) -> None:
     both = Agiqa3k(annotations=table_3k, images="x").load()
     assert both.groups == ("012", "003") and both.prompts[1] == "NA"
     swapped = Agiqa3k(annotations=table_3k, images="x", targets=["alignment", "quality"]).load()
-    assert swapped.targets == ("alignment", "quality")
+    assert swapped.target_names == ("alignment", "quality")
     np.testing.assert_array_equal(swapped.scores, both.scores[:, ::-1])
     one = Agiqa3k(annotations=table_3k, images="x", targets=["alignment"]).load()
     np.testing.assert_array_equal(one.scores, [[2.0], [4.0]])
@@ -90,7 +90,7 @@ def test_own_table(tmp_path: Path) -> None:
     path.write_text("file,text,scene,beauty,fit\na.png,a cat,s1,70,80\nb.png,a cat,s2,-30,40\nc.png,a dog,s2,1,2\n")
     given: dict[str, Any] = {"annotations": str(path), "images": "x", "image": "file", "prompt": "text"}
     table = OwnTable(**given, targets=["fit", "beauty"], group="scene").load()
-    assert (table.targets, table.groups, table.reference_draw) == (("fit", "beauty"), ("s1", "s2", "s2"), None)
+    assert (table.target_names, table.groups, table.reference_draw) == (("fit", "beauty"), ("s1", "s2", "s2"), None)
     assert OwnTable(**given, targets=["fit"]).load().groups == ("a cat", "a cat", "a dog")
     with pytest.raises(DataError, match="1 of 3 rows have a beauty score outside 0 to inf, first -30"):
         OwnTable(**given, targets=["beauty"], mos_min=0).load()

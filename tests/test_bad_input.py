@@ -21,9 +21,9 @@ from PIL import Image
 
 import ipiqa
 from ipiqa.cli import main
-from ipiqa.config import load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import load_config
 from ipiqa.processors.image import SquashProcessor
+from ipiqa.training.cross_validation import run
 
 TRAINED = ("last.pt", "best.pt", "previous.pt", "scores.json")
 

@@ -22,7 +22,7 @@ from toy import write_config
 import ipiqa
 from ipiqa.cli import guarded, main
 from ipiqa.cli.train import parse_folds, script
-from ipiqa.config import Config, load_config
+from ipiqa.config.loading import Config, load_config
 from ipiqa.engine.stop import Interrupted
 from ipiqa.errors import ConfigError, DataError
 
@@ -172,7 +172,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, list[int] | N
         calls.append((config, folds, resume))
         raise ConfigError("not trained here")
 
-    monkeypatch.setattr("ipiqa.cross_validation.run", run)
+    monkeypatch.setattr("ipiqa.training.cross_validation.run", run)
     return calls
 
 

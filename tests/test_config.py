@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import ipiqa
-from ipiqa.config import Config, load_config, parse_override
+from ipiqa.config.loading import Config, load_config, parse_override
+from ipiqa.config.settings import RunConfig, SplitConfig
 from ipiqa.errors import ConfigError
-from ipiqa.settings import RunConfig, SplitConfig
 
 PLAIN = """\
 image_size: 64

@@ -13,10 +13,10 @@ import torch
 from toy import write_config
 
 import ipiqa
-from ipiqa.config import Config, load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import Config, load_config
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.metrics.correlation import measure
+from ipiqa.metrics.agreement import measure
+from ipiqa.training.cross_validation import run
 
 
 @pytest.fixture

@@ -14,11 +14,13 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from ipiqa import registry
+from ipiqa.build import make_dataset
 from ipiqa.cli import main
-from ipiqa.config import Config, load_config
-from ipiqa.cross_validation import make_dataset
-from ipiqa.datasets import demo
-from ipiqa.datasets.demo_scenes import (
+from ipiqa.config.loading import Config, load_config
+from ipiqa.datasets.pairs import TablePairs
+from ipiqa.demo import database as demo
+from ipiqa.demo.encoders import WarmUp, contrastive_loss, look_loss, retrieval, warm_up
+from ipiqa.demo.scenes import (
     DISTORTIONS,
     Scene,
     Thing,
@@ -29,9 +31,7 @@ from ipiqa.datasets.demo_scenes import (
     render,
     with_errors,
 )
-from ipiqa.datasets.pairs import TablePairs
 from ipiqa.errors import ConfigError
-from ipiqa.warm_up import WarmUp, contrastive_loss, look_loss, retrieval, warm_up
 
 SCENE = Scene(Thing("two", "red", "circle"), Thing("one", "blue", "square"), "above", "plain")
 
@@ -57,7 +57,7 @@ def test_the_same_seed_writes_the_same_bytes_however_many_processes(tmp_path: Pa
 def test_it_is_read_as_agiqa_3k_and_says_that_it_is_synthetic(tmp_path: Path) -> None:
     summary = demo.write_demo_dataset(tmp_path, num_prompts=30, image_size=32)
     table = make_dataset(dataset_config(tmp_path)).load()
-    assert len(table) == 300 and len(set(table.groups)) == 30 and table.targets == ("quality", "alignment")
+    assert len(table) == 300 and len(set(table.groups)) == 30 and table.target_names == ("quality", "alignment")
     assert "synthetic" in (tmp_path / "README.txt").read_text() and "synthetic" in str(summary)
     for target, (srcc, plcc) in summary.ceilings.items():
         assert 0.9 < srcc < 1 and 0.9 < plcc < 1 and f"{srcc:.3f}" in str(summary), target

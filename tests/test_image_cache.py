@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from ipiqa.datasets import image_cache
-from ipiqa.datasets.agiqa import OwnTable
+from ipiqa.datasets.databases.agiqa import OwnTable
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, ImageSource, open_images
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import CONFIG
 
-from ipiqa.config import _escaped, _has_call, load_config
+from ipiqa.config.loading import _escaped, _has_call, load_config
 from ipiqa.errors import ConfigError
 
 

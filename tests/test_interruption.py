@@ -14,9 +14,9 @@ import pytest
 import torch
 from toy import write_config
 
-from ipiqa.config import Config, load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import Config, load_config
 from ipiqa.errors import DataError
+from ipiqa.training.cross_validation import run
 
 FILES = ("scores.json", "predictions.csv", "metrics.jsonl", "split.json")
 

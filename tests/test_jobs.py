@@ -16,8 +16,8 @@ import pytest
 from conftest import REPOSITORY
 from toy import write_config
 
-from ipiqa.config import load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import load_config
+from ipiqa.training.cross_validation import run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 OPTIONS = ["run.max_epochs=40", "run.eval_every=20", "run.save_every=40"]
@@ -130,14 +130,14 @@ def said_by_every_rank(folder: Path) -> Path:
     program = folder / "every_rank.py"
     program.write_text(
         "import os, pathlib, sys\n"
-        "import ipiqa.fold\n"
+        "import ipiqa.training.fold\n"
         "from ipiqa.cli.train import script\n"
-        "evaluate = ipiqa.fold.FoldRun._evaluate\n"
+        "evaluate = ipiqa.training.fold.FoldRun._evaluate\n"
         "def evaluate_and_tell(self, model):\n"
         "    found = evaluate(self, model)\n"
         f"    pathlib.Path({str(folder)!r}, 'rank_' + os.environ['RANK']).write_text(repr(found.metrics))\n"
         "    return found\n"
-        "ipiqa.fold.FoldRun._evaluate = evaluate_and_tell\n"
+        "ipiqa.training.fold.FoldRun._evaluate = evaluate_and_tell\n"
         "sys.exit(script('agiqa_3k'))\n"
     )
     return program
@@ -147,11 +147,11 @@ def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two
     program = tmp_path / "fails_once.py"
     program.write_text(
         "import os, pathlib, sys\n"
-        "import ipiqa.fold\n"
+        "import ipiqa.build\n"
         "from ipiqa.cli.train import script\n"
-        "trainer = ipiqa.fold.FoldRun._trainer\n"
-        "def make(self, model, stop):\n"
-        "    made = trainer(self, model, stop)\n"
+        "trainer = ipiqa.build.make_trainer\n"
+        "def make(*parts, **settings):\n"
+        "    made = trainer(*parts, **settings)\n"
         "    compute_loss = made.compute_loss\n"
         "    def fail(module, batch, epoch):\n"
         "        first_life = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
@@ -161,7 +161,7 @@ def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two
         "        return compute_loss(module, batch, epoch)\n"
         "    made.compute_loss = fail\n"
         "    return made\n"
-        "ipiqa.fold.FoldRun._trainer = make\n"
+        "ipiqa.build.make_trainer = make\n"
         "sys.exit(script('agiqa_3k'))\n"
     )
     command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={tmp_path}/restarted"]
@@ -178,11 +178,11 @@ def test_the_mistake_of_one_process_ends_the_job_with_its_message(cfg: Path, tmp
         "import os, sys\n"
         "from ipiqa.cli import main\n"
         "from ipiqa.errors import DataError\n"
-        "import ipiqa.fold\n"
-        "def fail(*_):\n"
+        "import ipiqa.build\n"
+        "def fail(*_, **__):\n"
         "    raise DataError('image gen0.png cannot be decoded by process 1')\n"
         "if os.environ['RANK'] == '1':\n"
-        "    ipiqa.fold.FoldRun._trainer = fail\n"
+        "    ipiqa.build.make_trainer = fail\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     status, _, err = torchrun(program, "train", "--cfg-path", str(cfg), f"run.output_dir={tmp_path}/failed")

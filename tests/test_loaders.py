@@ -13,7 +13,7 @@ from PIL import Image
 
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, open_images
 from ipiqa.datasets.loaders import BatchLoader, eval_loader, suggest_workers, train_loader
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
 

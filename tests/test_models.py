@@ -13,10 +13,10 @@ from torch.nn import functional
 from ipiqa import registry
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.checkpoints import load_model
-from ipiqa.models.image_encoder import ImageEncoder, ResNetSizes
 from ipiqa.models.pooling import AttentionPool, resize_positions
-from ipiqa.models.prompt_encoder import PromptEncoder, TextSizes
-from ipiqa.models.tokens import tokenize
+from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
+from ipiqa.models.towers.clip_text import PromptEncoder, TextSizes
+from ipiqa.prompts import tokenize
 
 SIZES = TextSizes(width=32, layers=2, heads=2, embed_dim=16)
 PROMPTS = ["a red circle", "two blue squares above a tree, oil painting", "a red circle", ""]

@@ -14,16 +14,16 @@ from tar_shards import write_shards
 from torch.nn import functional
 from toy import write_config, write_dataset
 
+from ipiqa.build import make_model
 from ipiqa.cli import main
-from ipiqa.config import Config, load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import Config, load_config
 from ipiqa.engine import trainer as training
 from ipiqa.engine.stop import Interrupted
 from ipiqa.errors import ConfigError
-from ipiqa.fold import build_model
 from ipiqa.metrics import retrieval
-from ipiqa.pretraining import pretrain
 from ipiqa.tasks.image2prompt import ImageToPrompt
+from ipiqa.training.cross_validation import run
+from ipiqa.training.pretraining import pretrain
 
 FILES = ("summary.json", "metrics.jsonl")
 CONFIG = """\
@@ -69,14 +69,14 @@ def test_the_image_tower_moves_the_prompts_stay_and_the_result_goes_into_ipiqa(
     config = load_config(cfg)
     torch.manual_seed(config.run.seed)
     start, best = (
-        build_model(config, 0).state_dict(),
+        make_model(config, 0).state_dict(),
         torch.load(tmp_path / "output/best.pt", weights_only=True)["model"],
     )
     moved = {name.split(".")[0] for name, value in start.items() if not torch.equal(value, best[name])}
     assert moved == {"image_encoder"}
 
     scored = write_config(tmp_path / "scored")
-    model = build_model(load_config(scored, f"model.image_encoder.weights={encoder}"), 2)
+    model = make_model(load_config(scored, f"model.image_encoder.weights={encoder}"), 2)
     for name, value in model.image_encoder.state_dict().items():
         assert torch.equal(value, best[f"image_encoder.{name}"]), name
 

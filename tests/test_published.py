@@ -14,9 +14,9 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
+from ipiqa.build import make_dataset
 from ipiqa.cli.train import script
-from ipiqa.config import load_config
-from ipiqa.cross_validation import make_dataset
+from ipiqa.config.loading import load_config
 
 TABLES = {1: ("agiqa1k", "AIGC_MOS_Zscore.xlsx", 1079), 3: ("agiqa3k", "data.csv", 2982)}
 

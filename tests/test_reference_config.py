@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from ipiqa.config import load_config
+from ipiqa.config.loading import load_config
+from ipiqa.config.reference import KEYS, answer, is_reference_format, translate
 from ipiqa.errors import ConfigError
-from ipiqa.reference_config import KEYS, answer, is_reference_format, translate
 
 # A file of the form that was published, every key in it.
 AGIQA_3K = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_runs import HOSTILE, edit, page, write_run
 
-from ipiqa.engine.checkpoint import write_json
+from ipiqa.files import write_json
 from ipiqa.report import load_run
 from ipiqa.report.residuals import group_residuals, image_residuals
 from ipiqa.report.tables import number

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from ipiqa.config.settings import RunConfig, SplitConfig
 from ipiqa.errors import ConfigError
-from ipiqa.settings import RunConfig, SplitConfig
 
 
 def run(**settings: Any) -> RunConfig:

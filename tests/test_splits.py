@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipiqa.datasets.agiqa import Agiqa1k, Agiqa3k
+from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
 from ipiqa.datasets.splits import SPLIT_KINDS, make_split
-from ipiqa.datasets.tables import AnnotationTable, ReferenceDraw
+from ipiqa.datasets.table import AnnotationTable, ReferenceDraw
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipiqa.datasets.tables import AnnotationTable, DuplicateRule, Layout, leaves_folder, make_table, read_rows
+from ipiqa.datasets.readers import read_rows
+from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, leaves_folder, make_table
 from ipiqa.errors import DataError
 
 LAYOUT = Layout(
     image=["name", "image"],
     prompt=["prompt"],
-    targets={"quality": ["mos"]},
+    targets={Target("quality"): ["mos"]},
     group=lambda name, prompt: prompt,
     mos_range=(0.0, 5.0),
 )
@@ -246,7 +247,7 @@ def test_duplicate_with_another_prompt_is_never_kept(tmp_path: Path) -> None:
 
 
 def test_empty_group_refused(tmp_path: Path) -> None:
-    layout = Layout(image=["name"], prompt=["prompt"], targets={"quality": ["mos"]}, group="scene")
+    layout = Layout(image=["name"], prompt=["prompt"], targets={Target("quality"): ["mos"]}, group="scene")
     path = write(tmp_path / "t.csv", [[*ROWS[0], "s"], [*ROWS[1], ""]], [*HEADING, "scene"])
     assert "1 of 2 rows have an empty group, first line 3." in message(path, layout=layout)
 

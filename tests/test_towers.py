@@ -15,11 +15,11 @@ from torch import nn
 from toy import write_config
 
 from ipiqa import registry
-from ipiqa.config import load_config
-from ipiqa.cross_validation import run
+from ipiqa.config.loading import load_config
 from ipiqa.errors import DataError
-from ipiqa.models import open_clip_towers
-from ipiqa.models.open_clip_towers import OpenClipImageEncoder, OpenClipPromptEncoder
+from ipiqa.models.towers import open_clip_towers
+from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder, OpenClipPromptEncoder
+from ipiqa.training.cross_validation import run
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 ARCHITECTURES = {
@@ -162,11 +162,11 @@ def test_a_tokenizer_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(open_clip, "get_tokenizer", fail)
-    open_clip_towers._tokenizer.cache_clear()
+    open_clip_towers.tokenizer_of.cache_clear()
     encoder = OpenClipPromptEncoder("tiny-sigmoid", None, "none", freeze=True)
     with pytest.raises(DataError, match=r"the tokenizer of 'tiny-sigmoid' could not be loaded \(no network at all\)"):
         encoder.tokenize(["a"])
-    open_clip_towers._tokenizer.cache_clear()
+    open_clip_towers.tokenizer_of.cache_clear()
 
 
 # --- fusions and baselines -------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import DataError
+from ipiqa.files import replacing
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,7 @@ def make_trainer(folder: Path, *, loader: ToyLoader | None = None, after_step: A
         "evaluate": evaluate,
         "folder": folder,
         "identity": {"seed": 0},
+        "spec": {},
         "seed": (0, 0),
         "device": CPU,
         "max_epochs": 4,
@@ -233,7 +235,7 @@ def test_foreign_and_newer_and_malicious_checkpoints_are_refused(tmp_path: Path)
 
 def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", {"model": 1})
-    with pytest.raises(RuntimeError), checkpoint.replacing(tmp_path / "last.pt", "wb") as file:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "last.pt", "wb") as file:
         file.write(b"half")
         raise RuntimeError("killed")
     assert checkpoint.load(tmp_path / "last.pt")["model"] == 1

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ipiqa.errors import DataError
-from ipiqa.models.image_encoder import clip_image_encoder
-from ipiqa.models.prompt_encoder import clip_prompt_encoder
+from ipiqa.models.towers.clip_image import clip_image_encoder
+from ipiqa.models.towers.clip_text import clip_prompt_encoder
 from ipiqa.models.weights import convert_to_safetensors, read_tensors
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import ipiqa
-from ipiqa.cli import ablate, data, demo, pretrain, show, train
+from ipiqa.cli import ablate, arguments, data, pretrain, show, train
+from ipiqa.demo import commands as demo
 from ipiqa.errors import IpiqaError
 
 EXIT_STATUS = """exit status:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for module in (train, pretrain, ablate, data, show, demo):
         module.add_commands(commands)
-    arguments = train.parse(parser, argv)
-    return guarded(lambda: arguments.run(arguments))
+    parsed = arguments.parse(parser, argv)
+    return guarded(lambda: parsed.run(parsed))
 
 
 def guarded(command: Callable[[], int | None]) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ipiqa.cli.train import add_overrides
+from ipiqa.cli.arguments import add_overrides
 from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.train import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load
 
 
 def add_commands(commands: Any) -> None:
@@ -25,7 +26,7 @@ def add_commands(commands: Any) -> None:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Prints what is wrong with a dataset: every image that is missing or cannot be decoded, by name."""
-    from ipiqa.cross_validation import make_dataset, make_processor
+    from ipiqa.build import make_dataset, make_processor
     from ipiqa.datasets import checks
     from ipiqa.engine import log
 
@@ -45,19 +46,21 @@ def run_check(arguments: argparse.Namespace) -> int:
         f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, "
         f"{len(set(table.groups))} groups: all usable"
     )
-    for target, scores in zip(table.targets, table.scores.T, strict=True):
+    for target, scores in zip(table.target_names, table.scores.T, strict=True):
         print(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
     return 0
 
 
 def run_split(arguments: argparse.Namespace) -> int:
     """Writes the split of one fold; the images need not be there."""
-    from ipiqa.cross_validation import split_json
+    from ipiqa.build import make_dataset, split_of
     from ipiqa.engine import log
-    from ipiqa.engine.checkpoint import write_text
+    from ipiqa.files import write_text
 
     log.set_up()
-    text = split_json(load(arguments), arguments.fold) + "\n"
+    config = load(arguments)
+    table = make_dataset(config).load()
+    text = json.dumps(split_of(config, table, arguments.fold).to_json(table), indent=1) + "\n"
     if not arguments.out:
         print(text, end="")
     else:

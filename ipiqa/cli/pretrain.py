@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.train import add_config_arguments, load, parse
+from ipiqa.cli.arguments import add_config_arguments, load, parse
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
     log.set_up()
     config = load(arguments)
     from ipiqa import dist
-    from ipiqa.pretraining import ENCODER, SUMMARY, describe_metrics, pretrain
+    from ipiqa.training.pretraining import ENCODER, SUMMARY, describe_metrics, pretrain
 
     run_dir = pretrain(config, resume=arguments.resume)
     if dist.is_main():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.train import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load
 
 
 def add_commands(commands: Any) -> None:
@@ -70,7 +70,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_env(arguments: argparse.Namespace) -> int:
     """Prints the facts that `environment.json` keeps."""
-    from ipiqa.run_folder import environment
+    from ipiqa.training.run_folder import environment
 
     for name, value in environment().items():
         print(f"{name}: {value}")

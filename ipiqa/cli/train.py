@@ -6,23 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ipiqa.cli.arguments import add_config_arguments, load, parse, parse_folds
 from ipiqa.errors import ConfigError
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that choose a config and change its settings."""
-    parser.add_argument(
-        "--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml"
-    )
-    add_overrides(parser, "settings to change, e.g. run.max_epochs=10")
-
-
-def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds settings as arguments, described by `what`."""
-    parser.add_argument(
-        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,45 +24,6 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("train", help="train k folds of any config", description="Train k folds of a config.")
     add_train_arguments(parser)
     parser.set_defaults(run=train)
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed arguments; settings may stand between the flags, where argparse alone does not take them."""
-    arguments, rest = parser.parse_known_args(argv)
-    flags = [word for word in rest if word.startswith("-") or "overrides" not in arguments]
-    if flags:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
-    return arguments
-
-
-def load(arguments: argparse.Namespace) -> Any:
-    """Returns the config the arguments describe."""
-    from ipiqa.config import load_config
-
-    changes = [*arguments.options, *arguments.overrides]
-    if getattr(arguments, "num_cv", None) is not None:
-        changes.append(f"run.num_folds={arguments.num_cv}")
-    if getattr(arguments, "seed", None) is not None:
-        changes.append(f"run.seed={arguments.seed}")
-    return load_config(arguments.cfg_path, *changes)
-
-
-def parse_folds(text: str | None) -> list[int] | None:
-    """Returns the numbers of "0,3", or None for None.
-
-    Raises:
-        ConfigError: it is no list of whole numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--folds: {text!r} is no list of folds. Write numbers from 0 with commas, such as 0,3."
-        ) from None
 
 
 def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
@@ -101,7 +47,7 @@ def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
         )
         raise ConfigError(f"{arguments.cfg_path}: dataset.name is {config.dataset['name']!r}. Start it with {other}.")
     from ipiqa import dist
-    from ipiqa.cross_validation import run
+    from ipiqa.training.cross_validation import run
 
     run_dir = run(config, folds=folds, resume=arguments.resume)
     if dist.is_main():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ipiqa.datasets import agiqa, pairs, shards
+from ipiqa.datasets import databases, pairs, shards
 
-__all__ = ["agiqa", "pairs", "shards"]
+__all__ = ["databases", "pairs", "shards"]

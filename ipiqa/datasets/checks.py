@@ -12,10 +12,9 @@ from typing import Protocol
 
 import torch
 
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
-
-SAMPLE = 4096  # bytes of a file, in two places, that stand for all of it
+from ipiqa.files import content_sha256
 
 
 class ImageReader(Protocol):
@@ -108,18 +107,17 @@ def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
         )
 
 
-def image_set_sha256(table: AnnotationTable) -> str:
-    """Returns a hash that tells a resumed run that its images were exchanged: of names, sizes, and samples of bytes.
+def image_hashes(table: AnnotationTable) -> tuple[str, ...]:
+    """Returns the sha256 of the whole image file of each row, in table order.
 
-    The samples are the middle and the end of each file. An image format packs its pixels, so that a change of some
-    moves what stands behind them; reading every byte would take minutes where there are millions of images.
+    Raises:
+        OSError: a file cannot be read.
     """
-    digest = hashlib.sha256()
-    for name in sorted(set(table.names)):
-        with (table.image_dir / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(json.dumps([name, size]).encode())
-            for start in (size // 2, max(size - SAMPLE, 0)):
-                file.seek(start)
-                digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
+    names = list(dict.fromkeys(table.names))
+    hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names]), strict=True))
+    return tuple(hash_of[name] for name in table.names)
+
+
+def image_set_sha256(table: AnnotationTable, hashes: Sequence[str]) -> str:
+    """Returns one hash of all images of a table: of their names and the hashes of their contents."""
+    return hashlib.sha256(json.dumps(sorted(set(zip(table.names, hashes, strict=True)))).encode()).hexdigest()

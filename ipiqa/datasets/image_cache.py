@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from ipiqa.datasets.checks import ImageReader, num_threads, refuse_unusable
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 
 try:

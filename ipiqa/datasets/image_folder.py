@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ipiqa.datasets.checks import ImageReader, check_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.image_cache import CachedImages, ImageSource
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 
 _ORDER = 3  # last number of the RandomState seed: a stream that splits and flips do not share

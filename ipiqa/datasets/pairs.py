@@ -6,21 +6,21 @@ and the image cache serve them as they are, and no held-out prompt is ever train
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.tables import AnnotationTable, find_column, read_rows, refuse_outside, require_text
+from ipiqa.datasets.readers import read_rows
+from ipiqa.datasets.table import AnnotationTable, find_column, refuse_outside, require_text
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.files import require_package
 from ipiqa.registry import register
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class TablePairs(ImageFolder):
         image: column of image file names, relative to `images`.
         prompt: column of prompts.
     """
+
+    has_scores: ClassVar[bool] = False
 
     annotations: str
     image: str = "image"
@@ -72,6 +74,8 @@ class DiffusionDB(ImageFolder):
     Attributes:
         parts: number of parts to take, the first in order; null for all.
     """
+
+    has_scores: ClassVar[bool] = False
 
     parts: int | None = None
 
@@ -172,20 +176,6 @@ def _read_parquet(path: Path, wanted: Sequence[str], here: str) -> list[list[str
             ) from error
         cells.append([text or "" for text in texts])
     return cells
-
-
-def require_package(name: str, where: str) -> ModuleType:
-    """Returns a module of the extra `shards`, which is not installed by default.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        install = "Install it with: pip install -e '.[shards]'"
-        raise ConfigError(f"{where} needs the package {package}, which is not installed. {install}") from error
 
 
 def _pair_table(

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ipiqa.datasets.pairs import require_package
+from ipiqa.files import require_package
 
 
 @dataclass

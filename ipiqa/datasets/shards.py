@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.loaders import check_batch_size
-from ipiqa.datasets.pairs import require_package
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import (
     HeldOutBatches,
@@ -21,6 +20,7 @@ from ipiqa.datasets.shard_stream import (
     TrainStream,
 )
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.files import require_package
 from ipiqa.registry import register
 
 _LOOKED_AT = 10  # shards searched for a first sample before the settings are thought wrong
@@ -30,7 +30,7 @@ _LOOKED_AT = 10  # shards searched for a first sample before the settings are th
 class Shards:
     """Image-prompt pairs in tar files of the WebDataset form."""
 
-    num_targets = 0
+    num_targets, has_scores = 0, False
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ipiqa.datasets.tables import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 
 SplitKind = Literal["reference", "holdout", "kfold", "image_random"]

@@ -25,6 +25,7 @@ from ipiqa.engine import checkpoint
 from ipiqa.engine.optim import Schedule
 from ipiqa.engine.predict import Batch, autocast
 from ipiqa.engine.stop import Interrupted, StopSignals
+from ipiqa.files import without_nan, write_text
 
 logger = logging.getLogger("ipiqa")
 
@@ -82,6 +83,7 @@ class Trainer:
     evaluate: Callable[[nn.Module], Evaluation]
     folder: Path
     identity: dict[str, Any]  # what must be the same for a checkpoint to be continued
+    spec: dict[str, Any]  # how to rebuild the model from its checkpoint alone: see models.bundle
     seed: tuple[int, ...]
     device: torch.device
     max_epochs: int
@@ -212,8 +214,8 @@ class Trainer:
         if is_best:
             progress.best_epoch, progress.best_value = progress.epoch, self.evaluation.value
         if dist.is_main():
-            lines = (json.dumps(checkpoint.without_nan(row)) for row in progress.history)
-            checkpoint.write_text(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+            lines = (json.dumps(without_nan(row)) for row in progress.history)
+            write_text(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
             if is_best:
                 checkpoint.save(self.best_path, self.model_state())
 
@@ -230,6 +232,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "epoch": self.progress.epoch,
             "identity": self.identity,
+            "spec": self.spec,
             "evaluation": found,
         }
 

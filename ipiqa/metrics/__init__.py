@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipiqa.metrics.correlation import METRICS, LogisticFit, aggregate, fit_logistic, measure
+from ipiqa.metrics.agreement import METRICS, LogisticFit, aggregate, fit_logistic, measure
 from ipiqa.metrics.retrieval import retrieval
 from ipiqa.metrics.significance import PairedTest, Spread, bootstrap_interval, describe, paired_test
 

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.ipiqa import Prompts
-from ipiqa.models.prompt_features import PromptFeatures
-from ipiqa.models.tokens import tokenize
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.prompts import tokenize
 from ipiqa.registry import register
 
 TEMPERATURE = 100.0  # CLIP's own at the end of its training

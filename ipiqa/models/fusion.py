@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError
-from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.pooling import AttentionPool
-from ipiqa.models.prompt_features import PromptFeatures
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.registry import register
 
 

@@ -9,15 +9,17 @@ from torch import nn
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.ipiqa import Prompts
-from ipiqa.models.prompt_features import PromptFeatures
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.registry import register
 
 
 @register("model", "image2prompt")
 class Image2Prompt(nn.Module):
     """Pooled image features and frozen prompt features of the same length (paper, section 3.1)."""
+
+    has_scores = False
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ipiqa.models.image_encoder import STAGES
-from ipiqa.models.image_tower import ImageTower
-from ipiqa.models.prompt_features import PromptFeatures
-from ipiqa.models.tokens import tokenize
+from ipiqa.models.towers.clip_image import STAGES
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.prompts import tokenize
 from ipiqa.registry import register
 
 Prompts = Sequence[str] | torch.Tensor

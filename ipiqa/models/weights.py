@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from ipiqa.engine.checkpoint import CodeInFileError, read_data, refuse_newer
 from ipiqa.errors import DataError
+from ipiqa.files import CodeInFileError, read_data, refuse_newer
 
 logger = logging.getLogger("ipiqa")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ipiqa.engine.checkpoint import write_json, write_text
+from ipiqa.evaluation.results import RunResult, Summary, load_run, summarise
+from ipiqa.files import write_json, write_text
 from ipiqa.report.ablation import AblationRow, write_ablation
 from ipiqa.report.compare import compare_runs
-from ipiqa.report.data import RunResult, Summary, load_run, summarise
 from ipiqa.report.page import report_page
 from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ipiqa.engine.checkpoint import write_json, write_text
 from ipiqa.errors import DataError
+from ipiqa.evaluation.results import MOMENTS, FoldResult, RunResult, facts, fold_numbers
+from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, describe
 from ipiqa.report.compare import compare_folds, interval, p_value
-from ipiqa.report.data import MOMENTS, FoldResult, RunResult, facts, fold_numbers
 from ipiqa.report.tables import escaped, latex_escaped, markdown_table, mean_std
 
 LEVEL = 0.05  # of the corrected p below which a difference is marked

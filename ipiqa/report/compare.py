@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ipiqa.errors import DataError
+from ipiqa.evaluation.results import FoldResult, RunResult, fold_numbers
 from ipiqa.metrics import METRICS, PairedTest, paired_test
-from ipiqa.report.data import FoldResult, RunResult, fold_numbers
 from ipiqa.report.tables import FITTED, LABELS, escaped, markdown_table, number
 
 

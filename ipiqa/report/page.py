@@ -9,8 +9,8 @@ from html import escape
 
 import numpy as np
 
+from ipiqa.evaluation.results import Checkpoint, FoldResult, RunResult, Summary, facts, selection_rule
 from ipiqa.metrics import METRICS, Spread, fit_logistic
-from ipiqa.report.data import Checkpoint, FoldResult, RunResult, Summary, facts, selection_rule
 from ipiqa.report.plots import MAX_POINTS, Line, chart
 from ipiqa.report.residuals import ImageResidual, group_residuals, image_residuals, pooled
 from ipiqa.report.style import STYLE

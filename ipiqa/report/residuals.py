@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipiqa.report.data import RunResult
+from ipiqa.evaluation.results import RunResult
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
+from ipiqa.evaluation.results import Summary, facts
 from ipiqa.metrics import METRICS, Spread
-from ipiqa.report.data import Summary, facts
 
 WIDTH = 100
 LABELS = {"srcc": "SRCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "plcc_fitted": "PLCC*"}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError
+from ipiqa.metrics import retrieval
 from ipiqa.registry import register
 
 
 @register("task", "image2prompt")
 class ImageToPrompt:
     """Pre-training of the image tower on pictures and their prompts (paper, section 3.1)."""
+
+    has_scores = False
 
     def __init__(self, *, loss: Literal["cosine", "contrastive"] = "cosine", temperature: float = 0.07) -> None:
         """Takes the settings.
@@ -41,3 +47,18 @@ class ImageToPrompt:
         # Images of one prompt are all right answers for it: the target is shared out among them.
         same = (prompts[:, None] == prompts[None]).all(dim=2).float()  # (B, B)
         return functional.cross_entropy(images @ prompts.T / self.temperature, same / same.sum(dim=1, keepdim=True))
+
+    def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(*model(batch["images"], batch["tokens"]))
+
+    def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns image features and prompt features side by side, (B, 2 D)."""
+        return torch.cat([feature.float() for feature in model(batch["images"], batch["tokens"])], dim=1)
+
+    def measure(
+        self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray
+    ) -> tuple[dict[str, Any], float]:
+        images, prompts = np.split(outputs, 2, axis=1)  # (N, D) each
+        metrics = retrieval(images, prompts)
+        value = metrics["recall_at_1"] + metrics["recall_at_5"] + metrics["mean_cosine"]
+        return metrics | {"num_images": len(images), "num_prompts": len(np.unique(prompts, axis=0))}, value

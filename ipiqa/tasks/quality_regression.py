@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError
+from ipiqa.metrics import aggregate, measure
 from ipiqa.registry import lookup, register
 from ipiqa.tasks import losses  # noqa: F401  (registers them)
 
@@ -14,6 +19,8 @@ from ipiqa.tasks import losses  # noqa: F401  (registers them)
 @register("task", "quality_regression")
 class QualityRegression:
     """Predicts the MOS of every target with one head (paper, section 3.4: mean squared error)."""
+
+    has_scores = True
 
     def __init__(self, *, loss: str | dict[str, float] = "mse") -> None:
         """Takes the loss by name, or several with the weights they are summed with.
@@ -40,3 +47,17 @@ class QualityRegression:
             targets: (B, T) MOS.
         """
         return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
+
+    def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(model(batch["images"], batch["tokens"]), batch["targets"])
+
+    def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        scores: torch.Tensor = model(batch["images"], batch["tokens"])  # (B, T)
+        return scores
+
+    def measure(
+        self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray
+    ) -> tuple[dict[str, Any], float]:
+        assert table is not None
+        metrics = measure(outputs, table.scores[rows], table.target_names)
+        return metrics, aggregate(metrics)

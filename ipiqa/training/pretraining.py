@@ -5,47 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save as serialise
 from torch import nn
 
-from ipiqa import dist, registry
-from ipiqa.config import Config
-from ipiqa.cross_validation import choose_device, load_data, make_dataset, make_processor, on_main, tokens_of
-from ipiqa.datasets.loaders import eval_loader, train_loader
+from ipiqa import build, dist
+from ipiqa.build import Batches, Inputs
+from ipiqa.config.loading import Config
 from ipiqa.datasets.shards import Shards, find_shards
-from ipiqa.datasets.splits import make_split
 from ipiqa.engine import checkpoint
 from ipiqa.engine.log import recording
-from ipiqa.engine.predict import Batch, predict
+from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
-from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
+from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
-from ipiqa.fold import EpochLoader, build_model, make_trainer, not_finite
-from ipiqa.metrics import retrieval
+from ipiqa.files import replacing, write_json
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.run_folder import check_identity, claim, identity_of, is_restarted
+from ipiqa.training.cross_validation import on_main
+from ipiqa.training.fold import fit
+from ipiqa.training.run_folder import claim, identity_of, is_restarted
 
 logger = logging.getLogger("ipiqa")
 
 SUMMARY, ENCODER = "summary.json", "image_encoder.safetensors"
-
-
-@dataclass(frozen=True)
-class PairBatches:
-    """Batches of images and tokens to train on and to validate on, and what they come from."""
-
-    train: EpochLoader
-    held_out: Iterable[Batch]
-    num_rows: int  # of an epoch: rows are counted below it
-    identity: dict[str, Any]
 
 
 def pretrain(config: Config, *, resume: bool = False) -> Path:
@@ -64,84 +50,60 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         Interrupted: stopped by a signal; the state is saved.
     """
     _check(config)
-    device = choose_device(config)
+    device = build.choose_device(config)
     run_dir = Path(config.run.output_dir)
     resume = resume or is_restarted(run_dir)
     with dist.process_group(device):
         torch.manual_seed(config.run.seed)
-        model = build_model(config, num_targets=0)
+        model = build.make_model(config, num_targets=0)
         if config.run.checkpoint is not None:
             load_model(model, config.run.checkpoint, "run.checkpoint")
-        processor = make_processor(config)
-        batches = _batches(config, model, processor, device)
+        processor = build.make_processor(config)
+        batches, identity = _batches(config, processor, device)
         on_main(lambda: claim(config, [], resume=resume))
         if (run_dir / SUMMARY).is_file():
             logger.info("%s is finished", run_dir)
             return run_dir
+        inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
         with recording(run_dir / "train.log"), StopSignals() as stop:
-            trainer = _trainer(config, model.to(device), batches, processor, device, stop)
-            _fit(trainer, resume)
+            trainer = _trainer(config, model.to(device), batches, inputs, identity, stop)
+            fit(trainer, resume)
             _finish(trainer, config)
     return run_dir
 
 
 def _check(config: Config) -> None:
     """Raises ConfigError where the config describes another kind of run."""
-    for section in ("model", "task"):
-        name = getattr(config, section)["name"]
-        if name != "image2prompt":
-            raise ConfigError(
-                f"{section}.name: {name!r} is not pre-trained. Take image2prompt, as in ipiqa/projects/image2prompt, "
-                "or start this config with: ipiqa train."
-            )
+    build.check_kind(config, folds=False)
     if config.run.evaluate:
         raise ConfigError("run.evaluate: pre-training has no evaluation by itself. Leave it out.")
     if config.split.kind in ("reference", "kfold"):
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
 
-def _batches(config: Config, model: nn.Module, processor: SquashProcessor, device: torch.device) -> PairBatches:
-    dataset = make_dataset(config)
+def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
+    """Returns the batches of a table or of shards, and what they come from."""
+    dataset: Any = build.make_dataset(config)
     if isinstance(dataset, Shards):
-        return _from_shards(config, dataset, model, processor, device)
-    return _from_table(config, model, device)
-
-
-def _from_table(config: Config, model: nn.Module, device: torch.device) -> PairBatches:
-    """Returns batches of a table; no prompt stands on both sides of its split."""
-    data, run = load_data(config), config.run
-    table = data.table
-    split = make_split(
-        table, kind=config.split.kind, seed=config.split.seed, fold=0, num_folds=1,
-        train_fraction=config.split.train_fraction, val_fraction=0.0,
-    )  # fmt: skip
-    tokens, pin = tokens_of(model, table.prompts), device.type == "cuda"
-    rank, world_size = dist.rank(), dist.world_size()
-    train = train_loader(
-        table, data.images, tokens, split.train, batch_size=run.batch_size, seed=run.seed, fold=0, rank=rank,
-        world_size=world_size, num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
-    held_out = eval_loader(
-        table, data.images, tokens, split.val, batch_size=run.eval_batch_size, rank=rank, world_size=world_size,
-        num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
+        return _from_shards(config, dataset, processor, device)
+    data = build.load_data(config, processor)
+    split = build.split_of(config, data.table, 0)
+    tokens = build.make_tokenizer(config)(data.table.prompts)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
     identity = {
         "the split (sha256)": split.sha256,
-        "the table of pairs (sha256)": table.sha256,
+        "the table of pairs (sha256)": data.table.sha256,
         "the image files (sha256)": data.images_sha256,
     }
-    return PairBatches(train, held_out, len(table), identity)
+    return build.table_batches(config, data, tokens, split, device), identity
 
 
 def _from_shards(
-    config: Config, dataset: Shards, model: nn.Module, processor: SquashProcessor, device: torch.device
-) -> PairBatches:
+    config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device
+) -> tuple[Batches, dict[str, Any]]:
     """Returns batches of streamed shards; the held-out ones are shards of their own."""
     dataset.check()
-    run = config.run
-
-    tokenize: Any = model.tokenize
+    run, tokenize = config.run, build.make_tokenizer(config)
     rank, world_size, pin = dist.rank(), dist.world_size(), device.type == "cuda"
     train = dataset.train_batches(
         processor, tokenize, batch_size=run.batch_size, seed=run.seed, rank=rank, world_size=world_size,
@@ -160,57 +122,31 @@ def _from_shards(
         "the shards (sha256)": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         "run.num_workers, which decides the order of streamed pairs": train.num_workers,
     }
-    return PairBatches(train, held_out, dataset.samples_per_epoch, identity)
+    return Batches(train, held_out, dataset.samples_per_epoch), identity
 
 
 def _trainer(
-    config: Config,
-    model: nn.Module,
-    batches: PairBatches,
-    processor: SquashProcessor,
-    device: torch.device,
-    stop: StopSignals,
+    config: Config, model: nn.Module, batches: Batches, inputs: Inputs, identity: dict[str, Any], stop: StopSignals
 ) -> Trainer:
-    run = config.run
-    task = registry.build("task", config.task, "task", {})
-
-    def compute_loss(module: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
-        flips = processor.flips(batch["rows"], num_rows=batches.num_rows, seed=run.seed, fold=0, epoch=epoch)
-        images = processor.normalise(batch["images"].to(device, non_blocking=True), flips)
-        return task.loss(*module(images, batch["tokens"]))
-
-    def features(module: nn.Module, batch: Batch) -> torch.Tensor:
-        found = module(processor.normalise(batch["images"].to(device, non_blocking=True)), batch["tokens"])
-        return torch.cat([feature.float() for feature in found], dim=1)  # (B, 2 D)
+    task = build.make_task(config)
 
     def evaluate(module: nn.Module) -> Evaluation:
-        _, found = predict(module, batches.held_out, features, device=device, amp=run.amp, description="held-out pairs")
-        images, prompts = np.split(found, 2, axis=1)  # (N, D) each
-        metrics = retrieval(images, prompts) | {
-            "num_images": len(images),
-            "num_prompts": len(np.unique(prompts, axis=0)),
-        }
+        rows, outputs = predict(
+            module,
+            batches.held_out,
+            lambda m, batch: task.outputs(m, inputs(batch)),
+            device=inputs.device,
+            amp=config.run.amp,
+            description="held-out pairs",
+        )
+        metrics, value = task.measure(outputs, None, rows)
         logger.info("held out: %s", describe_metrics(metrics))
-        value = metrics["recall_at_1"] + metrics["recall_at_5"] + metrics["mean_cosine"]
         return Evaluation(value, metrics, torch.empty(0))
 
-    return make_trainer(
-        config, model, batches.train, compute_loss=compute_loss, evaluate=evaluate, folder=Path(run.output_dir),
-        identity=identity_of(config) | batches.identity | {"the number of processes": dist.world_size()},
-        seed=(run.seed, 0), device=device, stop=stop,
+    return build.make_trainer(
+        config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
+        identity=identity_of(config) | identity | {"the number of processes": dist.world_size()}, stop=stop,
     )  # fmt: skip
-
-
-def _fit(trainer: Trainer, resume: bool) -> None:
-    def same(state: dict[str, Any]) -> None:
-        check_identity(state["identity"], trainer.identity, trainer.folder)
-
-    if resume and trainer.restore(same):
-        logger.info("going on at epoch %d, step %d", trainer.progress.epoch + 1, trainer.progress.step + 1)
-    try:
-        trainer.fit()
-    except NonFiniteLossError as error:
-        raise not_finite(error) from None
 
 
 def _finish(trainer: Trainer, config: Config) -> None:
@@ -220,7 +156,7 @@ def _finish(trainer: Trainer, config: Config) -> None:
         trainer.model.load_state_dict(best["model"])
         encoder: Any = trainer.model.image_encoder
         tensors = {name: value.cpu().contiguous() for name, value in encoder.clip_tensors().items()}
-        with checkpoint.replacing(trainer.folder / ENCODER, "wb") as file:
+        with replacing(trainer.folder / ENCODER, "wb") as file:
             file.write(serialise(tensors))
         assert trainer.evaluation is not None
         summary = {
@@ -230,7 +166,7 @@ def _finish(trainer: Trainer, config: Config) -> None:
             "best": {"epoch": best["epoch"], **best["evaluation"]["metrics"]},
             "last": {"epoch": trainer.max_epochs, **trainer.evaluation.metrics},
         }
-        checkpoint.write_json(trainer.folder / SUMMARY, summary)
+        write_json(trainer.folder / SUMMARY, summary)
     dist.barrier()
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
-from ipiqa.models.open_clip_towers import OpenClipPromptEncoder, is_clip_text
-from ipiqa.models.prompt_features import PromptFeatures
-from ipiqa.models.tokens import CONTEXT_LENGTH
+from ipiqa.models.towers.open_clip_towers import OpenClipPromptEncoder, is_clip_text
+from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, read_tensors
+from ipiqa.prompts import CONTEXT_LENGTH
 from ipiqa.registry import register
 
 WHERE = "model.prompt_encoder"

@@ -23,14 +23,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ipiqa import registry
-from ipiqa.config import Config
-from ipiqa.cross_validation import make_dataset, make_processor
-from ipiqa.datasets.demo import Pairs, render_pairs
-from ipiqa.engine.checkpoint import replacing
+from ipiqa.build import make_dataset, make_processor
+from ipiqa.config.loading import Config
+from ipiqa.demo.database import Pairs, render_pairs
 from ipiqa.errors import ConfigError
-from ipiqa.models.image_encoder import ImageEncoder
-from ipiqa.models.prompt_encoder import PromptEncoder
-from ipiqa.models.tokens import tokenize
+from ipiqa.files import replacing
+from ipiqa.models.towers.clip_image import ImageEncoder
+from ipiqa.models.towers.clip_text import PromptEncoder
+from ipiqa.prompts import tokenize
 
 logger = logging.getLogger("ipiqa")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.tables import AnnotationTable, DuplicateRule, Layout, make_table, read_rows
+from ipiqa.datasets.readers import read_rows
+from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.registry import register
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 AGIQA_1K_URL = "https://github.com/lcysyzxdxc/AGIQA-1k-Database"
 AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
+QUALITY = Target("quality", 0.0, 5.0, "perceptual quality: how good the image looks")
+ALIGNMENT = Target("alignment", 0.0, 5.0, "text-image alignment: how well the image shows what the prompt asks for")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class Agiqa1k(AnnotatedImages):
         return Layout(
             image=["Image", "name"],
             prompt=["Prompt"],
-            targets={"quality": ["MOS", "mos_quality"]},
+            targets={QUALITY: ["MOS", "mos_quality"]},
             group=lambda name, prompt: agiqa_1k_group(name),
             mos_range=(0.0, 5.0),
             # reference: the published table ends with two rows of this name and different scores; both are trained on
@@ -90,16 +93,14 @@ class Agiqa3k(AnnotatedImages):
         return f"Get AGIQA-3k from {AGIQA_3K_URL}; cache/README.md shows where its files belong."
 
     def layout(self) -> Layout:
-        columns = {
-            "quality": ["mos_quality", "quality"],
-            "alignment": ["mos_align", "mos_alignment", "alignment"],
-        }
-        chosen = list(columns) if self.targets is None else self.targets
-        _check_targets(chosen, list(columns))
+        columns = {QUALITY: ["mos_quality", "quality"], ALIGNMENT: ["mos_align", "mos_alignment", "alignment"]}
+        known = {target.name: target for target in columns}
+        chosen = list(known) if self.targets is None else self.targets
+        _check_targets(chosen, list(known))
         return Layout(
             image=["name", "Image"],
             prompt=["prompt"],
-            targets={target: columns[target] for target in chosen},
+            targets={known[name]: columns[known[name]] for name in chosen},
             group=lambda name, prompt: agiqa_3k_group(name),
             mos_range=(0.0, 5.0),
             reference_draw="permutation",
@@ -136,7 +137,7 @@ class OwnTable(AnnotatedImages):
         return Layout(
             image=[self.image],
             prompt=[self.prompt],
-            targets={target: [target] for target in self.targets},
+            targets={Target(name, self.mos_min, self.mos_max): [name] for name in self.targets},
             group=self.group if self.group is not None else lambda name, prompt: prompt,
             mos_range=(lowest, highest),
         )

@@ -19,10 +19,11 @@ import ipiqa.datasets
 import ipiqa.models
 import ipiqa.processors
 import ipiqa.tasks  # noqa: F401
-from ipiqa import reference_config, registry
+from ipiqa import registry
+from ipiqa.config import reference
+from ipiqa.config.settings import RunConfig, SplitConfig
 from ipiqa.errors import ConfigError, did_you_mean
 from ipiqa.registry import list_registered
-from ipiqa.settings import RunConfig, SplitConfig
 
 __all__ = ["Config", "list_registered", "load_config"]
 
@@ -91,7 +92,7 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
     except ConfigError as error:
         if not is_translated:
             raise
-        raise ConfigError(reference_config.add_their_name(str(error))) from None
+        raise ConfigError(reference.add_their_name(str(error))) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -130,7 +131,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any
     own = _read(path, chain)
     base = own.pop("base", None)
     if base is None:
-        is_reference = reference_config.is_reference_format(own)
+        is_reference = reference.is_reference_format(own)
         return (_translate(own, path) if is_reference else own), is_reference
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {base!r} is not a file name. Give one relative to this file.")
@@ -140,7 +141,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any
 
 def _translate(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     """Returns settings in the reference code's form as ours, and logs how they were read."""
-    ours, notes, warnings = reference_config.translate(_interpolate(settings, path), str(path))
+    ours, notes, warnings = reference.translate(_interpolate(settings, path), str(path))
     for note in notes:
         logger.info("%s: %s", path, note)
     for warning in warnings:
@@ -346,7 +347,7 @@ def _answer_reference_keys(settings: Mapping[str, Any]) -> None:
             continue
         ours = registry.settings_of(RunConfig) if section == "run" else _keys(section, content.get("name"))
         for key in content:
-            answer = reference_config.answer(f"{section}.{key}") if key not in ours else None
+            answer = reference.answer(f"{section}.{key}") if key not in ours else None
             if answer is not None:
                 raise ConfigError(answer)
 

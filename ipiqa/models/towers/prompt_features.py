@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ipiqa.models import tokens as clip_tokens
+from ipiqa import prompts as clip_prompts
 
 MOST_REMEMBERED = 65536  # features: where prompts are counted in millions, memory stays bounded
 
@@ -37,7 +37,7 @@ class PromptFeatures(nn.Module):
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Returns what `forward` takes in place of prompts: tokens (B, context)."""
-        return clip_tokens.tokenize(prompts)
+        return clip_prompts.tokenize(prompts)
 
     @property
     def is_frozen(self) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ipiqa.errors import DataError
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.image_tower import ImageTower
+from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.weights import read_tensors
 from ipiqa.registry import register
 

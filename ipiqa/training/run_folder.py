@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ipiqa import dist
-from ipiqa.config import Config, load_config
-from ipiqa.engine.checkpoint import write_json, write_text
+from ipiqa.config.loading import Config, load_config
 from ipiqa.errors import ConfigError
+from ipiqa.files import write_json, write_text
 
 # Settings that a continued run may change: they change how and where it runs, not what comes out. Paths are among them
 # because the content of what they name is compared instead.

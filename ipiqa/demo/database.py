@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
-from ipiqa.datasets.demo_scenes import (
+from ipiqa.demo.scenes import (
     DISTORTIONS,
     Scene,
     alignment,

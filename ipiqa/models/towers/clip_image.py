@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
-from ipiqa.models.image_tower import ImageTower
-from ipiqa.models.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.pooling import AttentionPool, resize_positions
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.registry import register
 

@@ -11,9 +11,9 @@ import torch
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly
-from ipiqa.models.image_tower import ImageTower
 from ipiqa.models.pooling import resize_positions
-from ipiqa.models.prompt_features import PromptFeatures
+from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors
 
 
@@ -120,7 +120,7 @@ class OpenClipPromptEncoder(PromptFeatures):
         Raises:
             DataError: it had to be downloaded, and could not be.
         """
-        return _tokenizer(self.architecture)(list(prompts)).long()
+        return tokenizer_of(self.architecture)(prompts)
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.text(tokens.to(next(self.parameters()).device))
@@ -169,7 +169,12 @@ def _build(architecture: str, where: str, image_size: int | None = None) -> Any:
 
 
 @functools.cache
-def _tokenizer(architecture: str) -> Callable[[list[str]], torch.Tensor]:
+def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
+    """Returns an architecture's own tokenizer: N prompts -> int64 (N, context).
+
+    Raises:
+        DataError: it must be downloaded, and could not be.
+    """
     import open_clip
 
     try:
@@ -181,4 +186,4 @@ def _tokenizer(architecture: str) -> Callable[[list[str]], torch.Tensor]:
             f"model.prompt_encoder.architecture: the tokenizer of {architecture!r} could not be loaded ({reason}). "
             "It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
         ) from None
-    return tokenizer
+    return lambda prompts: tokenizer(list(prompts)).long()

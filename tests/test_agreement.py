@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import METRICS, aggregate, correlation, fit_logistic, measure
+from ipiqa.metrics import METRICS, aggregate, agreement, fit_logistic, measure
 
 
 @pytest.fixture(autouse=True)
@@ -129,11 +129,11 @@ def test_backward_predictions_start_from_a_falling_curve() -> None:
 def test_fit_starts_from_the_side_of_srcc_and_from_two_slopes(monkeypatch, sign) -> None:
     starts = []
 
-    def spy(x, y, start, evaluations, search=correlation._least_squares):
+    def spy(x, y, start, evaluations, search=agreement._least_squares):
         starts.append(start)
         return search(x, y, start, evaluations)
 
-    monkeypatch.setattr(correlation, "_least_squares", spy)
+    monkeypatch.setattr(agreement, "_least_squares", spy)
     x = np.random.default_rng(3).normal(size=300)
     fit_logistic(sign * x, logistic(x))
     assert [np.sign(start[0] - start[1]) for start in starts] == [sign, sign]
@@ -179,8 +179,8 @@ def test_fit_says_why_not(monkeypatch) -> None:
     assert math.isfinite(result["srcc"]) and math.isnan(result["plcc_fitted"])
     assert result["notes"] == ["fitted PLCC is undefined: a logistic fit needs at least 5 images, here are 4"]
     assert "predictions are the same" in fit_logistic(np.ones(9), np.arange(9.0)).reason
-    monkeypatch.setattr("ipiqa.metrics.correlation._EVALUATIONS", 2)
-    monkeypatch.setattr("ipiqa.metrics.correlation._MORE_EVALUATIONS", 2)
+    monkeypatch.setattr("ipiqa.metrics.agreement._EVALUATIONS", 2)
+    monkeypatch.setattr("ipiqa.metrics.agreement._MORE_EVALUATIONS", 2)
     x = np.random.default_rng(7).normal(size=50)
     fit = fit_logistic(x, logistic(x) + x**2)
     assert math.isnan(fit.plcc)

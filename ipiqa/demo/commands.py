@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.train import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load
 
 
 def add_commands(commands: Any) -> None:
@@ -50,7 +50,7 @@ def _add_rendering(parser: argparse.ArgumentParser, *, out: str, seed: int) -> N
 
 def run_data(arguments: argparse.Namespace) -> int:
     """Writes the demo dataset and prints its noise ceilings."""
-    from ipiqa.datasets.demo import write_demo_dataset
+    from ipiqa.demo.database import write_demo_dataset
 
     folder = Path(arguments.out)
     summary = write_demo_dataset(
@@ -62,8 +62,8 @@ def run_data(arguments: argparse.Namespace) -> int:
 
 def run_pairs(arguments: argparse.Namespace) -> int:
     """Writes pairs.csv and its pictures beside the demo dataset."""
-    from ipiqa.datasets.demo import write_demo_pairs
-    from ipiqa.datasets.tables import read_rows
+    from ipiqa.datasets.readers import read_rows
+    from ipiqa.demo.database import write_demo_pairs
     from ipiqa.errors import ConfigError
 
     if arguments.num < 1:
@@ -78,8 +78,8 @@ def run_pairs(arguments: argparse.Namespace) -> int:
 
 def run_encoders(arguments: argparse.Namespace) -> int:
     """Trains the encoders that a config's `weights` name, unless they are there."""
+    from ipiqa.demo.encoders import WarmUp, warm_up
     from ipiqa.engine import log
-    from ipiqa.warm_up import WarmUp, warm_up
 
     log.set_up()
     given = {"num_pairs": arguments.num_pairs, "epochs": arguments.epochs}

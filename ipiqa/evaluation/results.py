@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ipiqa.datasets.splits import Split
+from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
+from ipiqa.files import write_json, write_text
 from ipiqa.metrics import METRICS, Spread, describe
 
 FORMAT = 1  # of scores.json
@@ -103,6 +107,68 @@ class Summary:
     run: RunResult
     spreads: dict[str, dict[str, dict[str, Spread]]]
     notes: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch reached on the held-out part: metrics by target, predictions (N, T); epoch None when evaluated."""
+
+    epoch: int | None
+    metrics: dict[str, dict[str, Any]]
+    predictions: np.ndarray
+
+
+def write_fold(
+    folder: Path,
+    table: AnnotationTable,
+    split: Split,
+    results: Mapping[str, EpochResult],
+    dataset: str,
+    epochs: int | None,
+) -> None:
+    """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
+
+    Args:
+        folder: of the fold.
+        table: what was trained and measured on.
+        split: its parts.
+        results: by name, "best" and "last".
+        dataset: name of the dataset.
+        epochs: how many were trained; None where a checkpoint was evaluated.
+    """
+    _write_predictions(folder / "predictions.csv", table, split, results)
+    scores = {
+        "format": 1,
+        "fold": split.fold,
+        "split": {
+            "kind": split.kind, "seed": split.seed, "sha256": split.sha256, "num_train": len(split.train),
+            "num_selection": len(split.selection), "num_val": len(split.val),
+        },
+        "selection": "validation part" if len(split.selection) else "reported part",
+        "targets": list(table.target_names),
+        "dataset": {"name": dataset, "sha256": table.sha256, "num_images": len(table)},
+        "epochs": epochs,
+        **{name: {"epoch": result.epoch, "metrics": result.metrics} for name, result in results.items()},
+    }  # fmt: skip
+    write_json(folder / "scores.json", scores)
+
+
+def _write_predictions(path: Path, table: AnnotationTable, split: Split, results: Mapping[str, EpochResult]) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [f"{name}_{target}" for name in ("mos", *results) for target in table.target_names]
+    writer.writerow(["image", "prompt", "group", *columns])
+    for i, row in enumerate(split.val):
+        values = [repr(float(v)) for v in table.scores[row]]
+        values += [repr(float(v)) for result in results.values() for v in result.predictions[i]]
+        writer.writerow([table.names[row], table.prompts[row], table.groups[row], *values])
+    write_text(path, out.getvalue())
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def load_run(run_dir: Path) -> RunResult:

@@ -1,0 +1,311 @@
+"""From a config to what a run is made of: device, dataset, processor, tokenizer, model, task, batches, trainer.
+
+The only place that builds them: training, pre-training, ablation, scoring and the commands all come here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ipiqa import dist, registry
+from ipiqa.config.loading import Config, load_config
+from ipiqa.datasets.checks import image_hashes, image_set_sha256
+from ipiqa.datasets.image_cache import ImageSource
+from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.loaders import eval_loader, train_loader
+from ipiqa.datasets.splits import Split, make_split
+from ipiqa.datasets.table import AnnotationTable
+from ipiqa.engine.memory import keep_freed_memory
+from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
+from ipiqa.engine.predict import Batch
+from ipiqa.engine.stop import StopSignals
+from ipiqa.engine.trainer import Evaluation, Trainer
+from ipiqa.errors import ConfigError
+from ipiqa.models.checkpoints import load_model
+from ipiqa.models.ipiqa import is_head, parameter_depth
+from ipiqa.models.towers import tokenizer_of
+from ipiqa.processors.image import SquashProcessor
+from ipiqa.tasks import Task
+
+logger = logging.getLogger("ipiqa")
+
+Tokenize = Callable[[Sequence[str]], torch.Tensor]  # N prompts -> int64 (N, context)
+
+
+class EpochLoader(Protocol):
+    """Batches of one epoch after the other."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch to come and how many of its steps to leave out."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A table and its images: what all folds of a run share."""
+
+    table: AnnotationTable
+    images: ImageSource
+    image_hashes: tuple[str, ...]  # sha256 of each row's image file
+
+    @property
+    def images_sha256(self) -> str:
+        """One hash of all images."""
+        return image_set_sha256(self.table, self.image_hashes)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What one training reads: batches to train on, batches to evaluate on, and below what its row numbers lie."""
+
+    train: EpochLoader
+    held_out: Iterable[Batch]
+    num_rows: int
+
+
+def choose_device(config: Config) -> torch.device:
+    """Returns the device of this process and sets the memory and precision options that hold for all of it.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none, or fp16 without one.
+    """
+    wanted = config.run.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device: 'cuda', but PyTorch sees no GPU. Set run.device=auto or run.device=cpu.")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        if config.run.amp == "fp16":
+            raise ConfigError("run.amp: 'fp16' needs a GPU. On the CPU take run.amp=bf16.")
+        keep_freed_memory()
+        return torch.device("cpu")
+    device = torch.device("cuda", dist.local_rank())
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.run.tf32
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def make_dataset(config: Config) -> ImageFolder:
+    """Returns the dataset of a config; no file is touched."""
+    return registry.build("dataset", config.dataset, "dataset", {})
+
+
+def make_processor(config: Config) -> SquashProcessor:
+    """Returns the image processor of a config."""
+    return registry.build("processor", config.processor, "processor", {"image_size": config.image_size})
+
+
+def make_tokenizer(config: Config) -> Tokenize:
+    """Returns what makes tokens of prompts for the model of a config, which is not built for it."""
+    return tokenizer_of(config.model.get("prompt_encoder"))
+
+
+def make_task(config: Config) -> Task:
+    """Returns the task of a config."""
+    task: Task = registry.build("task", config.task, "task", {})
+    return task
+
+
+def check_kind(config: Config, *, folds: bool) -> None:
+    """Refuses a config whose model, task or dataset is for another kind of run.
+
+    Args:
+        config: what is to be run.
+        folds: whether the run cross-validates scores; otherwise it pre-trains.
+
+    Raises:
+        ConfigError: naming the section that does not fit.
+    """
+    fits = {
+        section: bool(getattr(registry.lookup(section, getattr(config, section)["name"], section), "has_scores", True))
+        for section in ("model", "task", "dataset")
+    }
+    for section, has_scores in fits.items():
+        name = getattr(config, section)["name"]
+        if folds and not has_scores:
+            raise ConfigError(
+                f"{section}.name: {name!r} is for pre-training, where nothing is scored. Start it with: ipiqa pretrain."
+            )
+        if not folds and has_scores and section != "dataset":  # the scores of a dataset need not be read
+            raise ConfigError(
+                f"{section}.name: {name!r} is not pre-trained. Take image2prompt, as in ipiqa/projects/image2prompt, "
+                "or start this config with: ipiqa train."
+            )
+
+
+def load_data(config: Config, processor: SquashProcessor) -> Data:
+    """Returns table and images, all checked.
+
+    Raises:
+        DataError: anything in them that cannot be trained on.
+    """
+    dataset = make_dataset(config)
+    table = dataset.load()
+    dataset.check_images(table, processor)
+    if dist.is_main():  # one process builds the cache, the others find it
+        images = dataset.open_images(table, processor)
+    dist.barrier()
+    if not dist.is_main():
+        images = dataset.open_images(table, processor)
+    logger.info(
+        "%d images, %d prompts, %d groups; targets: %s",
+        len(table),
+        len(set(table.prompts)),
+        len(set(table.groups)),
+        ", ".join(table.target_names),
+    )
+    return Data(table, images, image_hashes(table))
+
+
+def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
+    """Returns the split of one fold."""
+    return make_split(
+        table,
+        kind=config.split.kind,
+        seed=config.split.seed,
+        fold=fold,
+        num_folds=config.run.num_folds,
+        train_fraction=config.split.train_fraction,
+        val_fraction=config.run.val_fraction,
+    )
+
+
+def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> Batches:
+    """Returns the batches of one split of a table.
+
+    The held-out part and the part that selects the epoch, where there is one, are evaluated in one pass.
+
+    Args:
+        config: batch sizes, seed, workers.
+        data: table and images.
+        tokens: (N, context) of the table's prompts.
+        split: which rows train.
+        device: where the batches go.
+    """
+    run = config.run
+    processes: dict[str, Any] = {"rank": dist.rank(), "world_size": dist.world_size()}
+    workers: dict[str, Any] = {"num_workers": run.num_workers, "pin_memory": device.type == "cuda"}
+    train = train_loader(
+        data.table, data.images, tokens, split.train, batch_size=run.batch_size, seed=run.seed, fold=split.fold,
+        **processes, **workers,
+    )  # fmt: skip
+    return Batches(train, held_out_batches(config, data, tokens, split, device), len(data.table))
+
+
+def held_out_batches(
+    config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device
+) -> Iterable[Batch]:
+    """Returns the batches of the rows of a split that do not train; arguments as for `table_batches`."""
+    return eval_loader(
+        data.table, data.images, tokens, np.sort(np.concatenate([split.selection, split.val])),
+        batch_size=config.run.eval_batch_size, rank=dist.rank(), world_size=dist.world_size(),
+        num_workers=config.run.num_workers, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+
+
+def make_model(config: Config, num_targets: int) -> nn.Module:
+    """Returns the model of a config, on the CPU, its tower weights loaded."""
+    context = {"image_size": config.image_size, "num_targets": num_targets}
+    model: nn.Module = registry.build("model", config.model, "model", context)
+    if config.run.grad_checkpointing:
+        for module in model.modules():
+            if hasattr(module, "grad_checkpointing"):
+                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
+    return model
+
+
+def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
+    """Returns the model of a config file, in evaluation mode on the CPU.
+
+    `model(images, prompts)` takes images (B, 3, S, S), float and normalised, and B texts or their tokens, and returns
+    scores (B, num_targets). With `run.checkpoint=FILE` among the overrides, the weights of that file are loaded.
+
+    Args:
+        cfg_path: a YAML file, such as ipiqa/projects/agiqa3k/ipiqa.yaml.
+        overrides: settings of the form "key=value".
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        DataError: a weights file cannot be used.
+    """
+    config = load_config(cfg_path, *overrides)
+    model = make_model(config, num_targets=make_dataset(config).num_targets)
+    if config.run.checkpoint is not None:
+        load_model(model, config.run.checkpoint, "run.checkpoint")
+    return model.eval()
+
+
+class Inputs:
+    """Batches as a loader gives them -> batches as a task takes them: on the device, normalised, flipped to train."""
+
+    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int, seed: int, fold: int):
+        self.processor, self.device = processor, device
+        self.num_rows, self.seed, self.fold = num_rows, seed, fold
+
+    def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
+        """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
+        flips = None
+        if epoch is not None:
+            flips = self.processor.flips(
+                batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
+            )
+        moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
+        return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
+
+
+def make_trainer(
+    config: Config,
+    model: nn.Module,
+    batches: Batches,
+    *,
+    task: Task,
+    inputs: Inputs,
+    evaluate: Callable[[nn.Module], Evaluation],
+    folder: Path,
+    identity: dict[str, Any],
+    stop: StopSignals,
+    label: str = "",
+) -> Trainer:
+    """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
+    run = config.run
+    groups = parameter_groups(
+        model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
+        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+    )  # fmt: skip
+    schedule = Schedule(
+        kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,
+        steps_per_epoch=len(batches.train), warmup_learning_rate=run.warmup_learning_rate,
+        warmup_steps=run.warmup_steps, min_learning_rate=run.min_learning_rate, decay=run.learning_rate_decay,
+    )  # fmt: skip
+    return Trainer(
+        model=model,
+        optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2),
+        schedule=schedule,
+        train_loader=batches.train,
+        start_epoch=batches.train.set_epoch,
+        compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)),
+        evaluate=evaluate,
+        folder=folder,
+        identity=identity,
+        spec={},
+        seed=(run.seed, inputs.fold),
+        device=inputs.device,
+        max_epochs=run.max_epochs,
+        eval_every=run.eval_every,
+        save_every=run.save_every,
+        log_every=run.log_every,
+        accumulate_steps=run.accumulate_steps,
+        clip_grad_norm=run.clip_grad_norm,
+        amp=run.amp,
+        stop=stop,
+        label=label,
+        forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
+    )

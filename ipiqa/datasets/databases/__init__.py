@@ -1,0 +1,5 @@
+"""Published databases, and tables of one's own. Importing the package registers them."""
+
+from ipiqa.datasets.databases import agiqa
+
+__all__ = ["agiqa"]

@@ -1,0 +1,1 @@
+"""From predictions, table and splits to results: one schema, one writer, one reader."""

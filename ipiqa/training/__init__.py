@@ -1,0 +1,1 @@
+"""Runs that leave a folder: k folds of a config, pre-training."""

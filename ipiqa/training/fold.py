@@ -1,0 +1,166 @@
+"""One training in a folder of its own: a fold, or a pre-training, from a config and its batches to a trained model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ipiqa import build, dist
+from ipiqa.build import Batches, Data, Inputs
+from ipiqa.config.loading import Config
+from ipiqa.datasets.splits import Split
+from ipiqa.engine import checkpoint
+from ipiqa.engine.predict import predict
+from ipiqa.engine.stop import StopSignals
+from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
+from ipiqa.errors import DataError
+from ipiqa.evaluation.results import EpochResult, write_fold
+from ipiqa.files import write_json
+from ipiqa.models.checkpoints import load_model
+from ipiqa.processors.image import SquashProcessor
+from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
+
+logger = logging.getLogger("ipiqa")
+
+
+def checkpoint_path(config: Config, fold: int) -> str:
+    """Returns the file that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    path = Path(str(config.run.checkpoint))
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
+
+
+def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
+    """Trains to the end, from the newest checkpoint in the folder where the run is resumed.
+
+    Args:
+        trainer: with nothing trained yet.
+        resume: whether to take up a checkpoint.
+        where: what messages begin with, such as "fold 0, ".
+        names: image names by row, for messages.
+
+    Raises:
+        ConfigError: the checkpoint is of another run.
+        DataError: training has gone wrong: loss or weights are not finite.
+    """
+    if resume and trainer.restore(lambda state: check_identity(state["identity"], trainer.identity, trainer.folder)):
+        logger.info("%sresumes at epoch %d, step %d", where, trainer.progress.epoch + 1, trainer.progress.step + 1)
+    try:
+        trainer.fit()
+    except NonFiniteLossError as error:
+        shown = [names[row] for row in error.rows[:4] if row < len(names)]
+        images = f" in the batch with {', '.join(shown)}" + (" ..." if len(error.rows) > 4 else "") if shown else ""
+        raise DataError(
+            f"{where}epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}. "
+            "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
+        ) from None
+
+
+class FoldRun:
+    """One fold: builds its model, trains it, predicts the held-out part and hands over to `evaluation`."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        processor: SquashProcessor,
+        tokens: torch.Tensor,
+        split: Split,
+        device: torch.device,
+    ) -> None:
+        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's."""
+        self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
+        self.folder = fold_dir(Path(config.run.output_dir), split.fold)
+        self.task = build.make_task(config)
+        self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
+        self.held_out = build.held_out_batches(config, data, tokens, split, device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for the fold to be resumed."""
+        return identity_of(self.config) | {
+            "the split (sha256)": self.split.sha256,
+            "the annotation table (sha256)": self.data.table.sha256,
+            "the image files (sha256)": self.data.images_sha256,
+            "the number of processes": dist.world_size(),
+        }
+
+    def run(self, resume: bool, stop: StopSignals) -> None:
+        """Trains or evaluates the fold and writes its files."""
+        config, split = self.config, self.split
+        chosen_on = f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
+        logger.info(
+            "fold %d of %d: %d images to train on, %d held out%s",
+            *(split.fold, config.run.num_folds, len(split.train), len(split.val), chosen_on),
+        )
+        if dist.is_main():
+            write_json(self.folder / "split.json", split.to_json(self.data.table))
+        # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
+        torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
+        model = build.make_model(config, len(self.data.table.targets))
+        if config.run.checkpoint is not None:
+            load_model(model, checkpoint_path(config, split.fold), "run.checkpoint")
+        model.to(self.device)
+        if config.run.evaluate:
+            self._write({"best": (None, self._evaluate(model))})
+            return
+        batches = build.table_batches(config, self.data, self.tokens, split, self.device)
+        batches = Batches(batches.train, self.held_out, batches.num_rows)
+        trainer = build.make_trainer(
+            config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
+            identity=self.identity, stop=stop, label=f"fold {split.fold} ",
+        )  # fmt: skip
+        fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
+        self._finish(trainer)
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
+        split, table = self.split, self.data.table
+        rows, outputs = predict(
+            model,
+            self.held_out,
+            lambda module, batch: self.task.outputs(module, self.inputs(batch)),
+            device=self.device,
+            amp=self.config.run.amp,
+            description=f"fold {split.fold} evaluation",
+        )
+        held_out = outputs[np.searchsorted(rows, split.val)]
+        metrics, value = self.task.measure(held_out, table, split.val)
+        if len(split.selection):
+            _, value = self.task.measure(outputs[np.searchsorted(rows, split.selection)], table, split.selection)
+        for target, found in metrics.items():
+            for note in found["notes"]:
+                logger.warning("fold %d, %s: %s", split.fold, target, note)
+        shown = "  ".join(f"{t} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for t, m in metrics.items())
+        logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
+        return Evaluation(value, metrics, torch.from_numpy(held_out))
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Writes the results of the best and the last epoch."""
+        last = trainer.evaluation
+        assert last is not None
+        best_epoch = trainer.progress.best_epoch
+        if best_epoch == 0:
+            logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
+            best_epoch, best = trainer.max_epochs, last
+            if dist.is_main():
+                checkpoint.save(trainer.best_path, trainer.model_state())
+        elif best_epoch == trainer.max_epochs:
+            best = last
+        else:
+            best = Evaluation(**checkpoint.load(trainer.best_path)["evaluation"])
+        self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
+        dist.barrier()
+
+    def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
+        if dist.is_main():
+            results = {
+                name: EpochResult(epoch, evaluation.metrics, evaluation.predictions.numpy())
+                for name, (epoch, evaluation) in found.items()
+            }
+            epochs = None if self.config.run.evaluate else self.config.run.max_epochs
+            write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
