@@ -91,13 +91,8 @@ GRAPH = {name: sorted({m for m in imported(path) if m in MODULES}) for name, pat
 
 
 def test_every_part_has_a_layer() -> None:
-<<<<<<< HEAD
     missing = {part_of(name) for name in MODULES} - {"", "__main__"} - set(LAYERS)
-    assert not missing, f"give these a layer in LAYERS, and a line in README's code map: {sorted(missing)}"
-=======
-    missing = {part_of(name) for name in MODULES} - {""} - set(LAYERS)
     assert not missing, f"give these a layer in LAYERS, and a line in the code map of docs/design.md: {sorted(missing)}"
->>>>>>> 6042ed4 (Move the guides from README into pages under docs/)
 
 
 @pytest.mark.parametrize("module", [name for name in GRAPH if name not in ("ipiqa", "ipiqa.__main__")])
