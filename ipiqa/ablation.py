@@ -36,7 +36,7 @@ from ipiqa.config.loading import Config, load_config, parse_override, position, 
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.report import AblationRow, load_run, write_summary
 from ipiqa.training.cross_validation import run
-from ipiqa.training.run_folder import check_identity, identity_of, is_finished
+from ipiqa.training.run_folder import check_same_run, is_finished, weights_of
 
 logger = logging.getLogger("ipiqa")
 
@@ -304,8 +304,7 @@ def check_folders(points: Sequence[Point]) -> None:
     for point in points:
         if point.is_begun:
             with _told_of(point.name):
-                stored = load_config(point.run_dir / "config.yaml")
-                check_identity(identity_of(stored), identity_of(point.config), point.run_dir)
+                check_same_run(point.config, weights_of(point.config))
 
 
 @contextlib.contextmanager

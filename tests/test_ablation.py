@@ -299,7 +299,7 @@ def test_a_mistake_met_on_the_way_names_its_row(write, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise ConfigError("what is wrong. What would be right.")
 
-    monkeypatch.setattr(cross_validation, "claim", lambda *_, **__: fail())
+    monkeypatch.setattr(cross_validation, "claimed", lambda *_, **__: fail())
     assert refused(lambda: run_points(load_grid(write(ROWS)).points)) == "row 'a': what is wrong. What would be right."
 
 
