@@ -17,7 +17,7 @@ from torch import nn
 
 from ipiqa import dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_hashes, image_set_sha256
+from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import eval_loader, train_loader
@@ -150,11 +150,12 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     dataset = make_dataset(config)
     table = dataset.load()
     dataset.check_images(table, processor)
+    hashes = dist.from_main(dataset.image_hashes(table) if dist.is_main() else None)
     if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, processor)
+        images = dataset.open_images(table, hashes, processor)
     dist.barrier()
     if not dist.is_main():
-        images = dataset.open_images(table, processor)
+        images = dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),
@@ -162,7 +163,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
         len(set(table.groups)),
         ", ".join(table.target_names),
     )
-    return Data(table, images, image_hashes(table))
+    return Data(table, images, hashes)
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
