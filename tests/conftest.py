@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, IpiqaError
 
 torch.set_num_threads(1)
 
@@ -75,3 +75,13 @@ def refused(call: Callable[[], object]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """Returns the one line that a call is refused with, or "" where it goes well; any other exception is raised."""
+    try:
+        call()
+    except IpiqaError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (both ends are right)
+        return str(error)
+    return ""

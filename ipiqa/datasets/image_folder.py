@@ -9,6 +9,7 @@ from pathlib import Path
 from ipiqa.datasets.checks import ImageReader, check_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
+from ipiqa.registry import FilePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,9 @@ class ImageFolder(ABC):
         cache_limit_gb: a larger cache is not built; images are then decoded each time.
     """
 
-    images: str
+    images: FilePath
     image_cache: bool = True
-    cache_dir: str = "cache/images"
+    cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
 
     @abstractmethod
