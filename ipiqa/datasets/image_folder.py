@@ -10,6 +10,7 @@ from pathlib import Path
 from ipiqa.datasets.checks import ImageReader, check_images, image_hashes
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
+from ipiqa.registry import FilePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,9 @@ class ImageFolder(ABC):
         cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
     """
 
-    images: str
+    images: FilePath
     image_cache: bool = True
-    cache_dir: str = "cache/images"
+    cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
 
     @abstractmethod

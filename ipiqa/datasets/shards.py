@@ -21,7 +21,7 @@ from ipiqa.datasets.shard_stream import (
 )
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import require_package
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 _LOOKED_AT = 10  # shards searched for a first sample before the settings are thought wrong
 
@@ -35,8 +35,8 @@ class Shards:
     def __init__(
         self,
         *,
-        shards: list[str] | str,
-        val_shards: list[str] | str,
+        shards: list[FilePath] | FilePath,
+        val_shards: list[FilePath] | FilePath,
         samples_per_epoch: int,
         val_samples: int = 1000,
         image: str = "png;jpg;jpeg;webp",

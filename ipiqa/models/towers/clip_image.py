@@ -17,7 +17,7 @@ from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 WHERE = "model.image_encoder"
 STRIDE = 32  # pixels a token of the last stage stands for, in each direction
@@ -151,7 +151,7 @@ def clip_image_encoder(
     image_size: int,
     *,
     architecture: str = "auto",
-    weights: str | None = None,
+    weights: FilePath | None = None,
     sha256: str | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder | OpenClipImageEncoder:
@@ -210,7 +210,7 @@ def clip_resnet(
     width: int,
     embed_dim: int,
     heads: int | None = None,
-    weights: str | None = None,
+    weights: FilePath | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder:
     """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.
