@@ -26,6 +26,7 @@ from ipiqa.datasets.table import AnnotationTable
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -249,6 +250,7 @@ class Inputs:
     def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int, seed: int, fold: int):
         self.processor, self.device = processor, device
         self.num_rows, self.seed, self.fold = num_rows, seed, fold
+        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
@@ -257,6 +259,8 @@ class Inputs:
             flips = self.processor.flips(
                 batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
             )
+            if self.prompts is not None:
+                batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
@@ -276,6 +280,8 @@ def make_trainer(
 ) -> Trainer:
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
+    prompts = PromptCache.of(model)
+    inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
     groups = parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
         layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,

@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from ipiqa import registry
+from ipiqa.engine import prompt_cache
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.checkpoints import load_model
+from ipiqa.models.heads import LinearHead, MLPHead
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
 from ipiqa.models.towers.clip_text import PromptEncoder, TextSizes
@@ -183,20 +186,6 @@ def test_exactly_the_intended_prompt_parameters_train(freeze: str, qa_token: str
     assert moved == expected
 
 
-def test_frozen_prompts_are_encoded_once_and_forgotten_with_new_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = text_encoder("all")
-    assert encoder.is_frozen
-    first = encoder(PROMPTS)
-    calls: list[int] = []
-    monkeypatch.setattr(encoder.transformer, "forward", lambda x, attn_mask: calls.append(len(x)) or x)
-    assert torch.equal(encoder(PROMPTS), first) and calls == []
-    encoder(["something new", PROMPTS[0]])
-    assert calls == [1]
-    encoder.load_state_dict(encoder.state_dict())
-    encoder(PROMPTS)
-    assert calls == [1, 3]
-
-
 def counted(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list to which every pass through the transformer adds its number of prompts."""
     whole, calls = encoder.transformer.forward, []
@@ -206,39 +195,45 @@ def counted(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int
     return calls
 
 
-def test_an_evaluation_encodes_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = text_encoder()
-    calls = counted(encoder, monkeypatch)
+@pytest.mark.parametrize(("freeze", "dtype"), [("none", torch.bfloat16), ("all", torch.float32)])
+def test_a_prompt_cache_encodes_each_prompt_once(
+    freeze: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, tokens = text_encoder(freeze), tokenize(PROMPTS)
+    expected, calls = encoder(PROMPTS), counted(encoder, monkeypatch)
+    cache = PromptCache(encoder)
     with torch.inference_mode():
-        first = encoder(PROMPTS)
-        assert torch.equal(encoder(PROMPTS[1:]), first[1:]) and calls == [3]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert encoder(PROMPTS).dtype == torch.bfloat16 and calls == [3, 3]
-    torch.testing.assert_close(encoder(PROMPTS), first)
-    assert calls == [3, 3, 3]  # with gradients, every time
-    with torch.no_grad():
-        encoder(PROMPTS)
-        encoder.positional_embedding.add_(1)
-        assert not torch.allclose(encoder(PROMPTS), first) and len(calls) == 5
+        torch.testing.assert_close(cache(tokens), expected)
+    torch.testing.assert_close(cache(tokens[1:]), expected[1:])
+    assert calls == [3]
+    cache(tokenize(["something new", PROMPTS[0]]))
+    assert calls == [3, 1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert PromptCache(encoder)(tokens).dtype == dtype
+    monkeypatch.setattr(prompt_cache, "MOST_KEPT", 2)
+    torch.testing.assert_close(cache(tokenize(MANY))[-4:], expected)
 
 
-@pytest.mark.parametrize("order", ["evaluate, forward, step", "forward, evaluate, train mode, step"])
-def test_an_optimizer_step_is_never_missed(order: str) -> None:
-    encoder = text_encoder()
+def test_the_encoder_keeps_nothing_from_call_to_call() -> None:
+    encoder = text_encoder().eval()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, fused=True)
-    first = None
-    for what in order.split(", "):
-        if what == "evaluate":
-            with torch.inference_mode():
-                first = encoder(PROMPTS)
-        elif what == "forward":
-            encoder(PROMPTS).square().sum().backward()
-        elif what == "train mode":
-            encoder.train()
-        else:
-            optimizer.step()
-    with torch.inference_mode():
-        assert not torch.allclose(encoder(PROMPTS), first, atol=1e-2)
+    with torch.no_grad():
+        first = encoder(PROMPTS)
+    encoder(PROMPTS).square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(PROMPTS), first)
+        optimizer.step()  # in evaluation mode, and fused: no version counter moves
+        second = encoder(PROMPTS)
+        encoder.text_projection.data.mul_(2)
+        assert not torch.allclose(second, first, atol=1e-2) and not torch.allclose(encoder(PROMPTS), second, atol=1e-2)
+
+
+@pytest.mark.parametrize("qa_token", ["none", "token"])
+def test_the_encoder_is_one_graph_and_can_be_exported(qa_token: str) -> None:
+    encoder, tokens = text_encoder(qa_token=qa_token).eval(), tokenize([*PROMPTS, "word " * 100])
+    torch.testing.assert_close(torch.compile(encoder, backend="eager", fullgraph=True)(tokens), encoder(tokens))
+    exported = torch.export.export(encoder, (tokens,)).module()
+    torch.testing.assert_close(exported(tokens), encoder(tokens))
 
 
 def test_one_string_instead_of_a_list_is_a_type_error() -> None:
@@ -270,6 +265,18 @@ def test_frozen_image_tower_keeps_its_statistics() -> None:
     model(torch.randn(2, 3, 64, 64), PROMPTS[:2])
     assert all(torch.equal(before[n], b) for n, b in model.image_encoder.named_buffers())
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [MLPHead, LinearHead])
+def test_bf16_scores_are_as_distinct_as_the_images(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    features, head = torch.randn(3000, 32), make(32, 1, dropout=0.0).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = head(features.bfloat16())
+    assert scores.dtype == torch.float32 and len(scores.unique()) > 2950
 
 
 # --- whole models --------------------------------------------------------------------------------------------------

@@ -183,6 +183,9 @@ def test_the_cosine_is_the_last_feature_of_its_fusion() -> None:
     expected = 10 * nn.functional.cosine_similarity(image_feature, prompt_feature)
     torch.testing.assert_close(joint[:, -1], expected)
     torch.testing.assert_close(joint[:, :8], image_feature)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        again = model.fusion(token_map.bfloat16(), image_feature, prompt_feature)
+    torch.testing.assert_close(again[:, -1], expected)
 
 
 def test_image_only_fusion_does_not_read_the_prompt() -> None:
@@ -221,6 +224,23 @@ def test_clip_antonyms_prefers_the_image_that_is_nearer_to_good() -> None:
     swapped.load_state_dict(model.state_dict())
     torch.testing.assert_close(swapped(images, ["any"] * 8), 1 - scores, atol=1e-5, rtol=0)
     assert "are no antonyms" in refused(lambda: build(baseline("clip_antonyms", good="x", bad="x")))
+
+
+@pytest.mark.parametrize("name", ["clip_cosine", "clip_antonyms", "linear_probe"])
+def test_a_baseline_in_bf16_computes_its_score_in_fp32(name: str) -> None:
+    section = baseline(name)
+    if name == "linear_probe":
+        del section["prompt_encoder"]
+    model, images = build(section).eval(), torch.randn(2, 3, 32, 32)
+    image_feature, pair = torch.randn(2000, 8), torch.randn(2, 8)
+    model.image_encoder.forward = lambda images: (images, image_feature.bfloat16())
+    if name != "linear_probe":
+        rows = pair if name == "clip_antonyms" else pair[:1].expand(2000, -1)
+        model.prompt_encoder.forward = lambda prompts: rows.bfloat16()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = model(images, ["a"] * 2000)
+        torch.testing.assert_close(scores, model(images, ["a"] * 2000))
 
 
 def test_only_the_line_or_the_probe_trains() -> None:

@@ -9,11 +9,9 @@ from torch import nn
 
 from ipiqa.models.towers.clip_image import STAGES
 from ipiqa.models.towers.image_tower import ImageTower
-from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.prompts import tokenize
 from ipiqa.registry import register
-
-Prompts = Sequence[str] | torch.Tensor
 
 
 @register("model", "ipiqa")
@@ -45,20 +43,22 @@ class IPIQA(nn.Module):
 
         Args:
             images: (B, 3, S, S), normalised as the processor does.
-            prompts: B texts, or their tokens (B, 77).
+            prompts: B texts, their tokens (B, context), or their features (B, D).
         """
         token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
         prompt_feature = self.prompt_encoder(prompts) if self.reads_prompt else None  # (B, D)
         return self.head(self.fusion(token_map, image_feature, prompt_feature))
 
     def encode_prompts(self, prompts: Prompts) -> torch.Tensor:
-        """Returns prompt features (B, D), not normalised."""
+        """Returns prompt features (B, D), not normalised; `forward` takes them in place of prompts."""
         return self.prompt_encoder(prompts)
 
 
 @register("model", "image_only")
 class ImageOnly(nn.Module):
     """The ablation without a prompt: CLIP's pooled image feature and the head."""
+
+    reads_prompt = False
 
     def __init__(self, image_encoder: ImageTower, head: nn.Module) -> None:
         super().__init__()

@@ -108,17 +108,23 @@ class PromptEncoder(PromptFeatures):
         have them all at once.
         """
         length = tokens.argmax(dim=-1) + 1
+        if torch.compiler.is_compiling():  # one shape for all prompts
+            return self._encode_together(tokens, length)
         num_groups = min(len(tokens) // GROUP, 4) if self.positional_embedding.device.type == "cpu" else 1
         if num_groups < 2:
-            return self._encode_together(tokens, length)
+            return self._encode_cut(tokens, length)
         order = length.argsort(stable=True)
-        groups = [self._encode_together(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
+        groups = [self._encode_cut(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
         return torch.cat(groups)[order.argsort()]
 
-    def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    def _encode_cut(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Returns features (P, D) of tokens (P, 77), cut to the longest of them."""
+        return self._encode_together(tokens[:, : int(length.max())], length)
+
+    def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Returns features (P, D) of tokens (P, L), L no less than the longest of the lengths (P,)."""
         device = self.positional_embedding.device
-        tokens, end = tokens[:, : int(length.max())].to(device), (length - 1).to(device)  # (P, L), (P,)
+        tokens, end = tokens.to(device), (length - 1).to(device)
         if self.qa_embedding is None:
             x = self.token_embedding(tokens)
         else:
@@ -136,10 +142,8 @@ class PromptEncoder(PromptFeatures):
         """
         assert self.qa_embedding is not None
         if tokens.shape[1] == CONTEXT_LENGTH:
-            full = end == CONTEXT_LENGTH - 1
-            tokens = tokens.clone()
-            tokens[full, CONTEXT_LENGTH - 2] = tokens[full, CONTEXT_LENGTH - 1]
-            tokens, end = tokens[:, :-1], end.clamp(max=CONTEXT_LENGTH - 2)
+            last = torch.where(end == CONTEXT_LENGTH - 1, tokens[:, -1], tokens[:, -2])
+            tokens, end = torch.cat([tokens[:, :-2], last[:, None]], dim=1), end.clamp(max=CONTEXT_LENGTH - 2)
         at = torch.ones_like(end) if self.qa_position == "prefix" else end  # behind the start or before the end token
         column = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         source = (column - (column > at[:, None]).long()).clamp(max=tokens.shape[1] - 1)  # (P, L + 1)
