@@ -33,6 +33,7 @@ from ipiqa.errors import ConfigError
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
+from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.tasks import Task
 
@@ -217,9 +218,11 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     context = {"image_size": config.image_size, "num_targets": num_targets}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
-        for module in model.modules():
-            if hasattr(module, "grad_checkpointing"):
-                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
+        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
+        if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
+            raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
+        for module in able:
+            module.grad_checkpointing = True
     return model
 
 
@@ -280,11 +283,14 @@ def make_trainer(
 ) -> Trainer:
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
+    if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
+        raise ConfigError(f"run.layer_decay: {config.model['name']!r} does not say its layers. Set run.layer_decay=1.")
     prompts = PromptCache.of(model)
     inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
+    depth = parameter_depth(model) if run.layer_decay < 1 else lambda name: 0
     groups = parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
-        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+        layer_decay=run.layer_decay, is_head=is_head, depth=depth,
     )  # fmt: skip
     schedule = Schedule(
         kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,

@@ -24,7 +24,7 @@ KEYS: dict[str, str | None] = {
     "model.use_mlp_head": "model.head.name",
     "model.dropout_rate": "model.head.dropout",
     "model.freeze_text": "model.prompt_encoder.freeze",
-    "model.qa_token": "model.prompt_encoder.qa_token",
+    "model.qa_token": "model.prompt_encoder.train_embeddings",
     "dataset.data_path": "dataset.annotations",
     "dataset.vis_root": "dataset.images",
     "dataset.transform_train": "processor",
@@ -212,8 +212,8 @@ def _model(given: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
     _put(out, "model.name", "ipiqa")
     _put(out, "model.image_encoder.name", "clip")
     freeze = "reference" if _flag(given, "model.freeze_text", True, where) else "none"
-    qa_token = "embeddings" if _flag(given, "model.qa_token", False, where) else "none"
-    prompt_encoder = {"name": "clip", "weights": weights, "freeze": freeze, "qa_token": qa_token}
+    trains = _flag(given, "model.qa_token", False, where)
+    prompt_encoder = {"name": "clip", "weights": weights, "freeze": freeze, "train_embeddings": trains}
     _put(out, "model.prompt_encoder", prompt_encoder)
     _put(out, "model.fusion.name", "cross_attention")
     _put(out, "model.head.name", "mlp" if _flag(given, "model.use_mlp_head", True, where) else "linear")

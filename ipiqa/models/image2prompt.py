@@ -26,7 +26,7 @@ class Image2Prompt(nn.Module):
         if not prompt_encoder.is_frozen:
             raise ConfigError(
                 "model.prompt_encoder: some of it would train, and prompts would move towards images. "
-                "Set freeze: all and qa_token: none."
+                "Set freeze: all and qa_token: none, and leave out train_embeddings."
             )
         check_comparable(image_encoder, prompt_encoder)
         self.image_encoder = image_encoder

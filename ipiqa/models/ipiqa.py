@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from ipiqa.models.towers.clip_image import STAGES
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.prompts import tokenize
@@ -75,20 +75,14 @@ class ImageOnly(nn.Module):
         return self.head(self.image_encoder(images)[1])
 
 
-def parameter_depth(name: str) -> int:
-    """Returns how many layers lie before a parameter: 0 for the stem, 4 for the last stage, 5 for all behind it.
+def parameter_depth(model: nn.Module) -> Callable[[str], int]:
+    """Returns what gives the number of layers before a parameter, by its name in the model.
 
-    Only the image tower is decayed by stage; pools, fusion, head and the whole text tower lie behind it.
-
-    >>> names = "image_encoder.tower.conv1.weight", "image_encoder.tower.layer3.0.conv1.weight", "head.dense.weight"
-    >>> [parameter_depth(name) for name in names]
-    [0, 3, 5]
+    Pools behind the image tower, fusion, head and the whole text tower lie behind its last layer.
     """
-    prefix = "image_encoder.tower."
-    if not name.startswith(prefix):
-        return len(STAGES)
-    stage = name.removeprefix(prefix).split(".")[0]
-    return STAGES.index(stage) if stage in STAGES else 0
+    tower: Any = getattr(model, "image_encoder", None)
+    prefix = "image_encoder."
+    return lambda name: tower.depth(name.removeprefix(prefix)) if name.startswith(prefix) else tower.num_layers
 
 
 def is_head(name: str) -> bool:
