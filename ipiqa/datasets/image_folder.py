@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,12 @@ from pathlib import Path
 from ipiqa.datasets.checks import ImageReader, check_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
+from ipiqa.errors import ConfigError
+
+
+def expand_path(path: str) -> Path:
+    """Returns a path of the settings, `~` expanded where it names a folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser fails where there is no such user)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,10 @@ class ImageFolder(ABC):
     image_cache: bool = True
     cache_dir: str = "cache/images"
     cache_limit_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache_limit_gb < math.inf:
+            raise ConfigError(f"dataset.cache_limit_gb: {self.cache_limit_gb:g} is not a size. Give one such as 16.")
 
     @abstractmethod
     def load(self) -> AnnotationTable:
@@ -52,4 +64,4 @@ class ImageFolder(ABC):
     def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
         """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
         limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
+        return open_images(table, processor, cache_dir=expand_path(self.cache_dir), limit_gb=limit_gb)
