@@ -69,7 +69,7 @@ def run_pairs(arguments: argparse.Namespace) -> int:
     if arguments.num < 1:
         raise ConfigError(f"--num: {arguments.num} is no number of pairs. Give 1 or more.")
     folder = Path(arguments.out)
-    table = read_rows(folder / "data.csv", "--out", "Make it with: ipiqa demo-data.")
+    table = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")
     prompts = sorted(set(table["prompt"]))
     write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
