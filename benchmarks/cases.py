@@ -166,9 +166,9 @@ def loading(variant: str, count: int) -> Work:
     keep_freed_memory()
     processor, dataset = SquashProcessor(224), make_dataset(folder, paths)
     table = dataset.load()
+    images = dataset.open_images(table, dataset.image_hashes(table), processor)
     ours = train_loader(
-        table, dataset.open_images(table, processor), tokenize(table.prompts), np.arange(count), batch_size=32,
-        seed=0, fold=0, rank=0, world_size=1, num_workers=None, pin_memory=False,
+        table, images, tokenize(table.prompts), np.arange(count), batch_size=32, seed=0, fold=0, rank=0, world_size=1, num_workers=None, pin_memory=False,
     )  # fmt: skip
 
     def epoch_ours(keeper: object = keeper) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ipiqa import dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_hashes, image_set_sha256
+from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import eval_loader, train_loader
@@ -26,12 +26,14 @@ from ipiqa.datasets.table import AnnotationTable
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
+from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.tasks import Task
 
@@ -150,11 +152,12 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     dataset = make_dataset(config)
     table = dataset.load()
     dataset.check_images(table, processor)
+    hashes = dist.from_main(dataset.image_hashes(table) if dist.is_main() else None)
     if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, processor)
+        images = dataset.open_images(table, hashes, processor)
     dist.barrier()
     if not dist.is_main():
-        images = dataset.open_images(table, processor)
+        images = dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),
@@ -162,7 +165,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
         len(set(table.groups)),
         ", ".join(table.target_names),
     )
-    return Data(table, images, image_hashes(table))
+    return Data(table, images, hashes)
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
@@ -216,9 +219,11 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     context = {"image_size": config.image_size, "num_targets": num_targets}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
-        for module in model.modules():
-            if hasattr(module, "grad_checkpointing"):
-                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
+        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
+        if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
+            raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
+        for module in able:
+            module.grad_checkpointing = True
     return model
 
 
@@ -249,6 +254,7 @@ class Inputs:
     def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int, seed: int, fold: int):
         self.processor, self.device = processor, device
         self.num_rows, self.seed, self.fold = num_rows, seed, fold
+        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
@@ -257,6 +263,8 @@ class Inputs:
             flips = self.processor.flips(
                 batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
             )
+            if self.prompts is not None:
+                batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
@@ -276,9 +284,14 @@ def make_trainer(
 ) -> Trainer:
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
+    if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
+        raise ConfigError(f"run.layer_decay: {config.model['name']!r} does not say its layers. Set run.layer_decay=1.")
+    prompts = PromptCache.of(model)
+    inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
+    depth = parameter_depth(model) if run.layer_decay < 1 else lambda name: 0
     groups = parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
-        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+        layer_decay=run.layer_decay, is_head=is_head, depth=depth,
     )  # fmt: skip
     schedule = Schedule(
         kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,

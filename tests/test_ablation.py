@@ -96,16 +96,16 @@ def test_points_of_a_grid_in_order(write) -> None:
 
 
 def test_each_row_takes_each_combination(write) -> None:
-    rows = "rows:\n  - name: whole\n  - name: Without [QA]\n    set: {model.prompt_encoder.qa_token: none}\n"
+    rows = "rows:\n  - name: whole\n  - name: Without [QA]\n    set: {model.prompt_encoder.train_embeddings: false}\n"
     grid = load_grid(write(rows + "grid: {run.learning_rate: [1e-3, 1e-4]}\n"), "run.seed=7", "run.num_folds=3")
     names = ["whole, learning_rate=0.001", "whole, learning_rate=0.0001"]
     assert [p.name for p in grid.points[:2]] == names and grid.points[
         3
     ].run_dir.name == "without_qa_learning_rate_0.0001"
     assert [p.config.run.learning_rate for p in grid.points] == [1e-3, 1e-4] * 2
-    assert [p.config.model["prompt_encoder"]["qa_token"] for p in grid.points] == ["embeddings"] * 2 + ["none"] * 2
+    assert [p.config.model["prompt_encoder"]["train_embeddings"] for p in grid.points] == [None] * 2 + [False] * 2
     assert all((p.config.run.seed, p.config.run.num_folds) == (7, 3) for p in grid.points)
-    assert grid.points[2].changes == ("model.prompt_encoder.qa_token=none", "run.learning_rate=0.001")
+    assert grid.points[2].changes == ("model.prompt_encoder.train_embeddings=false", "run.learning_rate=0.001")
 
 
 def test_ambiguous_keys_are_spelt_out_and_text_stays_text(write) -> None:
@@ -292,14 +292,14 @@ def test_a_failing_row_is_reported_and_the_others_run(
     write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = "rows: [{name: a, set: {task.loss: l1}}, {name: b, set: {model.image_encoder.weights: no.pt}}, {name: c}]\n"
-    claim = cross_validation.claim
+    claimed = cross_validation.claimed
 
-    def fail(config: Config, *arguments: Any, **settings: Any) -> None:
+    def fail(config: Config, *arguments: Any, **settings: Any) -> Any:
         if config.task["loss"] == "l1":
             raise DataError("what is wrong. What would be right.")
-        claim(config, *arguments, **settings)
+        return claimed(config, *arguments, **settings)
 
-    monkeypatch.setattr(cross_validation, "claim", fail)
+    monkeypatch.setattr(cross_validation, "claimed", fail)
     assert ablate(write(rows), "run.max_epochs=1", "run.num_folds=1") == 2
     out, err = capsys.readouterr()
     missing = "model.image_encoder.weights: 'no.pt' does not exist."

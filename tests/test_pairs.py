@@ -187,7 +187,7 @@ def test_split_loader_and_cache_serve_pairs(diffusiondb: Path, caplog: pytest.Lo
     split = make_split(table, kind="holdout", seed=0, fold=0, num_folds=1, train_fraction=0.5)
     prompts = [{table.prompts[row] for row in rows} for rows in (split.train, split.val)]
     assert len(split.train) + len(split.val) == 5 and not prompts[0] & prompts[1]
-    images = dataset.open_images(table, processor)
+    images = dataset.open_images(table, dataset.image_hashes(table), processor)
     assert isinstance(images, CachedImages)
     tokens = torch.arange(5)[:, None]
     loader = train_loader(

@@ -32,7 +32,13 @@ model:
   name: image2prompt
   image_encoder: {{name: clip_resnet, layers: [1, 1, 1, 1], width: 4, embed_dim: 8}}
   prompt_encoder: {{name: clip_text, width: 8, layers: 1, heads: 1, embed_dim: 8, freeze: all, qa_token: none}}
-dataset: {{name: pairs, annotations: {folder}/data.csv, images: {folder}/images, image: name, image_cache: false}}
+dataset:
+  name: pairs
+  annotations: {folder}/data.csv
+  images: {folder}/images
+  image: name
+  image_cache: false
+  cache_dir: {folder}/cache
 processor: {{name: squash, flip: 0.0}}
 split: {{kind: holdout, seed: 1}}
 task: {{name: image2prompt}}

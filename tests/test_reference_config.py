@@ -77,7 +77,7 @@ CHANGED = [
     ("model.use_mlp_head", False, {"model.head.name": "linear"}),
     ("model.dropout_rate", 0.1, {"model.head.dropout": 0.1}),
     ("model.freeze_text", False, {"model.prompt_encoder.freeze": "none"}),
-    ("model.qa_token", False, {"model.prompt_encoder.qa_token": "none"}),
+    ("model.qa_token", False, {"model.prompt_encoder.train_embeddings": False}),
     ("dataset.data_path", "a.csv", {"dataset.annotations": "a.csv"}),
     ("dataset.vis_root", "images", {"dataset.images": "images"}),
     ("run.resume_ckpt_path", "best.pth", {"run.checkpoint": "best.pth"}),

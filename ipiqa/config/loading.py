@@ -23,6 +23,8 @@ from ipiqa import registry
 from ipiqa.config import reference, yaml_file
 from ipiqa.config.settings import RunConfig, SplitConfig
 from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.models.checkpoints import check_qa_token
+from ipiqa.models.towers import set_normalisation
 from ipiqa.registry import list_registered
 
 __all__ = ["Config", "list_registered", "load_config"]
@@ -48,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
 class Config:
     """Everything a run depends on, complete and checked."""
 
-    image_size: int  # side of the square input, in pixels, a multiple of 32
+    image_size: int  # side of the square input, in pixels; a tower may want a multiple of 14, 16 or 32
     model: dict[str, Any]
     dataset: dict[str, Any]
     processor: dict[str, Any]
@@ -288,12 +290,15 @@ def _resolve(settings: dict[str, Any]) -> Config:
                 f"{key}: no such section.{_near_section(key)} There are: {', '.join(SECTIONS)}, and base."
             )
     _refuse_reference_keys(settings)
+    check_qa_token(settings.get("model"))
     size = _image_size(settings.get("image_size"))
     parts = {}
     for kind in PARTS:
         if kind not in settings:
             raise ConfigError(f"{kind}: missing. Give a section with a name: {', '.join(list_registered(kind))}.")
         parts[kind] = registry.resolve(kind, settings[kind], kind)
+    if "image_encoder" in parts["model"]:
+        set_normalisation(parts["processor"], parts["model"]["image_encoder"])
     split = SplitConfig(**_typed(SplitConfig, settings["split"], "split"))
     run = RunConfig(**_typed(RunConfig, settings["run"], "run"))
     split.check()
@@ -331,11 +336,11 @@ def _refuse_reference_keys(settings: Mapping[str, Any]) -> None:
 
 def _image_size(size: Any) -> int:
     if size is None:
-        raise ConfigError("image_size: missing. Give the side of the input in pixels, a multiple of 32, such as 224.")
+        raise ConfigError("image_size: missing. Give the side of the input in pixels, such as 224.")
     if isinstance(size, int) and size > MAX_IMAGE_SIZE:
         raise ConfigError(f"image_size: {size} is out of range. Give at most {MAX_IMAGE_SIZE} pixels, such as 512.")
-    if not isinstance(size, int) or size < 32 or size % 32:
-        raise ConfigError(f"image_size: {size!r} is not a multiple of 32 pixels. Give 224 or 512, for example.")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"image_size: {size!r} is not a number of pixels. Give 224 or 512, for example.")
     return size
 
 

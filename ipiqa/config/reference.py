@@ -30,7 +30,7 @@ _COPIED = {
 # reference key -> ours, whose value follows from it; None: there is no such setting here
 _TRANSLATED = {
     "model.arch": "model.name", "model.use_mlp_head": "model.head.name",
-    "model.freeze_text": "model.prompt_encoder.freeze", "model.qa_token": "model.prompt_encoder.qa_token",
+    "model.freeze_text": "model.prompt_encoder.freeze", "model.qa_token": "model.prompt_encoder.train_embeddings",
     "dataset.transform_train": "processor", "dataset.transform_val": "processor", "run.task": "dataset.name",
     "run.amp": "run.amp", "run.device": "run.device", "run.distributed": None, "run.dist_url": None,
 }  # fmt: skip
@@ -40,8 +40,6 @@ _NOTED = {
     "model.finetuned": "run.checkpoint", "run.resume_ckpt_path": "run.checkpoint", "run.save_freq": "run.save_every",
 }  # fmt: skip
 KEYS: dict[str, str | None] = {**_COPIED, **_TRANSLATED, **_NOTED}
-# Their switch of the prompt encoder -> our settings, when it is (off, on)
-QA_TOKEN: tuple[dict[str, Any], dict[str, Any]] = ({"qa_token": "none"}, {"qa_token": "embeddings"})
 TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}
 TRANSFORMS = {
     "dataset.transform_train": "image_train_processor",
@@ -183,8 +181,9 @@ def _model(given: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
     _put(out, "model.name", "ipiqa")
     _put(out, "model.image_encoder.name", "clip")
     freeze = "reference" if _flag(given, "model.freeze_text", True, where) else "none"
-    qa_token = QA_TOKEN[_flag(given, "model.qa_token", False, where)]
-    _put(out, "model.prompt_encoder", {"name": "clip", "weights": weights, "freeze": freeze, **qa_token})
+    trains = _flag(given, "model.qa_token", False, where)
+    prompt_encoder = {"name": "clip", "weights": weights, "freeze": freeze, "train_embeddings": trains}
+    _put(out, "model.prompt_encoder", prompt_encoder)
     _put(out, "model.fusion.name", "cross_attention")
     _put(out, "model.head.name", "mlp" if _flag(given, "model.use_mlp_head", True, where) else "linear")
 

@@ -31,8 +31,8 @@ class ImageReader(Protocol):
     def verify(self, path: Path, *, full: bool = False) -> None:
         """Raises DataError when the header, or with `full` the pixels, cannot be used."""
 
-    def decode(self, path: Path) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S); raises DataError when the file cannot be used."""
+    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
+        """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
 
 
 def num_threads() -> int:
@@ -107,14 +107,21 @@ def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
         )
 
 
-def image_hashes(table: AnnotationTable) -> tuple[str, ...]:
+def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
     """Returns the sha256 of the whole image file of each row, in table order.
 
+    Args:
+        table: names and folder of the images.
+        memory: file that keeps the hashes between runs; see `files.content_sha256`.
+
     Raises:
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     names = list(dict.fromkeys(table.names))
-    hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names]), strict=True))
+    try:
+        hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names], memory), strict=True))
+    except OSError as error:
+        raise DataError(f"dataset.images: '{error.filename}' cannot be read: {error.strerror}.") from error
     return tuple(hash_of[name] for name in table.names)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipiqa.datasets.checks import ImageReader, check_images
+from ipiqa.datasets.checks import ImageReader, check_images, image_hashes
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.registry import FilePath
@@ -19,8 +20,8 @@ class ImageFolder(ABC):
     Attributes:
         images: folder of the images.
         image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
-        cache_dir: folder of those files.
-        cache_limit_gb: a larger cache is not built; images are then decoded each time.
+        cache_dir: folder of those files, and of the hashes of the images.
+        cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
     """
 
     images: FilePath
@@ -50,7 +51,11 @@ class ImageFolder(ABC):
         """Raises when an image is missing or cannot be used; see `checks.check_images`."""
         check_images(table, processor, full=full, hint=self.hint)
 
-    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
+    def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
+        """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""
+        return image_hashes(table, Path(self.cache_dir).expanduser() / "hashes")
+
+    def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: ImageReader) -> ImageSource:
         """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
         limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
+        return open_images(table, hashes, processor, cache_dir=Path(self.cache_dir).expanduser(), limit_gb=limit_gb)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +89,37 @@ class BatchLoader(DataLoader[Any]):
         sampler.epoch, sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
-        for batch in super().__iter__():
+        for batch in deliver(super().__iter__):
             if isinstance(batch, Failure):
                 raise DataError(batch.message)
             yield batch
+
+
+def deliver(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yields what the workers of a DataLoader make.
+
+    PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
+    optimizer step, too. Here it is found when the next batch is asked for, and what is trained so far can be saved.
+
+    Args:
+        start: begins a round of a DataLoader.
+
+    Raises:
+        DataError: a worker was killed.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    batches = start()
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"run.num_workers: {error}. Something has killed it, as happens where memory is short. "
+            "Take fewer, or run.num_workers=0, and go on with --resume."
+        ) from None
 
 
 def train_loader(
