@@ -27,6 +27,10 @@ logger = logging.getLogger("ipiqa")
 
 FORMAT = 1  # of checkpoints; a newer number is refused
 
+_HASHES = b"ipiqa hashes 1\n"  # first bytes of a file of hashes; then the sha256 of its records, of 48 bytes each
+_MOST_HASHES = 2_000_000  # kept in one file: 96 MB
+_SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
+
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -258,22 +262,65 @@ def refuse_newer(content: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where} format {number} is newer than this version reads ({FORMAT}). Update ipiqa.")
 
 
-def content_sha256(paths: Sequence[Path]) -> list[str]:
+def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[str]:
     """Returns the sha256 of the whole content of each file.
+
+    Args:
+        paths: files; several are read at once.
+        memory: keeps the hashes between runs; a file of the same path, size, times and inode is not read again.
 
     Raises:
         OSError: a file cannot be read.
+        ValueError: a path has a character that no path can have.
     """
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            hashed = hashlib.sha256()
-            while block := file.read(1 << 20):
-                hashed.update(block)
-        return hashed.hexdigest()
-
+    known = _read_hashes(memory) if memory else {}
+    keys = [_file_key(path, path.stat()) for path in paths]
+    unknown = [path for path, key in zip(paths, keys, strict=True) if key not in known]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(digest, paths))
+        fresh = dict(zip(unknown, pool.map(_sha256, unknown), strict=True))
+    found = [fresh[path][0] if path in fresh else known[key] for path, key in zip(paths, keys, strict=True)]
+    lasting = {key: digest for digest, key in fresh.values() if key is not None}
+    if memory and lasting:
+        records = [key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:]
+        body = b"".join(records)
+        with contextlib.suppress(OSError), replacing(memory, "wb") as file:  # without it, files are only read again
+            file.write(_HASHES + hashlib.sha256(body).digest() + body)
+    return [digest.hex() for digest in found]
+
+
+def _file_key(path: Path, status: os.stat_result) -> bytes:
+    """Returns 16 bytes that change when a file is written or replaced, whatever size and time it is given."""
+    facts = (path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.blake2b("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _sha256(path: Path) -> tuple[bytes, bytes | None]:
+    """Returns the hash of a file, and its key where the key may be kept.
+
+    It may not where the file was written a moment ago: another write in the same tick of the clock would go unnoticed.
+    """
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+    return hashed.digest(), _file_key(path, status) if settled else None
+
+
+def _read_hashes(memory: Path) -> dict[bytes, bytes]:
+    """Returns key -> sha256, nothing where the file is absent or damaged."""
+    start = len(_HASHES) + 32
+    try:
+        if memory.stat().st_size > start + 48 * _MOST_HASHES:
+            return {}
+        content = memory.read_bytes()
+    except OSError:
+        return {}
+    body = content[start:]
+    if content[:start] != _HASHES + hashlib.sha256(body).digest() or len(body) % 48:
+        return {}
+    return {body[i : i + 16]: body[i + 16 : i + 48] for i in range(0, len(body), 48)}
 
 
 def require_package(name: str, where: str) -> ModuleType:

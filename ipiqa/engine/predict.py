@@ -12,6 +12,7 @@ from torch import nn
 
 from ipiqa import dist
 from ipiqa.engine.log import progress_bar
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import Interrupted, StopSignals
 
 Batch = dict[str, torch.Tensor]
@@ -32,6 +33,7 @@ def predict(
     *,
     device: torch.device,
     amp: str = "none",
+    prompts: PromptCache | None = None,
     description: str = "",
     stop: StopSignals | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +47,7 @@ def predict(
         forward: (model, batch) -> predictions (B, T).
         device: where the model is.
         amp: see `autocast`.
+        prompts: features kept from batch to batch; None keeps them for this call alone.
         description: for the progress bar.
         stop: asked between batches, where there is nothing to save.
 
@@ -52,6 +55,7 @@ def predict(
         Interrupted: a signal came to any of the processes.
     """
     dist.broadcast_buffers(model)
+    prompts = prompts or PromptCache.of(model)
     was_training = model.training
     model.eval()
     rows, predictions = [], []
@@ -62,6 +66,8 @@ def predict(
             if signal_number is not None:
                 break
             with autocast(device, amp):
+                if prompts is not None and "tokens" in batch:
+                    batch = batch | {"tokens": prompts(batch["tokens"])}
                 output = forward(model, batch)
             rows.append(batch["rows"].numpy())
             predictions.append(output.float().cpu().numpy())

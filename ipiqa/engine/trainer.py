@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ipiqa import dist
 from ipiqa.engine import checkpoint, log
-from ipiqa.engine.optim import Schedule
 from ipiqa.engine.predict import Batch, autocast
 from ipiqa.engine.progress import Clock, Progress, read_progress
 from ipiqa.engine.stop import Interrupted, StopSignals
@@ -47,6 +46,13 @@ class TrainLoader(Protocol):
     def __len__(self) -> int: ...
 
 
+class LearningRate(Protocol):
+    """The learning rate of every step."""
+
+    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+        """Sets the rate of a step, counted from 0 within its epoch, and returns it."""
+
+
 @dataclass
 class Evaluation:
     """What one evaluation found: the value that selects the best epoch, and what goes into the log and the files."""
@@ -66,7 +72,7 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: LearningRate
     train_loader: TrainLoader
     start_epoch: Callable[[int, int], None]  # (epoch, first step): tells the loader which draw comes next
     compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]  # (model, batch, epoch) -> scalar
@@ -347,6 +353,8 @@ class Trainer:
                 self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
             self._saved_best = self.progress.best_epoch
             self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
+            if self.evaluation is None and self.progress.epoch == self.max_epochs:
+                raise ValueError("its last epoch was not evaluated")
         except Exception as error:  # torch has exceptions of all sorts for what does not fit
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise DataError(f"{path}: not the state of this training ({reason}). {checkpoint.ANEW}") from None

@@ -139,6 +139,7 @@ class FoldRun:
             lambda module, batch: self.task.outputs(module, self.inputs(batch)),
             device=self.device,
             amp=self.config.run.amp,
+            prompts=self.inputs.prompts,
             description=f"fold {split.fold} evaluation",
             stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
         )
