@@ -28,12 +28,14 @@ from ipiqa.datasets.table import AnnotationTable
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
+from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.tasks import Task
 
@@ -235,9 +237,11 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     context = {"image_size": config.image_size, "num_targets": num_targets}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
-        for module in model.modules():
-            if hasattr(module, "grad_checkpointing"):
-                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
+        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
+        if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
+            raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
+        for module in able:
+            module.grad_checkpointing = True
     return model
 
 
@@ -268,6 +272,7 @@ class Inputs:
     def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int | None, seed: int, fold: int):
         self.processor, self.device = processor, device
         self.num_rows, self.seed, self.fold = num_rows, seed, fold
+        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
@@ -276,6 +281,8 @@ class Inputs:
             flips = self.processor.flips(
                 batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
             )
+            if self.prompts is not None:
+                batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
@@ -295,9 +302,14 @@ def make_trainer(
 ) -> Trainer:
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
+    if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
+        raise ConfigError(f"run.layer_decay: {config.model['name']!r} does not say its layers. Set run.layer_decay=1.")
+    prompts = PromptCache.of(model)
+    inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
+    depth = parameter_depth(model) if run.layer_decay < 1 else lambda name: 0
     groups = parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
-        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+        layer_decay=run.layer_decay, is_head=is_head, depth=depth,
     )  # fmt: skip
     schedule = Schedule(
         kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,

@@ -125,11 +125,11 @@ CONFIGS = [
     Case(
         "a key that is a list",
         config_with("{kind: holdout", "{[a]: holdout"),
-        ("toy.yaml, line 13: no valid YAML", "Check"),
+        ("toy.yaml, line 14: no valid YAML", "Check"),
     ),
     Case("duplicate key", config_with("num_folds: 2", "seed: 1\n  seed: 2"), ("toy.yaml, line", "duplicate key seed")),
     Case("duplicate section", config_with("split:", "run: {}\nsplit:"), ("toy.yaml, line", "duplicate key run")),
-    Case("tab", config_with("  num_folds", "\tnum_folds"), ("toy.yaml, line 16: a tab. YAML is indented with spaces",)),
+    Case("tab", config_with("  num_folds", "\tnum_folds"), ("toy.yaml, line 17: a tab. YAML is indented with spaces",)),
     Case("empty file", config_of(""), ("toy.yaml: is empty. A config has the sections image_size, model",)),
     Case("comments only", config_of("# image_size: 32\n"), ("toy.yaml: is empty. A config has the sections",)),
     Case("list", config_of("- image_size\n- model\n"), ("toy.yaml: holds a list, not a mapping. A config has",)),
@@ -182,7 +182,11 @@ CONFIGS = [
     Case(
         "size past all limits", words("image_size=3200000"), ("image_size: 3200000 is out of range. Give at most 8192",)
     ),
-    Case("size", words("image_size=100"), ("image_size: 100 is not a multiple of 32 pixels. Give 224 or 512",)),
+    Case(
+        "size",
+        words("image_size=100"),
+        ("image_size: 100 is not a multiple of 32 pixels; a ResNet needs one. Give 96",),
+    ),
     Case("flip", words("processor.flip=2"), ("processor.flip: 2 is not a probability. Give a number from 0 to 1.",)),
     Case("tower that cannot be", words("model.image_encoder.width=3"), ("model.image_encoder:", "Give four stages")),
     Case(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 from fake_runs import write_run
+from reference.tables import names_sha256, reference_splits, write_table
 from toy import write_config
 
 import ipiqa
@@ -314,16 +315,15 @@ def test_data_split_needs_no_images(cfg: Path, tmp_path: Path, capsys: pytest.Ca
     assert "fold: -1 is not" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("project", "table"), [("agiqa1k", "AIGC_MOS_Zscore.xlsx"), ("agiqa3k", "data.csv")])
-def test_data_split_is_the_references(project: str, table: str, shared: Path, tmp_path: Path) -> None:
-    reference = json.loads((shared / "reference" / f"splits_{project}.json").read_text())["val"]
+@pytest.mark.parametrize("project", ["agiqa1k", "agiqa3k"])
+def test_data_split_is_the_references(project: str, tmp_path: Path) -> None:
+    annotations = f"dataset.annotations={write_table(tmp_path, project)}"
     cfg = ["--cfg-path", str(REPOSITORY / f"ipiqa/projects/{project}/ipiqa.yaml")]
-    for fold, val in enumerate(reference):
+    for fold, expected in enumerate(reference_splits(project)):
         out = tmp_path / f"{fold}.json"
-        annotations = f"dataset.annotations={shared / 'data' / project / table}"
         assert main(["data", "split", *cfg, annotations, "--fold", str(fold), "--out", str(out)]) == 0
         found = json.loads(out.read_text())
-        assert found["val"] == val and found["kind"] == "reference"
+        assert names_sha256(found["val"]) == expected and found["kind"] == "reference"
         assert not set(found["val"]) & set(found["train"])
 
 

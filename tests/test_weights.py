@@ -7,10 +7,10 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from reference import standin
 
 from ipiqa.errors import DataError
 from ipiqa.models.towers.clip_image import clip_image_encoder
@@ -27,9 +27,7 @@ def test_torchscript_archive_gives_the_tensors_torch_jit_would(tiny_rn50: Path) 
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
 
 
-def test_archive_state_dict_and_safetensors_build_the_same_towers(
-    tiny_rn50: Path, standin: ModuleType, tmp_path: Path
-) -> None:
+def test_archive_state_dict_and_safetensors_build_the_same_towers(tiny_rn50: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": standin.state_dict(standin.TINY, 0)}, tmp_path / "plain.pt")
     assert convert_to_safetensors(tiny_rn50, tmp_path / "clip.safetensors") == 156
     towers = []

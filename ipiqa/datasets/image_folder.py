@@ -12,6 +12,7 @@ from ipiqa.datasets.checks import ImageReader, check_images, image_hashes, look_
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.source import Findings
 from ipiqa.datasets.table import AnnotationTable
+from ipiqa.registry import FilePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class ImageFolder(ABC):
     has_scores: ClassVar[bool] = True
     streamed: ClassVar[bool] = False
 
-    images: str
+    images: FilePath
     image_cache: bool = True
-    cache_dir: str = "cache/images"
+    cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
 
     @abstractmethod

@@ -21,7 +21,7 @@ from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, find_column, refuse_outside, require_text
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import require_package
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TablePairs(ImageFolder):
 
     has_scores: ClassVar[bool] = False
 
-    annotations: str
+    annotations: FilePath
     image: str = "image"
     prompt: str = "prompt"
 

@@ -20,7 +20,7 @@ from ipiqa.datasets.shard_stream import HeldOutStream, ShardBatches, Streaming, 
 from ipiqa.datasets.source import Findings
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import content_sha256, require_package
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 MAX_SHARDS = 1_000_000  # that a pattern may stand for
 _MAX_SAMPLES = 10**9
@@ -38,14 +38,14 @@ class Shards:
     def __init__(
         self,
         *,
-        shards: list[str] | str,
-        val_shards: list[str] | str,
+        shards: list[FilePath] | FilePath,
+        val_shards: list[FilePath] | FilePath,
         samples_per_epoch: int,
         val_samples: int = 1000,
         image: str = "png;jpg;jpeg;webp",
         prompt: str = "txt",
         shuffle_buffer: int = 1000,
-        cache_dir: str = "cache/images",
+        cache_dir: FilePath = "cache/images",
     ) -> None:
         """Takes the settings; `check_files` looks at the files.
 

@@ -42,8 +42,8 @@ class SquashProcessor:
         *,
         flip: float = 0.5,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
-        mean: list[float] = CLIP_MEAN,
-        std: list[float] = CLIP_STD,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
     ) -> None:
         """Takes the size and the settings.
 
@@ -51,9 +51,10 @@ class SquashProcessor:
             image_size: side S of the square, in pixels.
             flip: probability of a horizontal flip in training, 0 to 1.
             interpolation: Pillow's resize filter.
-            mean: of each channel, on the scale 0 to 1.
-            std: of each channel, above 0.
+            mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
+            std: of each channel, above 0; None as for mean.
         """
+        mean, std = CLIP_MEAN if mean is None else mean, CLIP_STD if std is None else std
         if not 0 <= flip <= 1:
             raise ConfigError(f"processor.flip: {flip:g} is not a probability. Give a number from 0 to 1.")
         for setting, values in (("mean", mean), ("std", std)):

@@ -126,6 +126,7 @@ class FoldRun:
             lambda module, batch: self.task.outputs(module, self.inputs(batch)),
             device=self.device,
             amp=self.config.run.amp,
+            prompts=self.inputs.prompts,
             description=f"fold {split.fold} evaluation",
         )
         held_out = outputs[np.searchsorted(rows, split.val)]

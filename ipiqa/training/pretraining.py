@@ -111,6 +111,7 @@ def _trainer(
             lambda m, batch: task.outputs(m, inputs(batch)),
             device=inputs.device,
             amp=config.run.amp,
+            prompts=inputs.prompts,
             description="held-out pairs",
         )
         metrics, value = task.measure(outputs, None, rows)

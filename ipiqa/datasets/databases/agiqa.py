@@ -12,7 +12,7 @@ from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class AnnotatedImages(ImageFolder):
         duplicates: what to do with an image that stands in several rows; see `tables.make_table`.
     """
 
-    annotations: str
+    annotations: FilePath
     duplicates: DuplicateRule = "auto"
 
     @abstractmethod
