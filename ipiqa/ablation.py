@@ -37,7 +37,7 @@ from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean
 from ipiqa.registry import shorten
 from ipiqa.report import AblationRow, load_run, write_summary
 from ipiqa.training.cross_validation import run
-from ipiqa.training.run_folder import check_identity, identity_of, is_finished
+from ipiqa.training.run_folder import check_same_run, is_finished, weights_of
 
 logger = logging.getLogger("ipiqa")
 
@@ -279,8 +279,7 @@ def check_folders(points: Sequence[Point]) -> None:
     for point in points:
         if point.is_begun:
             with _naming_row(point.name):
-                stored = load_config(point.run_dir / "config.yaml")
-                check_identity(identity_of(stored), identity_of(point.config), point.run_dir)
+                check_same_run(point.config, weights_of(point.config))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Files: atomic writes, reads of files that nobody has to trust, optional packages."""
+"""Files: atomic writes, locks, reads of files that nobody has to trust, optional packages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import pickle
+import secrets
+import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +22,8 @@ from types import ModuleType
 from typing import IO, Any
 
 from ipiqa.errors import ConfigError, DataError
+
+logger = logging.getLogger("ipiqa")
 
 FORMAT = 1  # of checkpoints; a newer number is refused
 
@@ -64,6 +70,164 @@ def without_nan(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+class Lock:
+    """Files that say who works on something. Of several jobs that want one at once, on whatever machines, one gets it.
+
+    A lock is made by a hard link, which is atomic on network file systems too, and touched every few seconds. One whose
+    process has ended (on this machine), or that is not touched any more (from elsewhere), is taken over with a warning.
+    """
+
+    HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds
+
+    def __init__(self, *paths: Path, advice: str, wait: float = 0.0) -> None:
+        """Takes the files that `with` will make, all of them or none.
+
+        Args:
+            paths: lock files; their folders exist.
+            advice: what to do where another job holds one, for the message.
+            wait: seconds to wait for one that another living job holds.
+        """
+        self.paths, self.advice, self.wait = paths, advice, wait
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        process = {"system": _system(), "start": _start_of_process(os.getpid()), "id": secrets.token_hex(8)}
+        self._content = json.dumps(owner | process)
+        self._held: list[Path] = []
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Lock:
+        """Makes the lock files.
+
+        Raises:
+            ConfigError: another job holds one of them.
+        """
+        try:
+            for path in self.paths:
+                self._acquire(path)
+        except BaseException:
+            self._release()
+            raise
+        threading.Thread(target=self._touch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._release()
+
+    def _acquire(self, path: Path) -> None:
+        deadline = time.monotonic() + self.wait
+        lock, since = _NO_LOCK, 0.0  # of its owner, as last seen, and when it was first seen
+        while not self._make(path):
+            before, lock = lock, _read_lock(path)
+            if lock == _NO_LOCK:  # released meanwhile
+                continue
+            owner = _owner(lock[0])
+            who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+            is_alive: bool | None = None  # not known yet
+            if owner.get("system") == _system() != "":
+                is_alive = owner.get("start") == _start_of_process(owner.get("pid"))
+            elif before == _NO_LOCK or lock[0] != before[0]:
+                since = time.monotonic()
+                logger.info("%s: looking for up to %d s whether %s is alive", path, self.STALE_AFTER, who)
+            elif lock[1] != before[1]:
+                is_alive = True
+            elif time.monotonic() - since > self.STALE_AFTER:
+                is_alive = False
+            if is_alive is False:
+                self._take_over(path, lock[0], who)
+            elif is_alive and time.monotonic() >= deadline:
+                raise ConfigError(f"{path}: held by another job, {who}. {self.advice}")
+            else:
+                time.sleep(0.05 if is_alive else min(1.0, self.STALE_AFTER / 10))
+
+    def _make(self, path: Path) -> bool:
+        """Makes a lock file with its content at once; returns whether it is ours."""
+        temporary = _beside(path)
+        try:
+            temporary.write_text(self._content, encoding="utf-8")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if _read_lock(path)[0] != self._content:  # a network file system may have repeated what had succeeded
+                    return False
+            except OSError:  # a file system without hard links
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(self._content)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._held.append(path)
+        return True
+
+    def _take_over(self, path: Path, content: str, owner: str) -> None:
+        """Removes the lock of an owner that is gone, unless another job did so and has made its own."""
+        aside = _beside(path)
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return
+        if _read_lock(aside)[0] == content:
+            logger.warning("%s: taken over from a job that has ended, %s", path, owner)
+        else:
+            os.link(aside, path)
+        aside.unlink()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(self.HEARTBEAT):
+            for path in self._held:
+                with contextlib.suppress(OSError):
+                    if _read_lock(path)[0] == self._content:
+                        os.utime(path)
+
+    def _release(self) -> None:
+        for path in self._held:
+            with contextlib.suppress(OSError):
+                if _read_lock(path)[0] == self._content:
+                    path.unlink()
+        self._held = []
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(8)}.tmp")
+
+
+_NO_LOCK = ("", 0)
+
+
+def _read_lock(path: Path) -> tuple[str, int]:
+    """Returns (content, when it was last touched as its file system counts) of a lock file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:  # opening asks the server of a network file system
+            return file.read(4096), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return _NO_LOCK
+
+
+def _owner(content: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(content)
+    except (ValueError, RecursionError):
+        owner = None
+    return owner if isinstance(owner, dict) else {}
+
+
+def _system() -> str:
+    """Returns a name of what numbers processes, a machine since its start or a container; "" where it is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _start_of_process(number: Any) -> str:
+    """Returns when a process of this system was started, in its own unit; "" where there is none."""
+    try:
+        fields = Path(f"/proc/{int(number)}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, ValueError, TypeError, IndexError):
+        return ""
 
 
 class CodeInFileError(Exception):

@@ -292,14 +292,14 @@ def test_a_failing_row_is_reported_and_the_others_run(
     write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = "rows: [{name: a, set: {task.loss: l1}}, {name: b, set: {model.image_encoder.weights: no.pt}}, {name: c}]\n"
-    claim = cross_validation.claim
+    claimed = cross_validation.claimed
 
-    def fail(config: Config, *arguments: Any, **settings: Any) -> None:
+    def fail(config: Config, *arguments: Any, **settings: Any) -> Any:
         if config.task["loss"] == "l1":
             raise DataError("what is wrong. What would be right.")
-        claim(config, *arguments, **settings)
+        return claimed(config, *arguments, **settings)
 
-    monkeypatch.setattr(cross_validation, "claim", fail)
+    monkeypatch.setattr(cross_validation, "claimed", fail)
     assert ablate(write(rows), "run.max_epochs=1", "run.num_folds=1") == 2
     out, err = capsys.readouterr()
     missing = "model.image_encoder.weights: 'no.pt' does not exist."

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load, path, whole_number
+from ipiqa.config.settings import MAX_FOLDS
 
 
 def add_commands(commands: Any) -> None:
@@ -19,8 +20,9 @@ def add_commands(commands: Any) -> None:
     check.set_defaults(run=run_check)
     split = actions.add_parser("split", help="write the split of one fold", description="Write the split of one fold.")
     add_config_arguments(split)
-    split.add_argument("--fold", type=int, required=True, metavar="K", help="number of the fold, from 0")
-    split.add_argument("--out", metavar="FILE", help="json file to write; default standard output")
+    fold = whole_number("--fold", 0, MAX_FOLDS - 1)
+    split.add_argument("--fold", type=fold, required=True, metavar="K", help="number of the fold, from 0")
+    split.add_argument("--out", type=path("--out"), metavar="FILE", help="json file to write; default standard output")
     split.set_defaults(run=run_split)
 
 

@@ -210,7 +210,7 @@ def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:
     found: dict[Path, None] = {}
     missing: list[str] = []
     for name in itertools.chain.from_iterable(_expanded(pattern, setting) for pattern in patterns):
-        path = Path(name).expanduser()
+        path = Path(name)
         matches = [path] if path.is_file() else [Path(match) for match in sorted(glob.glob(str(path)))]  # noqa: PTH207
         files = [match for match in matches if match.is_file()]
         found |= dict.fromkeys(files)
