@@ -29,6 +29,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from ipiqa.build import make_dataset, make_processor
     from ipiqa.datasets import checks
     from ipiqa.engine import log
+    from ipiqa.prompts import describe
 
     log.set_up()
     config = load(arguments)
@@ -46,6 +47,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, "
         f"{len(set(table.groups))} groups: all usable"
     )
+    print(f"  {describe(table.prompts)}")
     for target, scores in zip(table.target_names, table.scores.T, strict=True):
         print(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
     return 0
