@@ -23,9 +23,9 @@ def _tokenizer(context_length: int) -> Any:
 
 
 def read_as_text(tokenizer: Any) -> Any:
-    """Returns a tokenizer of open_clip, changed to read a literal `<end_of_text>` as text, and any text in bounded time.
+    """Returns a tokenizer of open_clip, changed: a literal `<end_of_text>` is text, and any text takes bounded time.
 
-    Those of other packages are returned as they are.
+    Tokenizers of other packages are returned as they are.
     """
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -60,9 +60,9 @@ def tokenize(prompts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> to
 
 
 def clean(prompt: str) -> str:
-    """Returns a prompt as CLIP's tokenizer cleans it: broken encodings and HTML mended, white space single, lower case.
+    """Returns a prompt as CLIP's tokenizer cleans it: encodings and HTML mended, white space single, lower case.
 
-    >>> clean("A  Cat &amp;\\tDog")
+    >>> clean("A  Cat &amp; Dog")
     'a cat & dog'
     """
     if prompt.isascii() and prompt.isprintable() and "&" not in prompt:  # nothing to mend: ten times as fast

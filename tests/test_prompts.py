@@ -16,11 +16,8 @@ from ipiqa.prompts import clean, count_special, count_truncated, read_as_text, s
 PLAIN = SimpleTokenizer()
 START, END = PLAIN.all_special_ids
 
-pieces = st.lists(
-    st.sampled_from(
-        ["a", "Cat", " ", "\t", ",", ".", "&amp;", "1", "12", "é", "e\u0301", "ﬁ", "'s", "<b>", "猫", "\x07"]
-    )
-)
+PIECES = ["a", "Cat", " ", "\t", ",", ".", "&amp;", "1", "12", "é", "e\u0301", "ﬁ", "'s", "<b>", "猫", "\x07"]
+pieces = st.lists(st.sampled_from(PIECES))
 texts = pieces.map("".join) | st.text(st.characters(codec="utf-8"), max_size=30)
 
 
@@ -48,12 +45,10 @@ def test_other_tokenizers_of_open_clip_read_them_as_text_too() -> None:
     assert read_as_text(len) is len
 
 
-@pytest.mark.parametrize(
-    "alphabet", ["abcdefghijklmnopqrstuvwxyz", "aeiou", "猫狗é", "🌈🦋❤", "ab ", "the quick, brown. "]
-)
+@pytest.mark.parametrize("alphabet", ["abcdefghijklmnopqrstuvwxyz", "aeiou", "猫狗é", "🌈🦋❤", "the quick, brown. "])
 def test_a_long_text_is_cut_where_no_token_changes(alphabet: str) -> None:
     draw = random.Random(0)
-    for _ in range(5):
+    for _ in range(3):
         text = "".join(draw.choice(alphabet) for _ in range(6000))
         assert tokenize([text]).tolist() == PLAIN([text]).tolist()
 

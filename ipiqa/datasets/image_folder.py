@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from ipiqa.datasets.checks import ImageReader, check_images, image_hashes
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.registry import FilePath
+from ipiqa.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,10 @@ class ImageFolder(ABC):
     image_cache: bool = True
     cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache_limit_gb < math.inf:
+            raise ConfigError(f"dataset.cache_limit_gb: {self.cache_limit_gb:g} is not a size. Give one such as 16.")
 
     @abstractmethod
     def load(self) -> AnnotationTable:
@@ -53,9 +60,9 @@ class ImageFolder(ABC):
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
         """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""
-        return image_hashes(table, Path(self.cache_dir).expanduser() / "hashes")
+        return image_hashes(table, Path(self.cache_dir) / "hashes")
 
     def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: ImageReader) -> ImageSource:
         """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
         limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, hashes, processor, cache_dir=Path(self.cache_dir).expanduser(), limit_gb=limit_gb)
+        return open_images(table, hashes, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)

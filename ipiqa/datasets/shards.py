@@ -210,7 +210,7 @@ def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:
                 f"{setting}: {pattern!r} has an unmatched brace. Write {{000..999}} or {{a,b}}."
             ) from error
         for name in names:
-            path = Path(name).expanduser()
+            path = Path(name)
             matches = [path] if path.is_file() else [Path(match) for match in sorted(glob.glob(str(path)))]  # noqa: PTH207
             files = [match for match in matches if match.is_file()]
             found |= dict.fromkeys(files)

@@ -74,7 +74,7 @@ def run_pairs(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.out)
     refuse_other_dataset(folder)
-    table = read_rows(folder / "data.csv", "--out", "Make it with: ipiqa demo-data.")
+    table = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")
     prompts = sorted(set(table["prompt"]))
     write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
