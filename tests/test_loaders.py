@@ -16,7 +16,7 @@ from PIL import Image
 
 from ipiqa.datasets.checks import image_hashes
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, open_images
-from ipiqa.datasets.loaders import BatchLoader, eval_loader, suggest_workers, train_loader
+from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, suggest_workers, train_loader
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
@@ -38,8 +38,9 @@ def table(tmp_path: Path) -> AnnotationTable:
 
 def train(table: AnnotationTable, **changes: Any) -> BatchLoader:
     images = DecodedImages(table.image_paths, image_hashes(table), PROCESSOR)
-    given = {"batch_size": 4, "seed": 42, "fold": 0, "rank": 0, "world_size": 1, "num_workers": 0, "pin_memory": False}
-    return train_loader(table, images, TOKENS, TRAIN_ROWS, **(given | changes))
+    given = {"batch_size": 4, "eval_batch_size": 2, "seed": 42, "num_workers": 0} | changes
+    fold = given.pop("fold", 0)
+    return train_loader(table, images, TOKENS, TRAIN_ROWS, Loading(**given), fold=fold)
 
 
 def rows_of(loader: BatchLoader) -> list[list[int]]:
@@ -126,19 +127,10 @@ def test_workers_give_the_same_batches(table: AnnotationTable) -> None:
 def test_evaluation_sees_every_row_once(table: AnnotationTable, world_size: int) -> None:
     images, held_out = DecodedImages(table.image_paths, image_hashes(table), PROCESSOR), np.array([2, 3, 5, 7, 11])
     loaders = [
-        eval_loader(
-            table,
-            images,
-            TOKENS,
-            held_out,
-            batch_size=2,
-            rank=rank,
-            world_size=world_size,
-            num_workers=0,
-            pin_memory=False,
-        )
+        eval_loader(table, images, TOKENS, held_out, Loading(batch_size=1, eval_batch_size=2, seed=0, rank=rank,
+                                                             world_size=world_size, num_workers=0))
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     seen = [row for loader in loaders for batch in rows_of(loader) for row in batch]
     assert sorted(seen) == held_out.tolist()
     if world_size == 1:
@@ -192,20 +184,9 @@ def error_of(batches: Iterable[object]) -> str:
 
 
 def test_tokens_must_fit_the_table(table: AnnotationTable) -> None:
+    loading = Loading(batch_size=1, eval_batch_size=1, seed=0, num_workers=0)
     with pytest.raises(ValueError, match="3 prompts were tokenised for 20 rows"):
-        train_loader(
-            table,
-            DecodedImages([], [], PROCESSOR),
-            TOKENS[:3],
-            TRAIN_ROWS,
-            batch_size=1,
-            seed=0,
-            fold=0,
-            rank=0,
-            world_size=1,
-            num_workers=0,
-            pin_memory=False,
-        )
+        train_loader(table, DecodedImages([], [], PROCESSOR), TOKENS[:3], TRAIN_ROWS, loading, fold=0)
 
 
 def test_suggested_workers(table: AnnotationTable, tmp_path: Path) -> None:

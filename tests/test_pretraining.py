@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -127,7 +126,6 @@ def test_a_stopped_run_is_resumed_to_the_same_numbers(
     assert "task.loss was 'cosine', is 'contrastive'" in refused(lambda: pretrain(changed, resume=True))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="needs pip install -e '.[shards]'")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_shards_train_and_resume(
     workers: int, cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from PIL import Image
 from torchvision import transforms
 
@@ -105,7 +108,9 @@ def test_a_processor_says_the_section_that_rebuilds_it() -> None:
         "processor", registry.resolve("processor", given, "processor"), "processor", {"image_size": 8}
     )
     assert built.section() == given
-    assert SquashProcessor(SIZE).section() == registry.resolve("processor", {"name": "squash"}, "processor")
+    assert SquashProcessor(SIZE).section() == {
+        "name": "squash", "flip": 0.5, "interpolation": "bicubic", "mean": CLIP_MEAN, "std": CLIP_STD
+    }  # fmt: skip
 
 
 def test_flips_of_streamed_rows_take_no_memory() -> None:
@@ -309,3 +314,23 @@ def test_broken_files(tmp_path: Path, processor: SquashProcessor, case: str) -> 
             processor.verify(path)
     else:
         processor.verify(path)
+
+
+FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "GIF": {}, "PPM": {}}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about odd files
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(strategies.data())
+def test_any_bytes_decode_or_are_refused(data: strategies.DataObject) -> None:
+    form = data.draw(strategies.sampled_from(sorted(FORMATS)))
+    frames = [Image.fromarray(photo(12, 12)), Image.fromarray(photo(12, 12)[::-1])]
+    several = {"save_all": True, "append_images": frames[1:]} if data.draw(strategies.booleans()) else {}
+    file = io.BytesIO()
+    frames[0].save(file, form, **FORMATS[form], **(several if form in ("PNG", "WEBP", "TIFF", "GIF") else {}))
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(strategies.integers(0, 6))):
+        content[data.draw(strategies.integers(0, len(content) - 1))] = data.draw(strategies.integers(0, 255))
+    with contextlib.suppress(DataError):
+        pixels = SquashProcessor(8).decode(bytes(content[: data.draw(strategies.integers(0, len(content)))]))
+        assert pixels.shape == (3, 8, 8) and pixels.dtype == torch.uint8

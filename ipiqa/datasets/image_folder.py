@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ipiqa.datasets.checks import ImageReader, check_images, image_hashes
+from ipiqa.datasets.checks import ImageReader, check_images, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
+from ipiqa.datasets.source import Findings
 from ipiqa.datasets.table import AnnotationTable
-from ipiqa.registry import FilePath
 from ipiqa.errors import ConfigError
+from ipiqa.registry import FilePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class ImageFolder(ABC):
         cache_dir: folder of those files, and of the hashes of the images.
         cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
     """
+
+    has_scores: ClassVar[bool] = True
+    streamed: ClassVar[bool] = False
 
     images: FilePath
     image_cache: bool = True
@@ -57,6 +61,16 @@ class ImageFolder(ABC):
     def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
         """Raises when an image is missing or cannot be used; see `checks.check_images`."""
         check_images(table, processor, full=full, hint=self.hint)
+
+    def check(self, processor: ImageReader) -> Findings:
+        """Decodes every image, and says what the table holds."""
+        table = self.load()
+        problems, refusal = look_at_images(table, processor, full=True, hint=self.hint)
+        counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
+        summary = [f"{counts}, {len(set(table.groups))} groups: all usable"]
+        for target, scores in zip(table.target_names, table.scores.T, strict=True):
+            summary.append(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
+        return Findings(problems, refusal, summary)
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
         """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""

@@ -22,6 +22,29 @@ _ORDER = 3  # last number of the RandomState seed: a stream that splits and flip
 Batch = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a process loads batches.
+
+    Attributes:
+        batch_size: images in a training batch of one process.
+        eval_batch_size: images in any other batch.
+        seed: seed of the order.
+        rank: number of this process.
+        world_size: number of processes.
+        num_workers: worker processes; None chooses.
+        pin_memory: whether batches are bound for a GPU.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int | None = None
+    pin_memory: bool = False
+
+
 @dataclass(frozen=True)
 class Failure:
     """Stands for a batch with an unusable image: an exception would reach the main process as a long traceback."""
@@ -61,9 +84,10 @@ class TrainSampler(Sampler[np.ndarray]):
     each process takes its contiguous slice: W processes with batch B / W see the batches of one process with batch B.
     """
 
-    def __init__(self, rows: np.ndarray, *, batch_size: int, seed: int, fold: int, rank: int, world_size: int) -> None:
-        self.rows, self.batch_size, self.rank, self.global_size = rows, batch_size, rank, batch_size * world_size
-        self.seed, self.fold, self.epoch, self.first_step = seed, fold, 0, 0
+    def __init__(self, rows: np.ndarray, loading: Loading, fold: int) -> None:
+        self.rows, self.batch_size, self.rank, self.seed = rows, loading.batch_size, loading.rank, loading.seed
+        self.global_size = loading.batch_size * loading.world_size
+        self.fold, self.epoch, self.first_step = fold, 0, 0
 
     def __len__(self) -> int:
         return len(self.rows) // self.global_size
@@ -123,18 +147,7 @@ def deliver(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
 
 
 def train_loader(
-    table: AnnotationTable,
-    images: ImageSource,
-    tokens: torch.Tensor,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    seed: int,
-    fold: int,
-    rank: int,
-    world_size: int,
-    num_workers: int | None,
-    pin_memory: bool,
+    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading, *, fold: int
 ) -> BatchLoader:
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
@@ -143,20 +156,14 @@ def train_loader(
         images: images by row.
         tokens: (N, context) int64, token ids by row.
         rows: row numbers to train on.
-        batch_size: images in a batch of one process.
-        seed: seed of the order.
+        loading: whose batches, and how.
         fold: number of the fold, which has an order of its own.
-        rank: number of this process.
-        world_size: number of processes.
-        num_workers: worker processes; None chooses.
-        pin_memory: whether batches are bound for a GPU.
 
     Raises:
         DataError: the rows do not fill one global batch.
     """
-    check_batch_size(len(rows), batch_size, world_size)
-    sampler = TrainSampler(rows, batch_size=batch_size, seed=seed, fold=fold, rank=rank, world_size=world_size)
-    return _loader(TableBatches(table, images, tokens), sampler, num_workers, pin_memory)
+    check_batch_size(len(rows), loading.batch_size, loading.world_size)
+    return _loader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
 
 
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
@@ -170,39 +177,27 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str 
 
 
 def eval_loader(
-    table: AnnotationTable,
-    images: ImageSource,
-    tokens: torch.Tensor,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    num_workers: int | None,
-    pin_memory: bool,
+    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading
 ) -> BatchLoader:
     """Returns the batches of this process's share of the rows: over all processes, every row exactly once.
 
     Args: as in `train_loader`.
     """
-    own = rows[rank::world_size]
-    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    return _loader(TableBatches(table, images, tokens), batches, num_workers, pin_memory)
+    own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
+    batches = [own[start : start + size] for start in range(0, len(own), size)]
+    return _loader(TableBatches(table, images, tokens), batches, loading)
 
 
 def _loader(
-    batches: TableBatches,
-    sampler: Sampler[np.ndarray] | Sequence[np.ndarray],
-    num_workers: int | None,
-    pin_memory: bool,
+    batches: TableBatches, sampler: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
 ) -> BatchLoader:
-    workers = suggest_workers(batches.images) if num_workers is None else num_workers
+    workers = suggest_workers(batches.images) if loading.num_workers is None else loading.num_workers
     return BatchLoader(
         batches,
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=loading.pin_memory,
         persistent_workers=workers > 0,
     )
 

@@ -130,7 +130,7 @@ def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tupl
     if missing:
         problems.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
     if unknown:
-        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0]!r}")
+        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0][:80]!r}")
     if shapes:
         name = shapes[0]
         got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)

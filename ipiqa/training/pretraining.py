@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Batches, Inputs
 from ipiqa.config.loading import Config
-from ipiqa.datasets.shards import Shards, find_shards
 from ipiqa.engine import checkpoint
 from ipiqa.engine.log import recording
 from ipiqa.engine.predict import predict
@@ -88,40 +85,17 @@ def _check(config: Config) -> None:
 def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
     """Returns the batches of a table or of shards, and what they come from."""
     dataset: Any = build.make_dataset(config)
-    if isinstance(dataset, Shards):
-        return _from_shards(config, dataset, processor, device)
+    if dataset.streamed:
+        identity = dist.from_main(dataset.identity() if dist.is_main() else None)
+        batches = build.streamed_batches(config, dataset, processor, device)
+        return batches, content_of(device, None, []) | identity | {
+            "run.num_workers, which decides the order of streamed pairs": batches.train.num_workers
+        }
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
     tokens = build.make_tokenizer(config)(data.table.prompts)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
     return build.table_batches(config, data, tokens, split, device), content_of(device, data, [split])
-
-
-def _from_shards(
-    config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device
-) -> tuple[Batches, dict[str, Any]]:
-    """Returns batches of streamed shards; the held-out ones are shards of their own."""
-    dataset.check()
-    run, tokenize = config.run, build.make_tokenizer(config)
-    rank, world_size, pin = dist.rank(), dist.world_size(), device.type == "cuda"
-    train = dataset.train_batches(
-        processor, tokenize, batch_size=run.batch_size, seed=run.seed, rank=rank, world_size=world_size,
-        num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
-    held_out = dataset.val_batches(
-        processor, tokenize, batch_size=run.eval_batch_size, rank=rank, world_size=world_size,
-        num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
-    files = [
-        (path.name, path.stat().st_size)
-        for setting in ("shards", "val_shards")
-        for path in find_shards(getattr(dataset, setting), f"dataset.{setting}")
-    ]
-    content = content_of(device, None, []) | {
-        "the shards (sha256)": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        "run.num_workers, which decides the order of streamed pairs": train.num_workers,
-    }
-    return Batches(train, held_out, dataset.samples_per_epoch), content
 
 
 def _trainer(

@@ -7,7 +7,7 @@ import math
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows

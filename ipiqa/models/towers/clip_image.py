@@ -28,12 +28,28 @@ class ResNetSizes:
     embed_dim: int  # length of the pooled feature
     heads: int  # of the attention pool
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no tower has these sizes."""
+        layers, width, embed_dim = self.layers, self.width, self.embed_dim
+        if len(layers) != 4 or min(layers) < 1 or max(layers) > 256 or width < 2 or width % 2 or width > 512:
+            raise ConfigError(
+                f"{WHERE}: layers {list(layers)} and width {width} make no tower. "
+                "Give four stages of 1 to 256 layers and an even width of 512 at most."
+            )
+        if not 1 <= embed_dim <= 2**13:
+            raise ConfigError(f"{WHERE}.embed_dim: {embed_dim} is out of range. Give 1 to 8192.")
+        if self.heads < 1 or width * 32 % self.heads:
+            raise ConfigError(
+                f"{WHERE}.heads: {self.heads} does not divide the {width * 32} channels of the token map."
+            )
+
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
         """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
-        width = tensors["visual.layer1.0.conv1.weight"].shape[0]
-        embed_dim = tensors["visual.attnpool.c_proj.weight"].shape[0]
+        width, embed_dim = (
+            (*tensors[f"visual.{name}.weight"].shape, 0)[0] for name in ("layer1.0.conv1", "attnpool.c_proj")
+        )
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
 
     @classmethod
@@ -207,14 +223,7 @@ def clip_resnet(
         weights: file with OpenAI's tensor names, or None for random values.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
-    if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2 or embed_dim < 1:
-        raise ConfigError(
-            f"{WHERE}: layers {layers}, width {width} and embed_dim {embed_dim} make no tower. "
-            "Give four stages of at least 1, an even width, a positive embed_dim."
-        )
     heads = width * 32 // 64 if heads is None else heads
-    if heads < 1 or width * 32 % heads:
-        raise ConfigError(f"{WHERE}.heads: {heads} does not divide the {width * 32} channels of the token map.")
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
     sizes = ResNetSizes(tuple(layers), width, embed_dim, heads)
     return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)

@@ -33,12 +33,22 @@ class TextSizes:
     heads: int
     embed_dim: int  # length of the prompt feature
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no tower has these sizes."""
+        if not (1 <= self.layers <= 256 and 1 <= self.width <= 2**13 and 1 <= self.embed_dim <= 2**13):
+            raise ConfigError(
+                f"{WHERE}: width {self.width}, layers {self.layers} and embed_dim {self.embed_dim} make no tower. "
+                "Give 1 or more of each, at most 256 layers and 8192 of the others."
+            )
+        if self.heads < 1 or self.width % self.heads:
+            raise ConfigError(f"{WHERE}.heads: {self.heads} does not divide the width of {self.width}.")
+
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> TextSizes:
         """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
-        width, embed_dim = tensors["text_projection"].shape
-        layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")})
-        return cls(width, layers, width // 64, embed_dim)
+        width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
+        layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
+        return cls(width, layers, max(width // 64, 1), embed_dim)
 
     @classmethod
     def of_architecture(cls, name: str) -> TextSizes:
@@ -252,12 +262,6 @@ def clip_text(
         qa_token: as for `clip`.
         train_embeddings: as for `clip`.
     """
-    if min(width, layers, embed_dim) < 1:
-        raise ConfigError(
-            f"{WHERE}: width {width}, layers {layers} and embed_dim {embed_dim} make no tower. Give 1 or more of each."
-        )
-    if heads < 1 or width % heads:
-        raise ConfigError(f"{WHERE}.heads: {heads} does not divide the width of {width}.")
     sizes = TextSizes(width, layers, heads, embed_dim)
     encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
