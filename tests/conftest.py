@@ -10,7 +10,7 @@ import pytest
 import torch
 from reference import standin
 
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, IpiqaError
 
 torch.set_num_threads(1)
 
@@ -50,3 +50,13 @@ def refused(call: Callable[[], object]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """Returns the one line that a call is refused with, or "" where it goes well; any other exception is raised."""
+    try:
+        call()
+    except IpiqaError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (both ends are right)
+        return str(error)
+    return ""

@@ -134,9 +134,20 @@ def test_pairs_on_disk_leave_out_the_prompts_of_the_demo(tmp_path: Path, capsys:
     assert len(table) == 6 and not scored & set(table.prompts)
     with Image.open(table.image_paths[5]) as image:
         assert image.size == (32, 32)
-    assert main(["demo-pairs", *small, "--num", "0"]) == 2
     assert main(["demo-pairs", "--out", str(tmp_path / "nowhere")]) == 2
     assert "Make it with: ipiqa demo-data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo-data", "demo-pairs"])
+@pytest.mark.parametrize("name", ["data.csv", "README.txt"])
+def test_another_dataset_is_not_overwritten(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("name,prompt\nmine.png,a cat\n")
+    assert main([command, "--out", str(tmp_path)]) == 2
+    message = f"ipiqa: --out: '{tmp_path}' holds a {name} that `ipiqa demo-data` has not made. Give another folder.\n"
+    assert capsys.readouterr().err == message
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_matching_loss_prefers_the_right_prompt_and_the_right_look() -> None:

@@ -77,7 +77,7 @@ def test_five_training_steps_equal_the_reference(files: Path, reference: dict) -
         head_scale=10.0,
         layer_decay=1.0,
         is_head=is_head,
-        depth=parameter_depth,
+        depth=parameter_depth(model),
     )
     optimizer = make_adamw(groups, learning_rate=1e-5, beta2=0.999)
     losses = []

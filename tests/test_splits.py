@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference.tables import names_sha256, reference_splits, write_table
 
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
-from ipiqa.datasets.splits import SPLIT_KINDS, make_split
+from ipiqa.datasets.splits import SPLIT_KINDS, _natural, make_split
 from ipiqa.datasets.table import AnnotationTable, ReferenceDraw
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 
@@ -123,6 +123,11 @@ def test_image_random_cuts_groups_but_not_an_image() -> None:
         [0, 2],
         [1, 3],
     )
+
+
+def test_numbers_as_groups_are_in_order_of_value() -> None:
+    labels = ["10", "9", "09", "b", "9" * 5000, "0"]
+    assert sorted(labels, key=_natural) == ["0", "09", "9", "10", "9" * 5000, "b"]
 
 
 def test_json() -> None:

@@ -90,7 +90,7 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     """
     path = _target(config)
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
-    sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "embeddings"}  # whatever the folds train later
+    sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
     table = make_dataset(config).load()
     origin = {"format": FORMAT, "image_size": config.image_size, "table": table.sha256, **sections, **asdict(settings)}
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
