@@ -371,6 +371,6 @@ def rows_of(grid: Grid) -> list[AblationRow]:
         if point.is_done:
             found, count = load_run(point.run_dir), point.config.run.num_folds
             folds = tuple(fold for fold in found.folds if fold.number < count)  # an earlier grid may have had more
-            result = dataclasses.replace(found, folds=folds, num_folds=count, missing=())
+            result = dataclasses.replace(found, folds=folds, num_folds=count)
         rows.append(AblationRow(point.name, point.changes, point.state, result))
     return rows

@@ -19,6 +19,7 @@ from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import DataError
+from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import EpochResult, write_fold
 from ipiqa.files import write_json
 from ipiqa.models.checkpoints import load_model
@@ -119,25 +120,15 @@ class FoldRun:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
-        split, table = self.split, self.data.table
         rows, outputs = predict(
             model,
             self.held_out,
             lambda module, batch: self.task.outputs(module, self.inputs(batch)),
             device=self.device,
             amp=self.config.run.amp,
-            description=f"fold {split.fold} evaluation",
+            description=f"fold {self.split.fold} evaluation",
         )
-        held_out = outputs[np.searchsorted(rows, split.val)]
-        metrics, value = self.task.measure(held_out, table, split.val)
-        if len(split.selection):
-            _, value = self.task.measure(outputs[np.searchsorted(rows, split.selection)], table, split.selection)
-        for target, found in metrics.items():
-            for note in found["notes"]:
-                logger.warning("fold %d, %s: %s", split.fold, target, note)
-        shown = "  ".join(f"{t} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for t, m in metrics.items())
-        logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
-        return Evaluation(value, metrics, torch.from_numpy(held_out))
+        return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
 
     def _finish(self, trainer: Trainer) -> None:
         """Writes the results of the best and the last epoch."""
@@ -163,4 +154,7 @@ class FoldRun:
                 for name, (epoch, evaluation) in found.items()
             }
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
-            write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
+            write_fold(
+                self.folder, self.data.table, self.split, results,
+                dataset=self.config.dataset["name"], epochs=epochs, settings=identity_of(self.config),
+            )  # fmt: skip
