@@ -33,7 +33,8 @@ def write_run(
 ) -> Path:
     """Writes a run folder as training leaves it; `epochs` None is a run that evaluated checkpoints."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    run = f"  num_folds: {num_folds}\n  val_fraction: {0.1 if selection == 'validation part' else 0.0}\n"
+    fraction = 0.1 if selection == "validation part" else 0.0
+    run = f"  num_folds: {num_folds}\n  val_fraction: {fraction}\n"
     (run_dir / "config.yaml").write_text(
         f"image_size: 512\nmodel: {{name: ipiqa}}\nrun:\n  output_dir: {run_dir}\n{run}"
     )
@@ -70,7 +71,8 @@ def write_run(
             "targets": list(targets),
             "dataset": {"name": "agiqa_3k", "sha256": "d" * 64, "num_images": 600},
             "epochs": epochs,
-            "settings": settings or {"model.name": "ipiqa", "run.seed": 0},
+            "settings": settings or {"model.name": "ipiqa", "run.seed": 0, "run.val_fraction": fraction},
+            "num_folds": num_folds,
             **{m: {"epoch": e, "metrics": measure(predictions[m], mos, targets)} for m, e in checkpoints.items()},
         }  # fmt: skip
         write_json(folder / "scores.json", scores)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
@@ -54,7 +53,10 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one epoch on the held-out part, by target; epoch None where a checkpoint was evaluated."""
+    """Metrics of one epoch on the held-out part, by target; epoch None where a checkpoint was evaluated.
+
+    Metrics are an open dictionary: a known one may be missing, an unknown one be there.
+    """
 
     epoch: int | None
     metrics: dict[str, Metrics]
@@ -62,9 +64,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class FoldScores:
-    """What scores.json holds. `settings` are those that decide the numbers, None in files of version 0.1.
+    """What scores.json holds; what has a default is not in files of version 0.1.
 
-    `seen_in_training` counts held-out images that the evaluated checkpoint was trained on.
+    `settings` are those that decide the numbers, `num_folds` is what the run was asked for, and `seen_in_training`
+    counts held-out images that the evaluated checkpoint was trained on.
     """
 
     format: int
@@ -77,6 +80,7 @@ class FoldScores:
     best: Measured
     last: Measured | None = None
     settings: dict[str, Any] | None = None
+    num_folds: int | None = None
     seen_in_training: int | None = None
 
 
@@ -118,8 +122,7 @@ class RunResult:
 
     run_dir: Path
     folds: tuple[FoldResult, ...]
-    num_folds: int | None  # as configured; None when there is no config.yaml
-    val_fraction: float | None
+    num_folds: int | None  # as configured; None where no file says it
     config_text: str
     command: str
     environment: dict[str, Any]
@@ -162,23 +165,16 @@ class RunResult:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch reached on the held-out part: metrics by target, predictions (N, T); epoch None when evaluated."""
-
-    epoch: int | None
-    metrics: dict[str, dict[str, Any]]
-    predictions: np.ndarray
-
-
 def write_fold(
     folder: Path,
     table: AnnotationTable,
     split: Split,
-    results: Mapping[str, EpochResult],
+    measured: Mapping[str, Measured],
+    predictions: Mapping[str, np.ndarray],
     *,
     dataset: str,
     epochs: int | None,
+    num_folds: int,
     settings: Mapping[str, Any],
     seen_in_training: int | None = None,
 ) -> None:
@@ -188,27 +184,26 @@ def write_fold(
         folder: of the fold.
         table: what was trained and measured on.
         split: its parts.
-        results: by name, "best" and "last".
+        measured, predictions: by name, "best" and "last"; predictions (N, T) of the held-out rows.
         dataset: name of the dataset.
         epochs: how many were trained; None where a checkpoint was evaluated.
+        num_folds: of the run.
         settings: all that decide the numbers, by dotted name; a report refuses folds in which they differ.
         seen_in_training: how many of the held-out images the evaluated checkpoint was trained on, where that is known.
     """
     rows = split.val
     columns = {"image": table.names, "prompt": table.prompts, "group": table.groups}
     frame = pd.DataFrame({name: [values[row] for row in rows] for name, values in columns.items()})
-    blocks = {"mos": table.scores[rows], **{name: result.predictions for name, result in results.items()}}
-    for name, block in blocks.items():
+    for name, block in {"mos": table.scores[rows], **predictions}.items():
         for t, target in enumerate(table.target_names):
             frame[f"{name}_{target}"] = block[:, t].astype(np.float64)
     write_text(folder / "predictions.csv", frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
     sizes = {"num_train": len(split.train), "num_val": len(split.val), "num_selection": len(split.selection)}
-    measured = {name: Measured(result.epoch, result.metrics) for name, result in results.items()}
     scores = FoldScores(
         format=FORMAT, fold=split.fold, split=SplitFacts(split.kind, split.seed, split.sha256, **sizes),
         selection="validation part" if len(split.selection) else "reported part", targets=tuple(table.target_names),
         dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
-        last=measured.get("last"), settings=dict(settings), seen_in_training=seen_in_training,
+        last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
     )  # fmt: skip
     content = dataclasses.asdict(scores)
     content = {key: value for key, value in content.items() if value is not None or key == "epochs"}
@@ -235,18 +230,11 @@ def load_run(run_dir: Path) -> RunResult:
         raise DataError(f"{run_dir}: {state}. Give the output folder of a run, or finish a fold with --resume.")
     folds = sorted((_load_fold(path) for path in paths), key=lambda fold: fold.number)
     _check_together(run_dir, [fold.scores for fold in folds])
-    config_text = _read(run_dir / "config.yaml", strict=False)
-    num_folds, val_fraction = _read_config(config_text, run_dir / "config.yaml")
+    config_text, command = (_read(run_dir / name, strict=False) for name in ("config.yaml", "command.txt"))
     environment = run_dir / "environment.json"
-    content = '{"facts": ' + (_read(environment) or "{}") + "}"
-    facts = parse(_Environment, content, environment, "Remove it: a report does without.").facts
-    command = _read(run_dir / "command.txt", strict=False).strip()
-    return RunResult(run_dir, tuple(folds), num_folds, val_fraction, config_text, command, facts)
-
-
-@dataclass(frozen=True)
-class _Environment:
-    facts: dict[str, Any]
+    facts = parse(dict[str, Any], _read(environment) or "{}", environment, "Remove it: a report does without.")
+    num_folds = max(fold.scores.num_folds or 0 for fold in folds) or None
+    return RunResult(run_dir, tuple(folds), num_folds, config_text, command.strip(), facts)
 
 
 def _load_fold(path: Path) -> FoldResult:
@@ -264,6 +252,7 @@ def _load_fold(path: Path) -> FoldResult:
     for wrong, problem in (
         (not targets or len(set(targets)) < len(targets), f"targets: {list(targets)} are not distinct names"),
         (min(sizes) < 0, f"a part of {min(sizes)} images"),
+        ((scores.num_folds or 0) > MAX_FOLDS, f"num_folds: {scores.num_folds} is more than {MAX_FOLDS}"),
         (unmeasured, f"metrics: {unmeasured[:1]} is not measured"),
     ):
         if wrong:
@@ -317,31 +306,6 @@ def fold_numbers(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
-
-
-def _read_config(text: str, path: Path) -> tuple[int | None, float | None]:
-    """Returns number of folds and validation fraction, None where the text does not say: a report needs neither."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)  # nodes: nothing is merged or expanded
-        run = {} if root is None else _scalars(_children(root)["run"])
-        num_folds, fraction = int(run.get("num_folds", 0)), float(run.get("val_fraction", 0))
-        if not (0 <= num_folds <= MAX_FOLDS and 0 <= fraction < 1):
-            raise ValueError(f"num_folds: {num_folds}, val_fraction: {fraction:g}")
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:100]
-        raise DataError(
-            f"{path}: not the config of a run ({problem}). Put back the one that the run has written, or remove it: "
-            "a report does without."
-        ) from None
-    return num_folds or None, fraction or None
-
-
-def _children(node: Any) -> dict[str, Any]:
-    return {key.value: value for key, value in node.value if isinstance(key.value, str)}
-
-
-def _scalars(node: Any) -> dict[str, str]:
-    return {key: value.value for key, value in _children(node).items() if isinstance(value.value, str)}
 
 
 def _read(path: Path, strict: bool = True) -> str:

@@ -130,7 +130,8 @@ def selection_rule(run: RunResult) -> str:
         return "not trained here: the checkpoint given in run.checkpoint, evaluated on the held-out part"
     if run.first.selection == "reported part":
         return "best epoch on the reported part (optimistic: the reported images also choose the epoch)"
-    share = f" of {100 * run.val_fraction:g} %" if run.val_fraction else ""
+    fraction = (run.first.settings or {}).get("run.val_fraction")
+    share = f" of {100 * fraction:g} %" if isinstance(fraction, float) else ""
     return f"best epoch on a validation part{share} of the training groups"
 
 

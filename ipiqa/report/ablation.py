@@ -26,7 +26,8 @@ from ipiqa.evaluation.summary import (
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, describe, holm
 from ipiqa.report.compare import LEVEL, TEST_COLUMNS, tested
-from ipiqa.report.tables import escaped, latex_comment, latex_escaped, latex_figure, markdown_table, mean_std
+from ipiqa.report.render import markdown_table, render
+from ipiqa.report.tables import mean_std
 
 COLUMNS = ("srcc", "plcc")
 UP, DOWN = "↑", "↓"
@@ -167,22 +168,18 @@ def _other_facts(runs: dict[str, RunResult]) -> list[str]:
 
 def ablation_markdown(ablation: Ablation, title: str) -> str:
     """Returns the table of all rows, the table of differences, and what must be known to read them."""
-    lines = [f"# {escaped(title)}", ""]
-    lines += [f"- **{label}**: {escaped(words)}" for label, words in ablation.facts]
-    lines += ["", "Mean ± std over folds; PLCC without fitting.", ""]
     header = ["epoch", "row", *(f"{t} {m.upper()}" for t in ablation.targets for m in COLUMNS)]
     rows = [[ablation.heading(c), n, *_figures(ablation, c, n)] for c in ablation.checkpoints for n in ablation.runs]
-    lines += markdown_table(header, rows)
-    if ablation.differences:
-        lines += ["", f"SRCC minus that of {escaped(ablation.rows[0].name)}:", ""]
-        rows = []
-        for (checkpoint, target, name), found in ablation.differences.items():
-            value = found.test.difference
-            shown = "-" if math.isnan(value) else f"{value:+.4f} {found.mark}".strip()
-            rows.append([ablation.heading(checkpoint), target, name, shown, *tested(found.test, found.p_holm)])
-        lines += markdown_table(["epoch", "target", "row", "difference", *TEST_COLUMNS], rows)
-    lines += ["", *(f"- {escaped(line)}" for line in _remarks(ablation))]
-    return "\n".join(lines) + "\n"
+    differences = []
+    for (checkpoint, target, name), found in ablation.differences.items():
+        value = found.test.difference
+        shown = "-" if math.isnan(value) else f"{value:+.4f} {found.mark}".strip()
+        differences.append([ablation.heading(checkpoint), target, name, shown, *tested(found.test, found.p_holm)])
+    return render(
+        "ablation.md.j2", title=title, ablation=ablation, remarks=_remarks(ablation),
+        figures=markdown_table(header, rows),
+        differences=markdown_table(["epoch", "target", "row", "difference", *TEST_COLUMNS], differences),
+    )  # fmt: skip
 
 
 def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
@@ -249,19 +246,9 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
 
 def ablation_latex(ablation: Ablation) -> str:
     """Returns a booktabs table with a block for each checkpoint, and what a caption must say in comments above it."""
-    lines = [latex_comment(f"{label}: {words}") for label, words in ablation.facts]
-    lines += map(latex_comment, _remarks(ablation))
-    lines += ["% mean and standard deviation over folds; needs \\usepackage{booktabs}"]
-    width = len(COLUMNS)
-    lines += [r"\begin{tabular}{l" + "c" * (width * len(ablation.targets)) + "}", r"\toprule"]
-    spans = [rf"\multicolumn{{{width}}}{{c}}{{{latex_escaped(target)}}}" for target in ablation.targets]
-    lines.append(" & ".join(["", *spans]) + r" \\")
-    lines.append(" & ".join(["Row", *(m.upper() for _ in ablation.targets for m in COLUMNS)]) + r" \\")
+    blocks = []
     for checkpoint in ablation.checkpoints:
-        heading = ablation.heading(checkpoint) + (" epoch" if ablation.heading(checkpoint) == checkpoint else "")
-        lines += [r"\midrule", rf"\multicolumn{{{1 + width * len(ablation.targets)}}}{{l}}{{\emph{{{heading}}}}} \\"]
-        for name in ablation.runs:
-            figures = map(latex_figure, _figures(ablation, checkpoint, name))
-            # In braces: "[" at the start of a line would be read as an argument of the line break before it.
-            lines.append(" & ".join([f"{{{latex_escaped(name)}}}", *figures]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        heading = ablation.heading(checkpoint)
+        rows = [(name, _figures(ablation, checkpoint, name)) for name in ablation.runs]
+        blocks.append((f"{heading} epoch" if heading == checkpoint else heading, rows))
+    return render("ablation.tex.j2", ablation=ablation, remarks=_remarks(ablation), columns=COLUMNS, blocks=blocks)

@@ -8,7 +8,8 @@ from ipiqa.errors import DataError
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.evaluation.summary import by_fold, common_folds, compare, interval_words, long_frame, metric_names, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
-from ipiqa.report.tables import FITTED, escaped, label, markdown_table, number
+from ipiqa.report.render import escaped, markdown_table
+from ipiqa.report.tables import FITTED, label, number
 
 LEVEL = 0.05  # of p after Holm's correction, below which a difference is significant
 TEST_COLUMNS = ("95 % interval", "p", "p Holm")
@@ -46,7 +47,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         ]
         notes |= {f"{target}: {test.note}": None for test in tests if test.note}
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
-        lines += [f"## {escaped(target)}", "", *markdown_table(header, rows), ""]
+        lines += [f"## {escaped(target)}", "", markdown_table(header, rows), ""]
     lines += [
         f"- interval and p: {interval_words(a)}, two-sided, each row by itself",
         f"- p Holm: corrected for the number of rows of a table; ahead: p Holm < {LEVEL}, open otherwise: an open "

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -17,26 +15,23 @@ from ipiqa.evaluation.summary import Summary, facts, interval_words, selection_r
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
 from ipiqa.report.plots import Line, chart
+from ipiqa.report.render import render
 from ipiqa.report.residuals import group_residuals, image_residuals, pooled
 from ipiqa.report.tables import checkpoint_title, fold_table, label, mean_std, number, shown_notes
 
 NUM_WORST = 10
 MAX_PROMPT = 240
-TEMPLATES = Path(__file__).parent / "templates"
 
 Cell = str | tuple[str, str]  # text, or a text and a small one below
 
 
 def report_page(summary: Summary) -> str:
     """Returns the whole page as HTML text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     run = summary.run
     rule = f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}."
-    return environment.get_template("report.html.j2").render(
-        run=run, facts=facts(run), warnings=shown_notes(summary), interval=interval_words(run), selection_rule=rule,
+    return render(
+        "report.html.j2", run=run, facts=facts(run), warnings=shown_notes(summary), interval=interval_words(run),
+        selection_rule=rule,
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],
         curves=list(_curves(run)), scatters=list(_scatters(run)), max_points=plots.MAX_POINTS,

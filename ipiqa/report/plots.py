@@ -1,4 +1,4 @@
-"""Where everything stands in a chart; templates/macros.j2 draws it as inline SVG, a few kilobytes each."""
+"""Where everything stands in a chart; templates/macros.html.j2 draws it as inline SVG, a few kilobytes each."""
 
 from __future__ import annotations
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +13,11 @@ import pandas as pd
 from ipiqa.evaluation.results import RunResult
 from ipiqa.evaluation.summary import Summary, facts, interval_words
 from ipiqa.metrics import Spread
+from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
 WIDTH = 100
 LABELS = {"srcc": "SRCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "plcc_fitted": "PLCC*"}
 FITTED = "PLCC*: after the 4-parameter logistic fit. Other PLCC: without fitting."
-MISSING = "-"  # a metric that a target or checkpoint does not have
 _MAX_NOTES = 8
 _STATISTICS = ("mean", "std", "median", "low", "high")
 
@@ -186,81 +184,21 @@ def summary_csv(summary: Summary) -> str:
 
 def summary_markdown(summary: Summary) -> str:
     """Returns the results as markdown: one table of means and one of folds for each target."""
-    run = summary.run
-    lines = [f"# {escaped(run.name)}", "", *(f"- **{name}**: {escaped(words)}" for name, words in facts(run)), ""]
-    lines += [f"Mean ± std over {len(run.folds)} fold{'s' * (len(run.folds) > 1)}. {escaped(FITTED)}", ""]
-    lines += markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
+    run, folds = summary.run, []
     for target in run.targets:
         table = fold_table(summary, target)
         prefixes = [f"{c} " if run.trained else "" for c in run.checkpoints for _ in range(table.groups[1][1])]
         header = [prefix + name for prefix, name in zip(["", "", *prefixes], table.header, strict=True)]
-        lines += ["", f"## {escaped(target)}, by fold", "", *markdown_table(header, table.rows)]
-    lines += ["", *(f"- Note: {escaped(note)}" for note in shown_notes(summary))] if summary.notes else []
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a markdown table whose source is aligned as well; cells are plain text.
-
-    >>> markdown_table(["a", "b"], [["1", "22"]])
-    ['| a | b  |', '| - | -- |', '| 1 | 22 |']
-    """
-    cells = [[escaped(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    return [f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |" for row in cells]
-
-
-def one_line(text: str) -> str:
-    """Returns text without line breaks, runs of white space as one space."""
-    return " ".join(text.split())
-
-
-def escaped(text: str) -> str:
-    """Returns text that markdown and an HTML page made from it show as it is, on one line."""
-    return one_line(re.sub(r"[\\`*_|\[\]]|<(?=[A-Za-z/!?])", r"\\\g<0>", text))
+        folds.append((target, markdown_table(header, table.rows)))
+    means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
+    notes = shown_notes(summary)
+    return render("summary.md.j2", run=run, facts=facts(run), means=means, folds=folds, notes=notes, fitted=FITTED)
 
 
 def summary_latex(summary: Summary) -> str:
     """Returns a booktabs table of mean ± std, with what a caption must say in comments above it."""
-    lines = [f"{name}: {words}" for name, words in facts(summary.run)] + list(summary.notes)
-    lines = [*map(latex_comment, lines), "% needs \\usepackage{booktabs}; PLCC$^*$: after the 4-parameter logistic fit"]
-    lines += [r"\begin{tabular}{ll" + "c" * len(summary.metrics) + "}", r"\toprule"]
-    titles = [latex_escaped(label(metric)).replace("*", "$^*$") for metric in summary.metrics]
-    lines.append(" & ".join(["Target", "Epoch", *titles]) + r" \\")
-    previous = None
-    for target, checkpoint, *figures in mean_rows(summary):
-        lines += [r"\midrule"] * (target != previous)
-        first = "" if target == previous else f"{{{latex_escaped(target)}}}"
-        epoch = checkpoint if summary.run.trained else "--"
-        lines.append(" & ".join([first, epoch, *map(latex_figure, figures)]) + r" \\")
-        previous = target
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def latex_comment(text: str) -> str:
-    """Returns text as a comment, which no line break in it may end."""
-    return f"% {one_line(text)}"
-
-
-def latex_figure(text: str) -> str:
-    r"""Returns the text of a cell as mathematics.
-
-    >>> print(latex_figure("0.8712 ± 0.0021 ↓"), latex_figure("nan"))
-    $0.8712 \pm 0.0021 {\downarrow}$ --
-    """
-    if text in ("", MISSING, "nan"):
-        return "--"
-    for sign, command in (("±", r"\pm"), ("↑", r"{\uparrow}"), ("↓", r"{\downarrow}")):
-        text = text.replace(sign, command)
-    return f"${text}$"
-
-
-def latex_escaped(text: str) -> str:
-    r"""Returns text without special meaning to LaTeX, on one line.
-
-    >>> print(latex_escaped("a_b & 5 %"))
-    a\_b \& 5 \%
-    """
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in one_line(text))
+    labels, means = [label(metric) for metric in summary.metrics], mean_rows(summary)
+    targets = [(target, [row for row in means if row[0] == target]) for target in summary.run.targets]
+    return render(
+        "summary.tex.j2", run=summary.run, facts=facts(summary.run), notes=summary.notes, labels=labels, means=targets
+    )

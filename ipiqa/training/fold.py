@@ -20,7 +20,7 @@ from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import DataError
 from ipiqa.evaluation.protocol import evaluate_split
-from ipiqa.evaluation.results import EpochResult, write_fold
+from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
@@ -149,12 +149,11 @@ class FoldRun:
 
     def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            results = {
-                name: EpochResult(epoch, evaluation.metrics, evaluation.predictions.numpy())
-                for name, (epoch, evaluation) in found.items()
-            }
+            measured = {name: Measured(epoch, evaluation.metrics) for name, (epoch, evaluation) in found.items()}
+            predictions = {name: evaluation.predictions.numpy() for name, (_, evaluation) in found.items()}
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
             write_fold(
-                self.folder, self.data.table, self.split, results,
-                dataset=self.config.dataset["name"], epochs=epochs, settings=identity_of(self.config),
+                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
+                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
+                settings=identity_of(self.config),
             )  # fmt: skip
