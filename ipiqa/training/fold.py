@@ -20,7 +20,8 @@ from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.evaluation.results import EpochResult, write_fold
+from ipiqa.evaluation.protocol import evaluate_split
+from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
@@ -132,7 +133,6 @@ class FoldRun:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
-        split, table = self.split, self.data.table
         rows, outputs = predict(
             model,
             self.held_out,
@@ -140,19 +140,10 @@ class FoldRun:
             device=self.device,
             amp=self.config.run.amp,
             prompts=self.inputs.prompts,
-            description=f"fold {split.fold} evaluation",
+            description=f"fold {self.split.fold} evaluation",
             stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
         )
-        held_out = outputs[np.searchsorted(rows, split.val)]
-        metrics, value = self.task.measure(held_out, table, split.val)
-        if len(split.selection):
-            _, value = self.task.measure(outputs[np.searchsorted(rows, split.selection)], table, split.selection)
-        for target, found in metrics.items():
-            for note in found["notes"]:
-                logger.warning("fold %d, %s: %s", split.fold, target, note)
-        shown = "  ".join(f"{t} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for t, m in metrics.items())
-        logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
-        return Evaluation(value, metrics, torch.from_numpy(held_out))
+        return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
 
     def _finish(self, trainer: Trainer) -> None:
         """Writes the results of the best and the last epoch."""
@@ -173,11 +164,15 @@ class FoldRun:
 
     def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            table, val, results = self.data.table, self.split.val, {}
+            table, val, measured, predictions = self.data.table, self.split.val, {}, {}
             for name, (epoch, evaluation) in found.items():
-                predictions = evaluation.predictions.numpy()
-                if predictions.shape != (len(val), len(table.targets)):  # read from a checkpoint
+                predictions[name] = evaluation.predictions.numpy()
+                if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
                     raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
-                results[name] = EpochResult(epoch, self.task.measure(predictions, table, val)[0], predictions)
+                measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
-            write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
+            write_fold(
+                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
+                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
+                settings=identity_of(self.config),
+            )  # fmt: skip
