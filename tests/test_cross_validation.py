@@ -196,19 +196,6 @@ def test_one_image_a_batch_where_batchnorm_has_one_value_is_one_line(cfg: Path) 
         run(config, folds=[0])
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile about itself
-def test_a_compiled_run_has_the_scores_of_a_plain_one(
-    cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))
-    changes = [f"run.output_dir={tmp_path}/compiled", "run.compile=true"]
-    plain, other = run(load_config(cfg), folds=[0]), run(load_config(cfg, *changes), folds=[0])
-    for which in ("best", "last"):
-        expected, found = (scores_of(run_dir)[which]["metrics"] for run_dir in (plain, other))
-        assert found["quality"]["rmse"] == pytest.approx(expected["quality"]["rmse"], rel=1e-3)
-
-
 def test_predictions_of_another_form_in_a_checkpoint_are_refused(cfg: Path) -> None:
     run_dir = run(load_config(cfg), folds=[0])
     (run_dir / "fold_00/scores.json").unlink()

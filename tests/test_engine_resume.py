@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import re
 from pathlib import Path
@@ -14,10 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_trainer import ToyLoader, assert_same_files, make_trainer
-from torch import nn
 
 from ipiqa.engine import checkpoint, log
-from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.engine.trainer import Evaluation
 from ipiqa.errors import DataError, IpiqaError
 
@@ -139,39 +136,6 @@ def test_any_change_to_a_state_is_resumed_or_refused(
     trainer.fit()
 
 
-def test_mixed_precision_with_a_scaler_is_resumed_to_the_bit(tmp_path: Path) -> None:
-    def scaled(folder: Path, **changes: Any) -> Any:
-        trainer = make_trainer(folder, amp="fp16", **changes)
-        assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() == 2**16
-        return trainer
-
-    def overflow(trainer: Any) -> list[float]:
-        """A scale that is too large for the first steps: they are skipped and the scale is halved."""
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=3)
-        scales: list[float] = []
-        update = trainer.scaler.update
-        trainer.scaler.update = lambda: (update(), scales.append(trainer.scaler.get_scale()))
-        return scales
-
-    whole = scaled(tmp_path / "whole")
-    scales = overflow(whole)
-    whole.fit()
-    assert scales[0] < 2.0**22 and any(after > before for before, after in itertools.pairwise(scales))
-
-    def interrupt(stop: StopSignals, epoch: int, batch: dict) -> None:
-        if epoch == 1 and batch["rows"].sum() > 0:
-            stop.signal_number = 15
-
-    parts = scaled(tmp_path / "parts", after_step=interrupt)
-    overflow(parts)
-    with pytest.raises(Interrupted):
-        parts.fit()
-    resumed = scaled(tmp_path / "parts")
-    assert resumed.restore(lambda state: None) and resumed.scaler.get_scale() == parts.scaler.get_scale()
-    resumed.fit()
-    assert_same_files(tmp_path / "whole", tmp_path / "parts")
-
-
 LINE = re.compile(
     r"DEBUG toy epoch 1/4 step 4/6: loss \d+\.\d{5}, learning rate 0.0\d+, \d+\.\d images/s, \d:\d\d:\d\d left$"
 )
@@ -215,19 +179,6 @@ def test_training_outlives_its_terminal(stream: Any, tmp_path: Path, monkeypatch
     logging.getLogger("ipiqa").info("hello")
     make_trainer(tmp_path).fit()
     assert (tmp_path / "last.pt").exists()
-
-
-def test_a_compiled_model_trains_as_the_plain_one(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "plain").fit()
-    trainer = make_trainer(tmp_path / "compiled")
-    model: Any = torch.compile(trainer.model, backend="eager")
-    trainer = make_trainer(tmp_path / "compiled", forward_module=model, model=model._orig_mod, **optimizer_of(model))
-    trainer.fit()
-    assert_same_files(tmp_path / "plain", tmp_path / "compiled")
-
-
-def optimizer_of(model: nn.Module) -> dict[str, Any]:
-    return {"optimizer": torch.optim.AdamW(model.parameters(), lr=0.05)}
 
 
 def test_an_undefined_evaluation_is_kept_out_of_the_best(tmp_path: Path) -> None:
