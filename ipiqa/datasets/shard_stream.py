@@ -174,7 +174,7 @@ class ShardBatches:
             self.stream, batch_size=None, num_workers=self.num_workers, pin_memory=loading.pin_memory
         )  # fmt: skip
         steps = 0
-        for batch, passed_over in deliver(loader.__iter__):
+        for batch, passed_over in deliver(loader.__iter__, self.num_workers):
             for reason, count in passed_over.counts.items():
                 skipped.add(reason, passed_over.first, count)
             if isinstance(batch, Failure):
