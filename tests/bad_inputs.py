@@ -182,7 +182,11 @@ CONFIGS = [
     Case(
         "size past all limits", words("image_size=3200000"), ("image_size: 3200000 is out of range. Give at most 8192",)
     ),
-    Case("size", words("image_size=100"), ("image_size: 100 is not a multiple of 32 pixels. Give 224 or 512",)),
+    Case(
+        "size",
+        words("image_size=100"),
+        ("image_size: 100 is not a multiple of 32 pixels; a ResNet needs one. Give 96",),
+    ),
     Case("flip", words("processor.flip=2"), ("processor.flip: 2 is not a probability. Give a number from 0 to 1.",)),
     Case("tower that cannot be", words("model.image_encoder.width=3"), ("model.image_encoder:", "Give four stages")),
     Case(

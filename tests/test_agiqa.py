@@ -10,6 +10,7 @@ import numpy as np
 import openpyxl
 import pandas
 import pytest
+from reference.tables import agiqa_1k_names, agiqa_3k_names
 
 from ipiqa import registry
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k, OwnTable, agiqa_1k_group, agiqa_3k_group
@@ -44,6 +45,7 @@ def test_real_agiqa_3k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
         table = Agiqa3k(annotations=str(source), images="x").load()
     assert not caplog.text  # the published groups cut no prompt apart
     assert (len(table), len(set(table.groups)), table.target_names) == (2982, 300, ("quality", "alignment"))
+    assert list(table.names) == agiqa_3k_names()
     np.testing.assert_array_equal(table.scores[0], [0.965602553, 0.40889324])
     frame = pandas.read_csv(source, keep_default_na=False)
     joint = frame[["mos_align", "prompt", "mos_quality", "name"]].rename(columns={"name": "Image", "prompt": "Prompt"})
@@ -56,6 +58,7 @@ def test_real_agiqa_1k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         table = Agiqa1k(annotations=str(source), images="x").load()
     assert (len(table), table.num_images, len(set(table.groups))) == (1080, 1079, 180)
+    assert list(table.names) == agiqa_1k_names()
     assert (table.target_names, table.groups[-1], table.prompts[0]) == (
         ("quality",),
         "9_14",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipiqa import files
 from ipiqa.datasets.checks import check_images, image_hashes, image_set_sha256, missing_images, unusable_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
@@ -82,6 +83,37 @@ def test_image_set_hash_sees_exchanged_images(table: AnnotationTable) -> None:
     assert images_sha256(make(table.image_dir, list(reversed(table.names)))) == before
     Image.new("RGB", (99, 99), "blue").save(table.image_dir / "0.png")
     assert images_sha256(table) != before
+
+
+def test_hashes_are_kept_between_runs(table: AnnotationTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, read = tmp_path / "cache" / "hashes", []
+    whole = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda path: read.append(path.name) or whole(path))
+    first = image_hashes(table, memory)
+    assert not memory.exists() and image_hashes(table, memory) == first and len(read) == 12  # written a moment ago
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    assert image_hashes(table, memory) == first
+    del read[:]
+    assert image_hashes(table, memory) == first and read == []
+    Image.new("RGB", (16, 16), "blue").save(table.image_dir / "2.png")
+    assert image_hashes(table, memory)[2] != first[2] and read == ["2.png"]
+    size = memory.stat().st_size
+    for content in (b"", b"no hashes", memory.read_bytes()[:-1] + b"x", memory.read_bytes()[:-48]):
+        memory.write_bytes(content)
+        assert image_hashes(table, memory)[3:] == first[3:] and memory.stat().st_size <= size
+    assert len(read) == 1 + 4 * 6
+    monkeypatch.setattr(files, "_MOST_HASHES", 3)
+    image_hashes(table, memory)
+    image_hashes(table, memory)
+    assert len(files._read_hashes(memory)) == 3
+
+
+def test_hashing_goes_on_where_nothing_can_be_kept(table: AnnotationTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    assert image_hashes(table, table.image_dir / "0.png" / "hashes") == image_hashes(table)
+    (table.image_dir / "4.png").unlink()
+    with pytest.raises(DataError, match=r"^dataset.images: '.*4.png' cannot be read: No such file or directory.$"):
+        image_hashes(table)
 
 
 def test_headers_of_3000_images_take_about_a_second(tmp_path: Path) -> None:

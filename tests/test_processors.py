@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from PIL import Image
 from torchvision import transforms
 
@@ -34,7 +37,7 @@ def processor() -> SquashProcessor:
 
 def test_registered() -> None:
     section = registry.resolve("processor", {"name": "squash", "flip": 1}, "processor")
-    assert section == {"name": "squash", "flip": 1.0, "interpolation": "bicubic", "mean": CLIP_MEAN, "std": CLIP_STD}
+    assert section == {"name": "squash", "flip": 1.0, "interpolation": "bicubic", "mean": None, "std": None}
     assert registry.build("processor", section, "processor", {"image_size": 32}).image_size == 32
 
 
@@ -93,10 +96,40 @@ def test_key_names_what_decides_the_pixels() -> None:
     assert SquashProcessor(16, flip=0.0, mean=[0.0] * 3).key == SquashProcessor(16).key
 
 
+def test_a_processor_says_the_section_that_rebuilds_it() -> None:
+    given = {
+        "name": "squash",
+        "flip": 0.25,
+        "interpolation": "bilinear",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.1, 0.2, 0.3],
+    }
+    built = registry.build(
+        "processor", registry.resolve("processor", given, "processor"), "processor", {"image_size": 8}
+    )
+    assert built.section() == given
+    assert SquashProcessor(SIZE).section() == {
+        "name": "squash", "flip": 0.5, "interpolation": "bicubic", "mean": CLIP_MEAN, "std": CLIP_STD
+    }  # fmt: skip
+
+
+def test_flips_of_streamed_rows_take_no_memory() -> None:
+    def flips(rows: list[int], epoch: int = 0) -> list[bool]:
+        return SquashProcessor(SIZE).flips(torch.tensor(rows), num_rows=None, seed=1, fold=0, epoch=epoch).tolist()
+
+    rows = list(range(4000, 4200))
+    assert flips(rows) == flips(rows[:100]) + flips(rows[100:]) != flips(rows, epoch=1)
+    assert 60 < sum(flips(rows)) < 140
+    assert flips([10**12, 5]) == [*flips([10**12]), *flips([5])]
+
+
 SETTINGS = {
     "flip": ({"flip": 1.5}, "processor.flip: 1.5 is not a probability."),
     "mean": ({"mean": [0.5]}, "processor.mean: 1 values. Give three: red, green, blue."),
     "std": ({"std": [0.5, 0.0, 0.5]}, "processor.std: 0 is not above 0."),
+    "infinite std": ({"std": [0.5, float("inf"), 0.5]}, r"processor.std: \[0.5, inf, 0.5\] is not finite."),
+    "mean that is no number": ({"mean": [float("nan"), 0.5, 0.5]}, r"processor.mean: \[nan, 0.5, 0.5\] is not finite."),
+    "flip that is no number": ({"flip": float("nan")}, "processor.flip: nan is not a probability."),
 }
 
 
@@ -213,6 +246,20 @@ def animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def cut_animation(path: Path) -> None:
+    """Writes an animation up to where its second frame begins."""
+    frames = [Image.fromarray(np.full((32, 32, 3), shade, np.uint8)) for shade in (0, 80, 160)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    if path.suffix == ".gif":
+        path.write_bytes(content[: content.index(b"\x2c", content.index(b"\x2c") + 1) + 4])
+    else:  # the first directory names a second one that is cut
+        start = int.from_bytes(content[4:8], "little")
+        entries = int.from_bytes(content[start : start + 2], "little")
+        second = int.from_bytes(content[start + 2 + 12 * entries :][:4], "little")
+        path.write_bytes(content[: second + 1])
+
+
 BROKEN: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     # name, writer, message, whether the header alone shows it
     "missing": ("a.jpg", lambda path: None, "cannot be read: No such file or directory.", True),
@@ -248,6 +295,8 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     ),
     "truncated jpeg": ("a.jpg", truncated, "cannot be decoded: image file is truncated", False),
     "truncated png": ("a.png", truncated, "cannot be decoded: image file is truncated", False),
+    "animated gif, cut in a frame": ("a.gif", cut_animation, "cannot be read: ", True),
+    "tiff of two pages, cut": ("a.tif", cut_animation, "cannot be ", True),
 }
 
 
@@ -265,3 +314,23 @@ def test_broken_files(tmp_path: Path, processor: SquashProcessor, case: str) -> 
             processor.verify(path)
     else:
         processor.verify(path)
+
+
+FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "GIF": {}, "PPM": {}}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about odd files
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(strategies.data())
+def test_any_bytes_decode_or_are_refused(data: strategies.DataObject) -> None:
+    form = data.draw(strategies.sampled_from(sorted(FORMATS)))
+    frames = [Image.fromarray(photo(12, 12)), Image.fromarray(photo(12, 12)[::-1])]
+    several = {"save_all": True, "append_images": frames[1:]} if data.draw(strategies.booleans()) else {}
+    file = io.BytesIO()
+    frames[0].save(file, form, **FORMATS[form], **(several if form in ("PNG", "WEBP", "TIFF", "GIF") else {}))
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(strategies.integers(0, 6))):
+        content[data.draw(strategies.integers(0, len(content) - 1))] = data.draw(strategies.integers(0, 255))
+    with contextlib.suppress(DataError):
+        pixels = SquashProcessor(8).decode(bytes(content[: data.draw(strategies.integers(0, len(content)))]))
+        assert pixels.shape == (3, 8, 8) and pixels.dtype == torch.uint8

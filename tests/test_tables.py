@@ -134,7 +134,7 @@ CELL_CASES: dict[str, tuple[list[list[Any]], str]] = {
     "empty MOS": ([["c.jpg", "p", ""]], "not a finite number, first '' (line 4)"),
     "underscore": ([["c.jpg", "p", "1_0"]], "not a finite number, first '1_0' (line 4)"),
     "not finite": ([["c.jpg", "p", "nan"], ["d.jpg", "p", "-inf"]], "2 of 4 rows have a quality score that is not a"),
-    "5,000 digits": ([["c.jpg", "p", "9" * 5000]], f"not a finite number, first '{'9' * 80}'... (line 4)"),
+    "5,000 digits": ([["c.jpg", "p", "9" * 5000]], f"number, first '{'9' * 99}... (5002 characters) (line 4)"),
     "too high": ([["c.jpg", "p", 5.01]], "1 of 3 rows have a quality score outside 0 to 5, first '5.01' (line 4)"),
     "too low": ([["c.jpg", "p", -0.5]], "a quality score outside 0 to 5, first '-0.5' (line 4)"),
     "empty name": ([["", "p", 1]], "1 of 3 rows have an empty image name, first '' (line 4). Fill in every row"),

@@ -16,6 +16,8 @@ from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.files import content_sha256
 
+_LISTER = "list them with: ipiqa data check --cfg-path ..."
+
 
 class ImageReader(Protocol):
     """What the datasets need of an image processor."""
@@ -31,8 +33,8 @@ class ImageReader(Protocol):
     def verify(self, path: Path, *, full: bool = False) -> None:
         """Raises DataError when the header, or with `full` the pixels, cannot be used."""
 
-    def decode(self, path: Path) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S); raises DataError when the file cannot be used."""
+    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
+        """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
 
 
 def num_threads() -> int:
@@ -86,35 +88,57 @@ def check_images(
     Raises:
         DataError: with the number of images concerned and the first of them.
     """
+    _, refusal = look_at_images(table, reader, full=full, hint=hint)
+    if refusal:
+        raise DataError(refusal)
+
+
+def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> tuple[list[str], str]:
+    """Returns a line for each image that is missing or cannot be used, and why to refuse the table, "" if it is sound.
+
+    Args: as in `check_images`. A quick look is content with the missing ones.
+    """
     if not table.image_dir.is_dir():
-        raise DataError(f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
-    lister = "list them with: ipiqa data check --cfg-path ..."
+        return [], f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}"
     missing = missing_images(table)
+    unusable = [] if missing and not full else unusable_images(table, reader, full=full)
+    refusal = _unusable(unusable, table.num_images)
     if missing:
-        raise DataError(
+        refusal = (
             f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
-            f"first {missing[0]!r}. Check the path, or {lister}"
+            f"first {missing[0]!r}. Check the path, or {_LISTER}"
         )
-    refuse_unusable(unusable_images(table, reader, full=full), table.num_images)
+    return [*(f"missing: {name}" for name in missing), *unusable], refusal
 
 
 def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
     """Raises DataError when there is any message about an image, with their number and the first."""
     if messages:
-        raise DataError(
-            f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]} "
-            "Replace them, or list them with: ipiqa data check --cfg-path ..."
-        )
+        raise DataError(_unusable(messages, num_images))
 
 
-def image_hashes(table: AnnotationTable) -> tuple[str, ...]:
+def _unusable(messages: Sequence[str], num_images: int) -> str:
+    if not messages:
+        return ""
+    first = f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]}"
+    return f"{first} Replace them, or {_LISTER}"
+
+
+def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
     """Returns the sha256 of the whole image file of each row, in table order.
 
+    Args:
+        table: names and folder of the images.
+        memory: file that keeps the hashes between runs; see `files.content_sha256`.
+
     Raises:
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     names = list(dict.fromkeys(table.names))
-    hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names]), strict=True))
+    try:
+        hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names], memory), strict=True))
+    except OSError as error:
+        raise DataError(f"dataset.images: '{error.filename}' cannot be read: {error.strerror}.") from error
     return tuple(hash_of[name] for name in table.names)
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ipiqa.datasets.image_folder import ImageFolder, expand_path
-from ipiqa.datasets.readers import read_rows, shorten
+from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, Layout, make_table
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register, shorten
 
 if TYPE_CHECKING:
     import pandas
@@ -40,14 +40,14 @@ class TablePairs(ImageFolder):
 
     has_scores: ClassVar[bool] = False
 
-    annotations: str
+    annotations: FilePath
     image: str = "image"
     prompt: str = "prompt"
 
     def load(self) -> AnnotationTable:
-        path = expand_path(self.annotations)
+        path = Path(self.annotations)
         rows = read_rows(path, "dataset.annotations", [[self.image], [self.prompt]], self.hint)
-        return _pair_table(rows, f"dataset.annotations: '{path}'", expand_path(self.images))
+        return _pair_table(rows, f"dataset.annotations: '{path}'", Path(self.images))
 
 
 @register("dataset", "diffusiondb")
@@ -72,7 +72,7 @@ class DiffusionDB(ImageFolder):
     def load(self) -> AnnotationTable:
         import pandas
 
-        root = expand_path(self.images)
+        root = Path(self.images)
         names: list[str] = []
         prompts: list[str] = []
         empty: list[str] = []

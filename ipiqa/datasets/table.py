@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ipiqa.datasets.readers import is_utf8, shorten
+from ipiqa.datasets.readers import is_utf8
 from ipiqa.errors import DataError
 from ipiqa.prompts import same_prompts
+from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas

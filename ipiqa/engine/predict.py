@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ipiqa import dist
+from ipiqa.engine.prompt_cache import PromptCache
 
 Batch = dict[str, torch.Tensor]
 
@@ -31,6 +32,7 @@ def predict(
     *,
     device: torch.device,
     amp: str = "none",
+    prompts: PromptCache | None = None,
     description: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (rows (N,), predictions (N, T) float32), sorted by row, the same on every process.
@@ -43,15 +45,19 @@ def predict(
         forward: (model, batch) -> predictions (B, T).
         device: where the model is.
         amp: see `autocast`.
+        prompts: features kept from batch to batch; None keeps them for this call alone.
         description: for the progress bar.
     """
     dist.broadcast_buffers(model)
+    prompts = prompts or PromptCache.of(model)
     was_training = model.training
     model.eval()
     rows, predictions = [], []
     quiet = None if dist.is_main() else True
     for batch in tqdm(batches, desc=description, leave=False, disable=quiet):
         with autocast(device, amp):
+            if prompts is not None and "tokens" in batch:
+                batch = batch | {"tokens": prompts(batch["tokens"])}
             output = forward(model, batch)
         rows.append(batch["rows"].numpy())
         predictions.append(output.float().cpu().numpy())

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from ipiqa import dist
 from ipiqa.engine import checkpoint
-from ipiqa.engine.optim import Schedule
 from ipiqa.engine.predict import Batch, autocast
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.files import without_nan, write_text
@@ -43,6 +42,13 @@ class TrainLoader(Protocol):
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
+
+
+class LearningRate(Protocol):
+    """The learning rate of every step."""
+
+    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+        """Sets the rate of a step, counted from 0 within its epoch, and returns it."""
 
 
 @dataclass
@@ -76,7 +82,7 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: LearningRate
     train_loader: TrainLoader
     start_epoch: Callable[[int, int], None]  # (epoch, first step): tells the loader which draw comes next
     compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]  # (model, batch, epoch) -> scalar

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from ipiqa.errors import DataError
+from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.weights import Tensors, read_tensors
 
@@ -28,6 +30,26 @@ REFERENCE_NAMES = {
 }
 # The reference code leaves frozen parameters out of its checkpoints; the CLIP weights the model was built on hold them.
 REFERENCE_FROZEN = ("prompt_encoder.transformer.", "prompt_encoder.ln_final.")
+
+
+# prompt_encoder.qa_token of version 0.1 -> today's settings
+QA_TOKEN: dict[object, dict[str, Any]] = {
+    "embeddings": {"qa_token": "none", "train_embeddings": True},
+    "token": {"qa_token": "prefix", "train_embeddings": False},
+    "none": {"qa_token": "none", "train_embeddings": False},
+}
+
+
+def check_qa_token(model: Any) -> None:
+    """Raises ConfigError, with today's settings, where a model section sets qa_token as version 0.1 had it."""
+    section = model.get("prompt_encoder") if isinstance(model, Mapping) else None
+    if not isinstance(section, Mapping):
+        return
+    old = section.get("qa_token", "none")
+    if isinstance(old, str) and old in QA_TOKEN and (old != "none" or "qa_position" in section):
+        today = QA_TOKEN[old] | ({"qa_token": section.get("qa_position", "prefix")} if old == "token" else {})
+        words = ", ".join(f"{name}: {str(value).lower()}" for name, value in today.items())
+        raise ConfigError(f"model.prompt_encoder.qa_token: {old!r} is of version 0.1. Write {words}.")
 
 
 def is_reference(tensors: Tensors) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,13 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
         ConfigError: the checkpoint is of another run.
         DataError: training has gone wrong: loss or weights are not finite.
     """
-    if resume and trainer.restore(lambda state: check_identity(state["identity"], trainer.identity, trainer.folder)):
+
+    def check(state: dict[str, Any]) -> None:
+        before, now = state["identity"], trainer.identity
+        common = [name for name in now if name in before]
+        check_identity({n: before[n] for n in common}, {n: now[n] for n in common}, trainer.folder)
+
+    if resume and trainer.restore(check):
         logger.info("%sresumes at epoch %d, step %d", where, trainer.progress.epoch + 1, trainer.progress.step + 1)
     try:
         trainer.fit()
@@ -71,23 +78,20 @@ class FoldRun:
         tokens: torch.Tensor,
         split: Split,
         device: torch.device,
+        content: Mapping[str, Any],
     ) -> None:
-        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's."""
+        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's.
+
+        `content` is what the run reads, by hash: it is kept in the checkpoints, and compared where one is continued.
+        """
         self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
+        own = f" of fold {split.fold}"
+        shared = {n: v for n, v in content.items() if " of fold " not in n or n.endswith(own)}
+        self.identity = identity_of(config) | shared
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for the fold to be resumed."""
-        return identity_of(self.config) | {
-            "the split (sha256)": self.split.sha256,
-            "the annotation table (sha256)": self.data.table.sha256,
-            "the image files (sha256)": self.data.images_sha256,
-            "the number of processes": dist.world_size(),
-        }
 
     def run(self, resume: bool, stop: StopSignals) -> None:
         """Trains or evaluates the fold and writes its files."""
@@ -126,6 +130,7 @@ class FoldRun:
             lambda module, batch: self.task.outputs(module, self.inputs(batch)),
             device=self.device,
             amp=self.config.run.amp,
+            prompts=self.inputs.prompts,
             description=f"fold {split.fold} evaluation",
         )
         held_out = outputs[np.searchsorted(rows, split.val)]

@@ -7,13 +7,13 @@ import math
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from ipiqa.datasets.image_folder import ImageFolder, expand_path
+from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class AnnotatedImages(ImageFolder):
         duplicates: what to do with an image that stands in several rows; see `table.make_table`.
     """
 
-    annotations: str
+    annotations: FilePath
     duplicates: DuplicateRule = "auto"
 
     @abstractmethod
@@ -44,13 +44,13 @@ class AnnotatedImages(ImageFolder):
         return len(self.layout().targets)
 
     def load(self) -> AnnotationTable:
-        path, layout = expand_path(self.annotations), self.layout()
+        path, layout = Path(self.annotations), self.layout()
         rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
         table, warnings = make_table(
             rows,
             layout,
             here=f"dataset.annotations: '{path}'",
-            image_dir=expand_path(self.images),
+            image_dir=Path(self.images),
             duplicates=self.duplicates,
         )
         for warning in warnings:
