@@ -154,8 +154,9 @@ def test_split_loader_and_cache_serve_pairs(diffusiondb: Path, caplog: pytest.Lo
     images = dataset.open_images(table, dataset.image_hashes(table), processor)
     assert isinstance(images, CachedImages)
     tokens = torch.arange(5)[:, None]
-    loading = Loading(batch_size=5, eval_batch_size=5, seed=0, rank=0, world_size=1, num_workers=0, pin_memory=False)
-    batch = next(iter(train_loader(table, images, tokens, np.arange(5), loading, fold=0)))
+    loading = Loading(batch_size=5, eval_batch_size=5, seed=0, num_workers=0)
+    loader = train_loader(table, images, tokens, np.arange(5), loading, fold=0)
+    batch = next(iter(loader))
     red = dict(zip(batch["rows"].tolist(), batch["images"][:, 0, 0, 0].tolist(), strict=True))
     assert [red[row] for row in range(5)] == [15, 16, 17, 25, 105] and batch["targets"].shape == (5, 0)
 
