@@ -105,7 +105,7 @@ def test_bad_tables(tmp_path: Path, rows: list[tuple[str, str]], fragment: str) 
 def test_repeated_rows_are_taken_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_csv(tmp_path / "t.csv", [*ROWS, ROWS[0], ROWS[2]])
     assert len(TablePairs(annotations=str(tmp_path / "t.csv"), images=".").load()) == 4
-    assert "2 rows repeat an earlier row and are left out" in caplog.text
+    assert "2 images stand in several rows, first 'a.png' (line 2, line 6); made one row" in caplog.text
 
 
 @pytest.mark.parametrize(
