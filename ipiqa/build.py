@@ -158,12 +158,9 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     table = dataset.load()
     assert isinstance(dataset, ImageFolder)  # what has a table has a folder
     dataset.check_images(table, processor)
-    hashes = dist.from_main(dataset.image_hashes(table) if dist.is_main() else None)
-    if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, hashes, processor)
-    dist.barrier()
-    if not dist.is_main():
-        images = dataset.open_images(table, hashes, processor)
+    hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
+    images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
+    images = images or dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),

@@ -89,7 +89,7 @@ def _batches(config: Config, processor: SquashProcessor, device: torch.device) -
     """Returns the batches of a table or of shards, and what they come from."""
     dataset: Any = build.make_dataset(config)
     if dataset.streamed:
-        identity = dist.from_main(dataset.identity() if dist.is_main() else None)
+        identity = dist.from_main(dist.on_main(dataset.identity))
         batches = build.streamed_batches(config, dataset, processor, device)
         return batches, content_of(device, None, []) | identity | {
             "run.num_workers, which decides the order of streamed pairs": batches.train.num_workers
