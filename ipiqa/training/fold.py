@@ -52,7 +52,7 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
 
     def check(state: dict[str, Any]) -> None:
         before, now = state["identity"], trainer.identity
-        common = [name for name in now if name in before]
+        common = [name for name in now if isinstance(before.get(name, ...), (str, int, float, list, type(None)))]
         check_identity({n: before[n] for n in common}, {n: now[n] for n in common}, trainer.folder)
 
     if resume and trainer.restore(check):
