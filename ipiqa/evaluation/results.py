@@ -128,6 +128,7 @@ def write_fold(
     results: Mapping[str, EpochResult],
     dataset: str,
     epochs: int | None,
+    seen_in_training: int | None = None,
 ) -> None:
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
@@ -138,6 +139,7 @@ def write_fold(
         results: by name, "best" and "last".
         dataset: name of the dataset.
         epochs: how many were trained; None where a checkpoint was evaluated.
+        seen_in_training: how many held-out images the evaluated checkpoint was trained on, where that is known.
     """
     _write_predictions(folder / "predictions.csv", table, split, results)
     scores = {
@@ -153,6 +155,8 @@ def write_fold(
         "epochs": epochs,
         **{name: {"epoch": result.epoch, "metrics": result.metrics} for name, result in results.items()},
     }  # fmt: skip
+    if seen_in_training is not None:
+        scores["seen_in_training"] = seen_in_training
     write_json(folder / "scores.json", scores)
 
 

@@ -21,6 +21,7 @@ from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import DataError
 from ipiqa.evaluation.results import EpochResult, write_fold
 from ipiqa.files import write_json
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -75,6 +76,7 @@ class FoldRun:
         """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's."""
         self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
+        self.seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
@@ -102,8 +104,10 @@ class FoldRun:
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
         model = build.make_model(config, len(self.data.table.targets))
+        spec = build.describe_model(config, model, self.data.table.targets, self.data, split)
         if config.run.checkpoint is not None:
-            load_model(model, checkpoint_path(config, split.fold), "run.checkpoint")
+            trained = load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec)
+            self._count_seen(trained)
         model.to(self.device)
         if config.run.evaluate:
             self._write({"best": (None, self._evaluate(model))})
@@ -112,10 +116,22 @@ class FoldRun:
         batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, stop=stop, label=f"fold {split.fold} ",
+            identity=self.identity, spec=spec, stop=stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
+
+    def _count_seen(self, trained: ModelSpec | None) -> None:
+        """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
+        if trained is None or not trained.training.images:
+            return
+        known, rows = set(trained.training.images), self.split.val
+        self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+        if self.seen_in_training:
+            logger.warning(
+                "fold %d: run.checkpoint was trained on %d of the %d held-out images",
+                *(self.split.fold, self.seen_in_training, len(rows)),
+            )
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
@@ -164,4 +180,12 @@ class FoldRun:
                 for name, (epoch, evaluation) in found.items()
             }
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
-            write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
+            write_fold(
+                self.folder,
+                self.data.table,
+                self.split,
+                results,
+                self.config.dataset["name"],
+                epochs,
+                self.seen_in_training,
+            )

@@ -147,6 +147,7 @@ def _trainer(
     return build.make_trainer(
         config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
         identity=identity_of(config) | identity | {"the number of processes": dist.world_size()}, stop=stop,
+        spec=build.describe_model(config, model),
     )  # fmt: skip
 
 
