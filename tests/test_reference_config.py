@@ -293,7 +293,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dataset.transform_val.cfg.image_size": 224}, "dataset.transform_val.cfg.image_size: 224 is not"),
         ({"dataset.transform_train": "squash"}, "dataset.transform_train: 'squash' is not understood. It has name"),
         ({"dataset.transform_train.crop": 1}, "dataset.transform_train: {"),
-        ({"dataset.transform_train.name": "crop"}, "dataset.transform_train.name: 'crop' is unknown. There is: image_train"),
+        ({"dataset.transform_train.name": "crop"}, "dataset.transform_train.name: 'crop' is unknown. There is: image"),
         ({"dataset.transform_train.cfg.scale": 1}, "dataset.transform_train: {'cfg': {'image_size': 512, 'scale': 1}"),
         ({"run.task": "agiqa3k"}, "run.task: 'agiqa3k' is unknown. Did you mean 'agiqa'? There are: agiqa,"),
         ({"run.task": "agiqa"}, "model.output_dim: 2 does not go with run.task agiqa, which has 1. Set it to 1."),
