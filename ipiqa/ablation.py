@@ -357,7 +357,7 @@ def rows_of(grid: Grid, failures: Mapping[str, str] | None = None) -> list[Ablat
         if point.is_done:
             whole, count = load_run(point.run_dir), point.config.run.num_folds
             folds = tuple(fold for fold in whole.folds if fold.number < count)  # an earlier grid may have had more
-            result = dataclasses.replace(whole, folds=folds, num_folds=count, missing=())
+            result = dataclasses.replace(whole, folds=folds, num_folds=count)
         error = (failures or {}).get(point.name)
         state = point.state if error is None else f"failed: {error}"
         rows.append(AblationRow(point.name, point.changes, state, result))

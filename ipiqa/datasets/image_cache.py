@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ipiqa.datasets.checks import ImageReader, num_threads, refuse_unusable
+from ipiqa.datasets.checks import ImageReader, describe_unusable, num_threads
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 
@@ -304,7 +304,8 @@ def _build(path: Path, partial: Path, header: bytes, decoded: DecodedImages, slo
             file.write(checksums)
             file.flush()
             os.fsync(file.fileno())
-        refuse_unusable([problems[row] for row in sorted(problems)], len(rows))
+        if problems:
+            raise DataError(describe_unusable([problems[row] for row in sorted(problems)], len(rows)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -76,7 +76,12 @@ class DiffusionDB(ImageFolder):
         names: list[str] = []
         prompts: list[str] = []
         empty: list[str] = []
-        for part in self._chosen_parts(root):
+        here = f"dataset.images: '{root}'"
+        try:
+            parts = self._chosen_parts(root)
+        except OSError as error:
+            raise DataError(f"{here} cannot be read: {error.strerror}.") from error
+        for part in parts:
             for file, prompt in _read_part(part / f"{part.name}.json").items():
                 name = f"{part.name}/{file}"
                 if prompt.strip():
@@ -84,7 +89,6 @@ class DiffusionDB(ImageFolder):
                     prompts.append(prompt)
                 else:
                     empty.append(name)
-        here = f"dataset.images: '{root}'"
         if empty:
             total = len(empty) + len(names)
             logger.warning("%s: %d of %d images left out, empty prompt, first %r", here, len(empty), total, empty[0])

@@ -216,7 +216,9 @@ def _read_parquet(path: Path, here: str, choose: Choose) -> Records | None:
                 return None
             names = [columns[position] for position in choose(columns)]
             table = file.read(columns=list(dict.fromkeys(names)))
-    except (OSError, arrow.ArrowException) as error:
+    except IpiqaError:
+        raise
+    except Exception as error:  # a damaged file fails in ways of Arrow's and of Python's
         raise DataError(f"{here} is not a parquet file that can be read ({type(error).__name__}).") from error
     texts: dict[str, list[str]] = {}
     for name in table.column_names:
