@@ -73,7 +73,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
                     logger.info("fold %d is finished, skipped", fold)
                     continue
                 check_identity(weights, weights_of(config, checkpoints), run_dir)  # each fold reads the files anew
-                FoldRun(config, data, processor, tokens, splits[fold], device, content).run(resume, stop)
+                FoldRun(config, data, processor, tokens, splits[fold], device, content, stop).run(resume)
     return run_dir
 
 

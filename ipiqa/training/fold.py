@@ -19,7 +19,7 @@ from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
-from ipiqa.errors import DataError
+from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.results import EpochResult, write_fold
 from ipiqa.files import write_json
 from ipiqa.models.checkpoints import load_model
@@ -58,6 +58,13 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
         logger.info("%sresumes at epoch %d, step %d", where, trainer.progress.epoch + 1, trainer.progress.step + 1)
     try:
         trainer.fit()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "run.batch_size: BatchNorm cannot train on one value per channel, as of 1 image whose token map is 1 x 1. "
+            "Use run.batch_size=2 or more, or a larger image_size."
+        ) from None
     except NonFiniteLossError as error:
         shown = [names[row] for row in error.rows[:4] if row < len(names)]
         images = f" in the batch with {', '.join(shown)}" + (" ..." if len(error.rows) > 4 else "") if shown else ""
@@ -79,6 +86,7 @@ class FoldRun:
         split: Split,
         device: torch.device,
         content: Mapping[str, Any],
+        stop: StopSignals,
     ) -> None:
         """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's.
 
@@ -88,12 +96,13 @@ class FoldRun:
         own = f" of fold {split.fold}"
         shared = {n: v for n, v in content.items() if " of fold " not in n or n.endswith(own)}
         self.identity = identity_of(config) | shared
+        self.stop = stop
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
 
-    def run(self, resume: bool, stop: StopSignals) -> None:
+    def run(self, resume: bool) -> None:
         """Trains or evaluates the fold and writes its files."""
         config, split = self.config, self.split
         chosen_on = f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
@@ -116,7 +125,7 @@ class FoldRun:
         batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, stop=stop, label=f"fold {split.fold} ",
+            identity=self.identity, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
@@ -132,6 +141,7 @@ class FoldRun:
             amp=self.config.run.amp,
             prompts=self.inputs.prompts,
             description=f"fold {split.fold} evaluation",
+            stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
         )
         held_out = outputs[np.searchsorted(rows, split.val)]
         metrics, value = self.task.measure(held_out, table, split.val)
@@ -157,15 +167,17 @@ class FoldRun:
         elif best_epoch == trainer.max_epochs:
             best = last
         else:
-            best = Evaluation(**checkpoint.load(trainer.best_path)["evaluation"])
+            best = trainer.best_evaluation()
         self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
         dist.barrier()
 
     def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            results = {
-                name: EpochResult(epoch, evaluation.metrics, evaluation.predictions.numpy())
-                for name, (epoch, evaluation) in found.items()
-            }
+            table, val, results = self.data.table, self.split.val, {}
+            for name, (epoch, evaluation) in found.items():
+                predictions = evaluation.predictions.numpy()
+                if predictions.shape != (len(val), len(table.targets)):  # read from a checkpoint
+                    raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
+                results[name] = EpochResult(epoch, self.task.measure(predictions, table, val)[0], predictions)
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
             write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
