@@ -188,3 +188,32 @@ def test_public_build_model_scores_images(cfg: Path) -> None:
     trained = ipiqa.build_model(cfg, f"run.checkpoint={run_dir}/fold_00/best.pt")
     weights = torch.load(run_dir / "fold_00" / "best.pt", weights_only=True)["model"]
     assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())
+
+
+def test_one_image_a_batch_where_batchnorm_has_one_value_is_one_line(cfg: Path) -> None:
+    config = load_config(cfg, "run.batch_size=1", "image_size=32")
+    with pytest.raises(ConfigError, match=r"run.batch_size: BatchNorm cannot train on one value per channel"):
+        run(config, folds=[0])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile about itself
+def test_a_compiled_run_has_the_scores_of_a_plain_one(
+    cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))
+    changes = [f"run.output_dir={tmp_path}/compiled", "run.compile=true"]
+    plain, other = run(load_config(cfg), folds=[0]), run(load_config(cfg, *changes), folds=[0])
+    for which in ("best", "last"):
+        expected, found = (scores_of(run_dir)[which]["metrics"] for run_dir in (plain, other))
+        assert found["quality"]["rmse"] == pytest.approx(expected["quality"]["rmse"], rel=1e-3)
+
+
+def test_predictions_of_another_form_in_a_checkpoint_are_refused(cfg: Path) -> None:
+    run_dir = run(load_config(cfg), folds=[0])
+    (run_dir / "fold_00/scores.json").unlink()
+    state = torch.load(run_dir / "fold_00/last.pt", weights_only=True)
+    state["evaluation"]["predictions"] = torch.zeros(3, 2)
+    torch.save(state, run_dir / "fold_00/last.pt")
+    with pytest.raises(DataError, match="fold_00: the last checkpoint holds other predictions"):
+        run(load_config(cfg), folds=[0], resume=True)

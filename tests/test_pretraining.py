@@ -152,7 +152,8 @@ def test_streamed_shards_train_and_resume(
         (["model.image_encoder.embed_dim=16"], "image features have 16 numbers, prompt features 8"),
         (["task.name=quality_regression"], "task.name: 'quality_regression' is not pre-trained"),
         (["split.kind=kfold"], "split.kind: 'kfold' is for folds. Take holdout"),
-        (["run.evaluate=true", "run.checkpoint=x"], "run.evaluate: pre-training has no evaluation"),
+        (["run.evaluate=true", "run.checkpoint=x"], "run.evaluate: True does nothing in pre-training"),
+        (["run.num_folds=3"], "run.num_folds: 3 does nothing in pre-training. Leave it at 10"),
         (["task.temperature=0"], "task.temperature: 0.0 is not above 0"),
     ],
 )

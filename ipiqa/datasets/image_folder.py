@@ -13,6 +13,7 @@ from ipiqa.datasets.checks import Findings, ImageReader, image_hashes, look_at_i
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.prompts import describe
 from ipiqa.registry import FilePath
 
 
@@ -67,7 +68,7 @@ class ImageFolder(ABC):
         table = self.load()
         findings = look_at_images(table, processor, full=True, hint=self.hint)
         counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
-        findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable"]
+        findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
         for target, scores in zip(table.target_names, table.scores.T, strict=True):
             findings.summary.append(
                 f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"

@@ -13,6 +13,7 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Batches, Inputs
 from ipiqa.config.loading import Config
+from ipiqa.config.settings import RunConfig
 from ipiqa.engine import checkpoint
 from ipiqa.engine.log import recording
 from ipiqa.engine.predict import predict
@@ -76,8 +77,10 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
 def _check(config: Config) -> None:
     """Raises ConfigError where the config describes another kind of run."""
     build.check_kind(config, folds=False)
-    if config.run.evaluate:
-        raise ConfigError("run.evaluate: pre-training has no evaluation by itself. Leave it out.")
+    for name in ("evaluate", "val_fraction", "num_folds", "head_learning_rate_scale"):
+        value, default = getattr(config.run, name), getattr(RunConfig, name)
+        if value != default:
+            raise ConfigError(f"run.{name}: {value!r} does nothing in pre-training. Leave it at {default!r}.")
     if config.split.kind in ("reference", "kfold"):
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
@@ -119,7 +122,7 @@ def _trainer(
 
     return build.make_trainer(
         config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
-        identity=identity_of(config) | content, stop=stop,
+        identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 
 
