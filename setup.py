@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
-    package_data={"ipiqa": ["projects/*/*.yaml"]},
+    package_data={"ipiqa": ["projects/*/*.yaml", "report/templates/*"]},
     install_requires=requirements(),
     extras_require={
         "dev": [

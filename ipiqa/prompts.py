@@ -105,13 +105,15 @@ def _words(prompt: str) -> list[int]:
     return tokens
 
 
-def count_special(prompts: Sequence[str]) -> int:
-    """Returns the number of different prompts that hold the name of a special token, such as `<end_of_text>`."""
-    return sum("<start_of_text>" in text or "<end_of_text>" in text for text in map(clean, set(prompts)))
+def describe(prompts: Sequence[str]) -> str:
+    """Returns a line that counts the different prompts which CLIP does not read as their writer may think.
 
-
-def count_truncated(prompts: Sequence[str]) -> int:
-    """Returns the number of different prompts whose last words do not fit into the context."""
-    # as many bytes as tokens at least
-    long = (prompt for prompt in set(prompts) if len(clean(prompt).encode()) > _WORDS_END)
-    return sum(len(_words(prompt)) > _WORDS_END for prompt in long)
+    >>> describe(["a cat", "a cat", "<end_of_text>"])
+    '0 prompts are longer than the 75 tokens that are read, 1 hold the name of a special token, read as text'
+    """
+    texts = {prompt: clean(prompt) for prompt in prompts}
+    special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
+    # a token is of one byte at least: a text of fewer bytes need not be tokenized
+    long = sum(len(t.encode()) > _WORDS_END and len(_words(prompt)) > _WORDS_END for prompt, t in texts.items())
+    read = f"{long} prompts are longer than the {_WORDS_END} tokens that are read"
+    return f"{read}, {special} hold the name of a special token, read as text"

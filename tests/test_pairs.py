@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -13,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ipiqa import registry
 from ipiqa.datasets.image_cache import CachedImages
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.loaders import train_loader
+from ipiqa.datasets.loaders import Loading, train_loader
 from ipiqa.datasets.pairs import DiffusionDB, TablePairs
 from ipiqa.datasets.splits import make_split
-from ipiqa.errors import ConfigError, DataError
+from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.processors.image import SquashProcessor
 
 ROWS = [("a.png", "NA"), ("sub/b.png", "two, words"), ("c.png", "007"), ("d.png", "na ")]
@@ -102,7 +105,7 @@ def test_bad_tables(tmp_path: Path, rows: list[tuple[str, str]], fragment: str) 
 def test_repeated_rows_are_taken_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_csv(tmp_path / "t.csv", [*ROWS, ROWS[0], ROWS[2]])
     assert len(TablePairs(annotations=str(tmp_path / "t.csv"), images=".").load()) == 4
-    assert "2 rows repeat an earlier row and are left out" in caplog.text
+    assert "2 images stand in several rows, first 'a.png' (line 2, line 6); made one row" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -151,10 +154,8 @@ def test_split_loader_and_cache_serve_pairs(diffusiondb: Path, caplog: pytest.Lo
     images = dataset.open_images(table, dataset.image_hashes(table), processor)
     assert isinstance(images, CachedImages)
     tokens = torch.arange(5)[:, None]
-    loader = train_loader(
-        table, images, tokens, np.arange(5), batch_size=5, seed=0, fold=0, rank=0, world_size=1, num_workers=0,
-        pin_memory=False,
-    )  # fmt: skip
+    loading = Loading(batch_size=5, eval_batch_size=5, seed=0, num_workers=0)
+    loader = train_loader(table, images, tokens, np.arange(5), loading, fold=0)
     batch = next(iter(loader))
     red = dict(zip(batch["rows"].tolist(), batch["images"][:, 0, 0, 0].tolist(), strict=True))
     assert [red[row] for row in range(5)] == [15, 16, 17, 25, 105] and batch["targets"].shape == (5, 0)
@@ -181,7 +182,7 @@ def spoil(text: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "fragment"),
+    ("change", "given_settings", "fragment"),
     [
         (no_json, {}, "1 of 3 parts under '{root}' have no json file of their name, first 'part-000002'. Get Diff"),
         (spoil('{"a.png": '), {}, "part-000002.json' is not JSON ("),
@@ -199,13 +200,23 @@ def spoil(text: str) -> Callable[[Path], None]:
     ],
 )
 def test_other_forms_are_refused(
-    diffusiondb: Path, change: Callable[[Path], None] | None, settings: dict[str, Any], fragment: str
+    diffusiondb: Path, change: Callable[[Path], None] | None, given_settings: dict[str, Any], fragment: str
 ) -> None:
     if change:
         change(diffusiondb)
-    settings = {"images": "{root}"} | settings
-    settings["images"] = settings["images"].format(root=diffusiondb)
-    assert fragment.replace("{root}", str(diffusiondb)) in data_error(DiffusionDB(**settings))
+    images = given_settings.get("images", "{root}").format(root=diffusiondb)
+    dataset = DiffusionDB(**(given_settings | {"images": images}))
+    assert fragment.replace("{root}", str(diffusiondb)) in data_error(dataset)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 70), length=st.integers(0, 10), new=st.binary(max_size=10) | st.just(b"\\ud800"))
+def test_any_part_is_read_or_refused(tmp_path: Path, at: int, length: int, new: bytes) -> None:
+    content = b'{"a.png": {"p": "a fox", "se": 1}, "b.png": {"p": "\\u00e9", "c": 7.0}}'
+    (tmp_path / "part-000001").mkdir(exist_ok=True)
+    (tmp_path / "part-000001" / "part-000001.json").write_bytes(content[:at] + new + content[at + length :])
+    with contextlib.suppress(IpiqaError):  # any other exception fails the test
+        DiffusionDB(images=str(tmp_path)).load()
 
 
 def test_an_empty_part_is_no_mistake_beside_others(diffusiondb: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
-from ipiqa.prompts import clean, count_special, count_truncated, read_as_text, same_prompts, tokenize
+from ipiqa.prompts import clean, describe, read_as_text, same_prompts, tokenize
 
 PLAIN = SimpleTokenizer()
 START, END = PLAIN.all_special_ids
@@ -90,6 +90,6 @@ def test_same_means_equal_tokens(prompts: list[str]) -> None:
     assert set(labels) <= set(prompts)
 
 
-def test_counts_of_different_prompts() -> None:
+def test_what_is_not_read_as_written_is_counted() -> None:
     prompts = ["<end_of_text>", "a &lt;Start_Of_Text>", "a cat", "a " * 75, "a " * 76, "a " * 76]
-    assert (count_special(prompts), count_truncated(prompts)) == (2, 1)
+    assert describe(prompts).startswith("1 prompts are longer than the 75 tokens that are read, 2 hold the name of")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,8 +31,8 @@ class ImageReader(Protocol):
     def key(self) -> str:
         """All that decides the decoded pixels, apart from the file."""
 
-    def verify(self, path: Path, *, full: bool = False) -> None:
-        """Raises DataError when the header, or with `full` the pixels, cannot be used."""
+    def verify(self, path: Path) -> None:
+        """Raises DataError when the header cannot be used."""
 
     def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
         """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
@@ -43,83 +44,58 @@ def num_threads() -> int:
     return min(cores, 16)
 
 
-def missing_images(table: AnnotationTable) -> list[str]:
-    """Returns the names of the images that are not there, each once, in table order."""
-    return [name for name in dict.fromkeys(table.names) if not (table.image_dir / name).is_file()]
+@dataclass
+class Findings:
+    """What a look at a dataset has found.
+
+    Attributes:
+        problems: one line for each image or shard that cannot be used.
+        refusal: why nothing can be trained on this dataset, "" where it can.
+        summary: what the dataset holds, in lines.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    refusal: str = ""
+    summary: list[str] = field(default_factory=list)
 
 
-def unusable_images(table: AnnotationTable, reader: ImageReader, *, full: bool) -> list[str]:
-    """Returns one message per image that is there and cannot be used, in table order.
+def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> Findings:
+    """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
     Args:
         table: names and folder of the images.
         reader: judges one file.
         full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
+        hint: where to get the images, for messages.
     """
-    paths = [table.image_dir / name for name in dict.fromkeys(table.names) if (table.image_dir / name).is_file()]
-    return failures(lambda path: reader.verify(path, full=full), paths)
+    if not table.image_dir.is_dir():
+        return Findings(refusal=f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
 
+    look = reader.decode if full else reader.verify
 
-def failures(look: Callable[[Path], None], paths: Sequence[Path]) -> list[str]:
-    """Returns the messages of the DataErrors that looking at each file raises; several files are looked at at once."""
-
-    def problem(path: Path) -> str | None:
+    def problem(path: Path) -> str:
         try:
             look(path)
         except DataError as error:
             return str(error)
-        return None
+        return ""
 
+    names = dict.fromkeys(table.names)
+    missing = dict.fromkeys(name for name in names if not (table.image_dir / name).is_file())
     with ThreadPoolExecutor(num_threads()) as pool:
-        return [message for message in pool.map(problem, paths) if message]
-
-
-def check_images(
-    table: AnnotationTable, reader: ImageReader, *, full: bool = False, hint: str = "Check the path."
-) -> None:
-    """Raises when the folder, or any image of the table, is missing or cannot be used.
-
-    Args:
-        table: names and folder of the images.
-        reader: judges one file.
-        full: decode every pixel instead of reading headers.
-        hint: where to get the images.
-
-    Raises:
-        DataError: with the number of images concerned and the first of them.
-    """
-    _, refusal = look_at_images(table, reader, full=full, hint=hint)
-    if refusal:
-        raise DataError(refusal)
-
-
-def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> tuple[list[str], str]:
-    """Returns a line for each image that is missing or cannot be used, and why to refuse the table, "" if it is sound.
-
-    Args: as in `check_images`. A quick look is content with the missing ones.
-    """
-    if not table.image_dir.is_dir():
-        return [], f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}"
-    missing = missing_images(table)
-    unusable = [] if missing and not full else unusable_images(table, reader, full=full)
-    refusal = _unusable(unusable, table.num_images)
+        looks = pool.map(problem, [table.image_dir / name for name in names if name not in missing])
+        unusable = [message for message in looks if message]
+    refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
         refusal = (
             f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
-            f"first {missing[0]!r}. Check the path, or {_LISTER}"
+            f"first {next(iter(missing))!r}. Check the path, or {_LISTER}"
         )
-    return [*(f"missing: {name}" for name in missing), *unusable], refusal
+    return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
 
-def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
-    """Raises DataError when there is any message about an image, with their number and the first."""
-    if messages:
-        raise DataError(_unusable(messages, num_images))
-
-
-def _unusable(messages: Sequence[str], num_images: int) -> str:
-    if not messages:
-        return ""
+def describe_unusable(messages: Sequence[str], num_images: int) -> str:
+    """Returns the one line about images that cannot be used, with their number and the first."""
     first = f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]}"
     return f"{first} Replace them, or {_LISTER}"
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ipiqa.datasets.checks import ImageReader, check_images, image_hashes, look_at_images
+from ipiqa.datasets.checks import Findings, ImageReader, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
-from ipiqa.datasets.source import Findings
 from ipiqa.datasets.table import AnnotationTable
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.prompts import describe
 from ipiqa.registry import FilePath
 
 
@@ -58,19 +58,22 @@ class ImageFolder(ABC):
         """Number of scores of an image; 0 where only prompts are known."""
         return 0
 
-    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
-        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
-        check_images(table, processor, full=full, hint=self.hint)
+    def check_images(self, table: AnnotationTable, processor: ImageReader) -> None:
+        """Raises DataError when an image is missing or, by its header, cannot be used."""
+        if refusal := look_at_images(table, processor, full=False, hint=self.hint).refusal:
+            raise DataError(refusal)
 
     def check(self, processor: ImageReader) -> Findings:
         """Decodes every image, and says what the table holds."""
         table = self.load()
-        problems, refusal = look_at_images(table, processor, full=True, hint=self.hint)
+        findings = look_at_images(table, processor, full=True, hint=self.hint)
         counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
-        summary = [f"{counts}, {len(set(table.groups))} groups: all usable"]
+        findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
         for target, scores in zip(table.target_names, table.scores.T, strict=True):
-            summary.append(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
-        return Findings(problems, refusal, summary)
+            findings.summary.append(
+                f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"
+            )
+        return findings
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
         """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""

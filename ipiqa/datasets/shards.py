@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
-from ipiqa.datasets.checks import ImageReader, num_threads
+from ipiqa.datasets.checks import Findings, ImageReader, num_threads
 from ipiqa.datasets.loaders import Loading, check_batch_size
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import HeldOutStream, ShardBatches, Streaming, Tokenize, TrainStream, decode
-from ipiqa.datasets.source import Findings
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import content_sha256, require_package
 from ipiqa.registry import FilePath, register
@@ -45,7 +44,7 @@ class Shards:
         image: str = "png;jpg;jpeg;webp",
         prompt: str = "txt",
         shuffle_buffer: int = 1000,
-        cache_dir: str = "cache/images",
+        cache_dir: FilePath = "cache/images",
     ) -> None:
         """Takes the settings; `check_files` looks at the files.
 

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipiqa.datasets.checks import ImageReader
+from ipiqa.datasets.checks import Findings, ImageReader
 from ipiqa.datasets.table import AnnotationTable
-
-
-@dataclass
-class Findings:
-    """What a look at every image and prompt of a dataset has found.
-
-    Attributes:
-        problems: one line for each image or shard that cannot be used.
-        refusal: why nothing can be trained on this dataset, "" where it can.
-        summary: what the dataset holds, in lines.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    refusal: str = ""
-    summary: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):

@@ -306,12 +306,12 @@ class Trainer:
             try:
                 state = checkpoint.load(path)
                 saved = read_progress(path, state, self.max_epochs, len(self.train_loader))
+                check(state)
                 self._restore_best(path, saved.best_epoch)
             except checkpoint.UnusableError as unusable:
                 logger.warning("%s", unusable)
                 error = error or unusable
                 continue
-            check(state)
             return path
         if error is not None:
             raise error

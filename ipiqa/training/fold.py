@@ -20,8 +20,10 @@ from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.evaluation.results import EpochResult, write_fold
+from ipiqa.evaluation.protocol import evaluate_split
+from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -51,7 +53,7 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
 
     def check(state: dict[str, Any]) -> None:
         before, now = state["identity"], trainer.identity
-        common = [name for name in now if name in before]
+        common = [name for name in now if isinstance(before.get(name, ...), (str, int, float, list, type(None)))]
         check_identity({n: before[n] for n in common}, {n: now[n] for n in common}, trainer.folder)
 
     if resume and trainer.restore(check):
@@ -98,6 +100,7 @@ class FoldRun:
         self.identity = identity_of(config) | shared
         self.stop = stop
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
+        self.seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
@@ -115,8 +118,10 @@ class FoldRun:
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
         model = build.make_model(config, len(self.data.table.targets))
+        spec = build.describe_model(config, model, self.data.table.targets, self.data, split)
         if config.run.checkpoint is not None:
-            load_model(model, checkpoint_path(config, split.fold), "run.checkpoint")
+            trained = load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec)
+            self._count_seen(trained)
         model.to(self.device)
         if config.run.evaluate:
             self._write({"best": (None, self._evaluate(model))})
@@ -125,14 +130,25 @@ class FoldRun:
         batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, stop=self.stop, label=f"fold {split.fold} ",
+            identity=self.identity, spec=spec, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
 
+    def _count_seen(self, trained: ModelSpec | None) -> None:
+        """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
+        if trained is None or not trained.training.images:
+            return
+        known, rows = set(trained.training.images), self.split.val
+        self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+        if self.seen_in_training:
+            logger.warning(
+                "fold %d: run.checkpoint was trained on %d of the %d held-out images",
+                *(self.split.fold, self.seen_in_training, len(rows)),
+            )
+
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
-        split, table = self.split, self.data.table
         rows, outputs = predict(
             model,
             self.held_out,
@@ -140,19 +156,10 @@ class FoldRun:
             device=self.device,
             amp=self.config.run.amp,
             prompts=self.inputs.prompts,
-            description=f"fold {split.fold} evaluation",
+            description=f"fold {self.split.fold} evaluation",
             stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
         )
-        held_out = outputs[np.searchsorted(rows, split.val)]
-        metrics, value = self.task.measure(held_out, table, split.val)
-        if len(split.selection):
-            _, value = self.task.measure(outputs[np.searchsorted(rows, split.selection)], table, split.selection)
-        for target, found in metrics.items():
-            for note in found["notes"]:
-                logger.warning("fold %d, %s: %s", split.fold, target, note)
-        shown = "  ".join(f"{t} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for t, m in metrics.items())
-        logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
-        return Evaluation(value, metrics, torch.from_numpy(held_out))
+        return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
 
     def _finish(self, trainer: Trainer) -> None:
         """Writes the results of the best and the last epoch."""
@@ -173,11 +180,15 @@ class FoldRun:
 
     def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            table, val, results = self.data.table, self.split.val, {}
+            table, val, measured, predictions = self.data.table, self.split.val, {}, {}
             for name, (epoch, evaluation) in found.items():
-                predictions = evaluation.predictions.numpy()
-                if predictions.shape != (len(val), len(table.targets)):  # read from a checkpoint
+                predictions[name] = evaluation.predictions.numpy()
+                if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
                     raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
-                results[name] = EpochResult(epoch, self.task.measure(predictions, table, val)[0], predictions)
+                measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
-            write_fold(self.folder, self.data.table, self.split, results, self.config.dataset["name"], epochs)
+            write_fold(
+                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
+                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
+                settings=identity_of(self.config), seen_in_training=self.seen_in_training,
+            )  # fmt: skip
