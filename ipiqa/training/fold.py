@@ -147,13 +147,12 @@ class FoldRun:
         self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
         dist.barrier()
 
-    def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
+    def _write(self, epochs: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            measured = {name: Measured(epoch, evaluation.metrics) for name, (epoch, evaluation) in found.items()}
-            predictions = {name: evaluation.predictions.numpy() for name, (_, evaluation) in found.items()}
-            epochs = None if self.config.run.evaluate else self.config.run.max_epochs
+            measured = {name: Measured(epoch, evaluation.metrics) for name, (epoch, evaluation) in epochs.items()}
+            predictions = {name: evaluation.predictions.numpy() for name, (_, evaluation) in epochs.items()}
             write_fold(
-                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
-                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
-                settings=identity_of(self.config),
+                self.folder, self.data.table, self.split, measured, predictions, dataset=self.config.dataset["name"],
+                epochs=None if self.config.run.evaluate else self.config.run.max_epochs,
+                num_folds=self.config.run.num_folds, settings=identity_of(self.config),
             )  # fmt: skip
