@@ -42,9 +42,8 @@ setup(
             "pyarrow>=14.0",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",  # the next one may format differently
-            "webdataset>=0.2.86",
         ],
-        "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0", "webdataset>=0.2.86"],
+        "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0"],
     },
     entry_points={"console_scripts": ["ipiqa = ipiqa.cli:main"]},
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,23 +15,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from ipiqa import dist, registry
+from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_hashes, image_set_sha256
+from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.loaders import eval_loader, train_loader
+from ipiqa.datasets.loaders import Loading, eval_loader, train_loader
+from ipiqa.datasets.shards import Shards
+from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
-from ipiqa.datasets.table import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, Training, own_section
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
+from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.tasks import Task
 
@@ -42,6 +47,8 @@ Tokenize = Callable[[Sequence[str]], torch.Tensor]  # N prompts -> int64 (N, con
 
 class EpochLoader(Protocol):
     """Batches of one epoch after the other."""
+
+    num_workers: int
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
@@ -65,11 +72,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Batches:
-    """What one training reads: batches to train on, batches to evaluate on, and below what its row numbers lie."""
+    """What one training reads: batches to train on and to evaluate on, and rows of the table, None where streamed."""
 
     train: EpochLoader
     held_out: Iterable[Batch]
-    num_rows: int
+    num_rows: int | None
 
 
 def choose_device(config: Config) -> torch.device:
@@ -93,9 +100,10 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def make_dataset(config: Config) -> ImageFolder:
+def make_dataset(config: Config) -> Source:
     """Returns the dataset of a config; no file is touched."""
-    return registry.build("dataset", config.dataset, "dataset", {})
+    dataset: Source = registry.build("dataset", config.dataset, "dataset", {})
+    return dataset
 
 
 def make_processor(config: Config) -> SquashProcessor:
@@ -149,12 +157,11 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     """
     dataset = make_dataset(config)
     table = dataset.load()
+    assert isinstance(dataset, ImageFolder)  # what has a table has a folder
     dataset.check_images(table, processor)
-    if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, processor)
-    dist.barrier()
-    if not dist.is_main():
-        images = dataset.open_images(table, processor)
+    hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
+    images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
+    images = images or dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),
@@ -162,7 +169,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
         len(set(table.groups)),
         ", ".join(table.target_names),
     )
-    return Data(table, images, image_hashes(table))
+    return Data(table, images, hashes)
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
@@ -178,6 +185,20 @@ def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
     )
 
 
+def loading_of(config: Config, device: torch.device) -> Loading:
+    """Returns how this process loads the batches of a config."""
+    run = config.run
+    return Loading(
+        batch_size=run.batch_size,
+        eval_batch_size=run.eval_batch_size,
+        seed=run.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=run.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
 def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> Batches:
     """Returns the batches of one split of a table.
 
@@ -190,13 +211,8 @@ def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split
         split: which rows train.
         device: where the batches go.
     """
-    run = config.run
-    processes: dict[str, Any] = {"rank": dist.rank(), "world_size": dist.world_size()}
-    workers: dict[str, Any] = {"num_workers": run.num_workers, "pin_memory": device.type == "cuda"}
-    train = train_loader(
-        data.table, data.images, tokens, split.train, batch_size=run.batch_size, seed=run.seed, fold=split.fold,
-        **processes, **workers,
-    )  # fmt: skip
+    loading = loading_of(config, device)
+    train = train_loader(data.table, data.images, tokens, split.train, loading, fold=split.fold)
     return Batches(train, held_out_batches(config, data, tokens, split, device), len(data.table))
 
 
@@ -204,11 +220,14 @@ def held_out_batches(
     config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device
 ) -> Iterable[Batch]:
     """Returns the batches of the rows of a split that do not train; arguments as for `table_batches`."""
-    return eval_loader(
-        data.table, data.images, tokens, np.sort(np.concatenate([split.selection, split.val])),
-        batch_size=config.run.eval_batch_size, rank=dist.rank(), world_size=dist.world_size(),
-        num_workers=config.run.num_workers, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    rows = np.sort(np.concatenate([split.selection, split.val]))
+    return eval_loader(data.table, data.images, tokens, rows, loading_of(config, device))
+
+
+def streamed_batches(config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device) -> Batches:
+    """Returns the batches of tar shards; the held-out ones are shards of their own."""
+    given = processor, make_tokenizer(config), loading_of(config, device)
+    return Batches(dataset.train_batches(*given), dataset.val_batches(*given), None)
 
 
 def make_model(config: Config, num_targets: int) -> nn.Module:
@@ -216,9 +235,11 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     context = {"image_size": config.image_size, "num_targets": num_targets}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
-        for module in model.modules():
-            if hasattr(module, "grad_checkpointing"):
-                setattr(module, "grad_checkpointing", True)  # noqa: B010 (a plain assignment is typed as a submodule)
+        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
+        if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
+            raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
+        for module in able:
+            module.grad_checkpointing = True
     return model
 
 
@@ -239,16 +260,45 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
     if config.run.checkpoint is not None:
+        if folds := sorted(Path(config.run.checkpoint).expanduser().glob("fold_*/best.pt")):
+            raise ConfigError(
+                f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. "
+                f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
+            )
         load_model(model, config.run.checkpoint, "run.checkpoint")
     return model.eval()
+
+
+def describe_model(
+    config: Config,
+    model: nn.Module,
+    targets: Sequence[Target] = (),
+    data: Data | None = None,
+    split: Split | None = None,
+) -> ModelSpec:
+    """Returns what rebuilds a model of a config from its checkpoint alone, and what it is trained on."""
+    training = Training(
+        dataset=config.dataset["name"], versions={"ipiqa": __version__, "torch": str(torch.__version__)}
+    )
+    if data is not None and split is not None:
+        images = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
+        training = replace(
+            training, table_sha256=data.table.sha256, split_sha256=split.sha256, fold=split.fold, images=tuple(images),
+            licence="Before you pass it on, see the licences of that dataset and of the weights training began with.",
+        )  # fmt: skip
+    return ModelSpec(
+        model=own_section(model, config.model), image_size=config.image_size, processor=config.processor,
+        targets=tuple(targets), training=training,
+    )  # fmt: skip
 
 
 class Inputs:
     """Batches as a loader gives them -> batches as a task takes them: on the device, normalised, flipped to train."""
 
-    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int, seed: int, fold: int):
+    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int | None, seed: int, fold: int):
         self.processor, self.device = processor, device
         self.num_rows, self.seed, self.fold = num_rows, seed, fold
+        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
@@ -257,6 +307,8 @@ class Inputs:
             flips = self.processor.flips(
                 batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
             )
+            if self.prompts is not None:
+                batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
@@ -271,14 +323,20 @@ def make_trainer(
     evaluate: Callable[[nn.Module], Evaluation],
     folder: Path,
     identity: dict[str, Any],
+    spec: ModelSpec,
     stop: StopSignals,
     label: str = "",
 ) -> Trainer:
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
+    if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
+        raise ConfigError(f"run.layer_decay: {config.model['name']!r} does not say its layers. Set run.layer_decay=1.")
+    prompts = PromptCache.of(model)
+    inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
+    depth = parameter_depth(model) if run.layer_decay < 1 else lambda name: 0
     groups = parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, head_scale=run.head_learning_rate_scale,
-        layer_decay=run.layer_decay, is_head=is_head, depth=parameter_depth,
+        layer_decay=run.layer_decay, is_head=is_head, depth=depth,
     )  # fmt: skip
     schedule = Schedule(
         kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,
@@ -295,7 +353,7 @@ def make_trainer(
         evaluate=evaluate,
         folder=folder,
         identity=identity,
-        spec={},
+        spec=spec.to_dict(),
         seed=(run.seed, inputs.fold),
         device=inputs.device,
         max_epochs=run.max_epochs,

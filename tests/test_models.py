@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from ipiqa import registry
+from ipiqa.engine import prompt_cache
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.checkpoints import check_qa_token, load_model
+from ipiqa.models.heads import LinearHead, MLPHead
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
 from ipiqa.models.towers.clip_text import PromptEncoder, TextSizes
@@ -22,9 +26,9 @@ SIZES = TextSizes(width=32, layers=2, heads=2, embed_dim=16)
 PROMPTS = ["a red circle", "two blue squares above a tree, oil painting", "a red circle", ""]
 
 
-def text_encoder(freeze: str = "none", qa_token: str = "none", qa_position: str = "prefix") -> PromptEncoder:
+def text_encoder(freeze: str = "none", qa_token: str = "none", train_embeddings: bool = False) -> PromptEncoder:
     torch.manual_seed(0)
-    return PromptEncoder(SIZES, freeze=freeze, qa_token=qa_token, qa_position=qa_position)  # type: ignore[arg-type]
+    return PromptEncoder(SIZES, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)  # type: ignore[arg-type]
 
 
 def tiny_section(**changes: Any) -> dict[str, Any]:
@@ -115,7 +119,7 @@ MANY = [" ".join(["tree"] * (7 * i % 23)) for i in range(23)] + PROMPTS
 
 @pytest.mark.parametrize("prompts", [PROMPTS, MANY], ids=["few", "many"])
 def test_trimmed_distinct_prompts_equal_the_plain_path(prompts: list[str]) -> None:
-    encoder = text_encoder(qa_token="embeddings")
+    encoder = text_encoder(train_embeddings=True)
     tokens = tokenize(prompts)
     found, expected = encoder(prompts), plain_features(encoder, tokens)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -142,14 +146,13 @@ def test_prompts_are_encoded_in_groups_of_like_length(monkeypatch: pytest.Monkey
 def test_longest_prompt_keeps_its_end_token_in_every_mode() -> None:
     long = ["word " * 100]
     assert tokenize(long)[0, 76] == 49407
-    for qa in ("none", "token"):
-        for position in ("prefix", "suffix"):
-            assert text_encoder("none", qa, position)([*long, "short"]).shape == (2, 16)
+    for qa in ("none", "prefix", "suffix"):
+        assert text_encoder("none", qa)([*long, "short"]).shape == (2, 16)
 
 
 @pytest.mark.parametrize("position", ["prefix", "suffix"])
 def test_qa_token_stands_where_it_should(position: str) -> None:
-    encoder = text_encoder(qa_token="token", qa_position=position)
+    encoder = text_encoder(qa_token=position)
     tokens = tokenize(["a red circle"])
     end = tokens.argmax(-1)
     length = int(end) + 1
@@ -162,17 +165,19 @@ def test_qa_token_stands_where_it_should(position: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("freeze", "qa_token", "expected"),
+    ("freeze", "qa_token", "train_embeddings", "expected"),
     [
-        ("reference", "embeddings", {"token_embedding.weight", "positional_embedding", "text_projection"}),
-        ("reference", "none", {"positional_embedding", "text_projection"}),
-        ("all", "token", {"qa_embedding"}),
-        ("all", "embeddings", {"token_embedding.weight"}),
-        ("all", "none", set()),
+        ("reference", "none", True, {"token_embedding.weight", "positional_embedding", "text_projection"}),
+        ("reference", "none", False, {"positional_embedding", "text_projection"}),
+        ("all", "suffix", False, {"qa_embedding"}),
+        ("all", "none", True, {"token_embedding.weight"}),
+        ("all", "none", False, set()),
     ],
 )
-def test_exactly_the_intended_prompt_parameters_train(freeze: str, qa_token: str, expected: set[str]) -> None:
-    encoder = text_encoder(freeze, qa_token)
+def test_exactly_the_intended_prompt_parameters_train(
+    freeze: str, qa_token: str, train_embeddings: bool, expected: set[str]
+) -> None:
+    encoder = text_encoder(freeze, qa_token, train_embeddings)
     before = {n: p.detach().clone() for n, p in encoder.named_parameters()}
     trained = [p for p in encoder.parameters() if p.requires_grad]
     if trained:
@@ -181,20 +186,6 @@ def test_exactly_the_intended_prompt_parameters_train(freeze: str, qa_token: str
         optimizer.step()
     moved = {n for n, p in encoder.named_parameters() if not torch.equal(p, before[n])}
     assert moved == expected
-
-
-def test_frozen_prompts_are_encoded_once_and_forgotten_with_new_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = text_encoder("all")
-    assert encoder.is_frozen
-    first = encoder(PROMPTS)
-    calls: list[int] = []
-    monkeypatch.setattr(encoder.transformer, "forward", lambda x, attn_mask: calls.append(len(x)) or x)
-    assert torch.equal(encoder(PROMPTS), first) and calls == []
-    encoder(["something new", PROMPTS[0]])
-    assert calls == [1]
-    encoder.load_state_dict(encoder.state_dict())
-    encoder(PROMPTS)
-    assert calls == [1, 3]
 
 
 def counted(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -206,39 +197,45 @@ def counted(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int
     return calls
 
 
-def test_an_evaluation_encodes_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = text_encoder()
-    calls = counted(encoder, monkeypatch)
+@pytest.mark.parametrize(("freeze", "dtype"), [("none", torch.bfloat16), ("all", torch.float32)])
+def test_a_prompt_cache_encodes_each_prompt_once(
+    freeze: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, tokens = text_encoder(freeze), tokenize(PROMPTS)
+    expected, calls = encoder(PROMPTS), counted(encoder, monkeypatch)
+    cache = PromptCache(encoder)
     with torch.inference_mode():
-        first = encoder(PROMPTS)
-        assert torch.equal(encoder(PROMPTS[1:]), first[1:]) and calls == [3]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert encoder(PROMPTS).dtype == torch.bfloat16 and calls == [3, 3]
-    torch.testing.assert_close(encoder(PROMPTS), first)
-    assert calls == [3, 3, 3]  # with gradients, every time
-    with torch.no_grad():
-        encoder(PROMPTS)
-        encoder.positional_embedding.add_(1)
-        assert not torch.allclose(encoder(PROMPTS), first) and len(calls) == 5
+        torch.testing.assert_close(cache(tokens), expected)
+    torch.testing.assert_close(cache(tokens[1:]), expected[1:])
+    assert calls == [3]
+    cache(tokenize(["something new", PROMPTS[0]]))
+    assert calls == [3, 1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert PromptCache(encoder)(tokens).dtype == dtype
+    monkeypatch.setattr(prompt_cache, "MOST_KEPT", 2)
+    torch.testing.assert_close(cache(tokenize(MANY))[-4:], expected)
 
 
-@pytest.mark.parametrize("order", ["evaluate, forward, step", "forward, evaluate, train mode, step"])
-def test_an_optimizer_step_is_never_missed(order: str) -> None:
-    encoder = text_encoder()
+def test_the_encoder_keeps_nothing_from_call_to_call() -> None:
+    encoder = text_encoder().eval()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, fused=True)
-    first = None
-    for what in order.split(", "):
-        if what == "evaluate":
-            with torch.inference_mode():
-                first = encoder(PROMPTS)
-        elif what == "forward":
-            encoder(PROMPTS).square().sum().backward()
-        elif what == "train mode":
-            encoder.train()
-        else:
-            optimizer.step()
-    with torch.inference_mode():
-        assert not torch.allclose(encoder(PROMPTS), first, atol=1e-2)
+    with torch.no_grad():
+        first = encoder(PROMPTS)
+    encoder(PROMPTS).square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(PROMPTS), first)
+        optimizer.step()  # in evaluation mode, and fused: no version counter moves
+        second = encoder(PROMPTS)
+        encoder.text_projection.data.mul_(2)
+        assert not torch.allclose(second, first, atol=1e-2) and not torch.allclose(encoder(PROMPTS), second, atol=1e-2)
+
+
+@pytest.mark.parametrize("qa_token", ["none", "prefix"])
+def test_the_encoder_is_one_graph_and_can_be_exported(qa_token: str) -> None:
+    encoder, tokens = text_encoder(qa_token=qa_token).eval(), tokenize([*PROMPTS, "word " * 100])
+    torch.testing.assert_close(torch.compile(encoder, backend="eager", fullgraph=True)(tokens), encoder(tokens))
+    exported = torch.export.export(encoder, (tokens,)).module()
+    torch.testing.assert_close(exported(tokens), encoder(tokens))
 
 
 def test_one_string_instead_of_a_list_is_a_type_error() -> None:
@@ -270,6 +267,18 @@ def test_frozen_image_tower_keeps_its_statistics() -> None:
     model(torch.randn(2, 3, 64, 64), PROMPTS[:2])
     assert all(torch.equal(before[n], b) for n, b in model.image_encoder.named_buffers())
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [MLPHead, LinearHead])
+def test_bf16_scores_are_as_distinct_as_the_images(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    features, head = torch.randn(3000, 32), make(32, 1, dropout=0.0).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = head(features.bfloat16())
+    assert scores.dtype == torch.float32 and len(scores.unique()) > 2950
 
 
 # --- whole models --------------------------------------------------------------------------------------------------
@@ -327,3 +336,17 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_settings_that_make_no_model_are_answered(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(tiny_section(**changes))
+
+
+@pytest.mark.parametrize(
+    ("old", "today"),
+    [
+        ({"qa_token": "embeddings"}, "qa_token: none, train_embeddings: true."),
+        ({"qa_token": "token", "qa_position": "suffix"}, "qa_token: suffix, train_embeddings: false."),
+        ({"qa_token": "none", "qa_position": "prefix"}, "qa_token: none, train_embeddings: false."),
+    ],
+)
+def test_the_qa_settings_of_version_0_1_are_answered_with_todays(old: dict[str, str], today: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"Write {today}")):
+        check_qa_token({"name": "ipiqa", "prompt_encoder": {"name": "clip", **old}})
+    check_qa_token({"prompt_encoder": {"name": "clip", "qa_token": "none"}})

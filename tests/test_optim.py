@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from torch import nn
 
 from ipiqa.engine.optim import SCHEDULES, Schedule, make_adamw, parameter_groups
 from ipiqa.models.ipiqa import is_head, parameter_depth
+from ipiqa.models.towers.image_tower import stage_depth
+
+RESNET: Any = SimpleNamespace(image_encoder=SimpleNamespace(depth=stage_depth, num_layers=5))
 
 
 def named(*names: str) -> list[tuple[str, nn.Parameter]]:
@@ -22,7 +27,7 @@ def test_one_dimensional_tensors_never_decay_and_the_head_learns_faster() -> Non
     )
     parameters[2][1].requires_grad_(False)
     groups = parameter_groups(
-        parameters, weight_decay=0.1, head_scale=10.0, layer_decay=1.0, is_head=is_head, depth=parameter_depth
+        parameters, weight_decay=0.1, head_scale=10.0, layer_decay=1.0, is_head=is_head, depth=parameter_depth(RESNET)
     )
     found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found == {
@@ -40,7 +45,7 @@ def test_layer_decay_slows_the_early_stages() -> None:
         "image_encoder.tower.conv1.weight", "image_encoder.tower.layer4.0.conv1.weight", "head.dense.weight"
     )
     groups = parameter_groups(
-        parameters, weight_decay=0.0, head_scale=2.0, layer_decay=0.5, is_head=is_head, depth=parameter_depth
+        parameters, weight_decay=0.0, head_scale=2.0, layer_decay=0.5, is_head=is_head, depth=parameter_depth(RESNET)
     )
     assert sorted(g["lr_scale"] for g in groups) == [0.5**5, 0.5, 2.0]
 

@@ -15,10 +15,16 @@ from torch import nn
 from toy import write_config
 
 from ipiqa import registry
+from ipiqa.build import make_model
 from ipiqa.config.loading import load_config
 from ipiqa.errors import DataError
+from ipiqa.models.clip_weights import OPENAI_MARKS
+from ipiqa.models.ipiqa import parameter_depth
 from ipiqa.models.towers import open_clip_towers
+from ipiqa.models.towers.clip_image import clip_image_encoder
+from ipiqa.models.towers.clip_text import clip_prompt_encoder
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder, OpenClipPromptEncoder
+from ipiqa.processors.image import CLIP_MEAN
 from ipiqa.training.cross_validation import run
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -152,6 +158,92 @@ def test_weights_of_a_file_fit_another_image_size_and_come_back(tmp_path: Path) 
     assert all(torch.equal(again[n], value) for n, value in small.image_encoder.state_dict().items())
 
 
+def test_image_size_is_a_multiple_of_what_the_tower_says() -> None:
+    assert build(whole("tiny-vit"), 40).image_encoder.grid == (5, 5)
+    for architecture, size, stride in [("tiny-vit", 36, 8), ("tiny-rn-quickgelu", 40, 32), ("tiny-sigmoid", 40, 16)]:
+        message = refused(lambda a=architecture, s=size: build(whole(a), s))
+        assert message.startswith(f"image_size: {size} is not a multiple of {stride} pixels")
+
+
+def test_a_tower_is_fed_the_mean_and_std_it_was_trained_with(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path)
+    siglip = ["model.image_encoder={name: clip, architecture: ViT-B-16-SigLIP}"]
+    assert load_config(cfg).processor["mean"] == CLIP_MEAN
+    assert load_config(cfg, *siglip).processor["std"] == [0.5, 0.5, 0.5]
+    resnet = ["model.image_encoder={name: torchvision_resnet, weights: IMAGENET1K_V2}"]
+    assert load_config(cfg, *resnet).processor["mean"] == [0.485, 0.456, 0.406]
+    message = refused(lambda: load_config(cfg, *resnet, f"processor.mean={CLIP_MEAN}"))
+    assert message.startswith("processor.mean: [0.48145466") and message.endswith("processor.mean=null to take that.")
+    assert load_config(cfg, "processor.mean=[0.4, 0.4, 0.4]").processor["mean"] == [0.4, 0.4, 0.4]  # nothing is trained
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "near"),
+    [("ViT-B-32", "openai", "ViT-B-32-quickgelu"), ("tiny-vit", "openai.safetensors", "tiny-vit-quickgelu")],
+)
+def test_weights_made_with_another_activation_are_refused(name: str, weights: str, near: str, tmp_path: Path) -> None:
+    if weights != "openai":
+        tensors = dict(open_clip.create_model("tiny-vit-quickgelu").state_dict())
+        weights = str(tmp_path / weights)
+        save_file(tensors | {mark: torch.ones(1) for mark in OPENAI_MARKS}, weights)
+    for part, build_part in (("image", clip_image_encoder), ("prompt", clip_prompt_encoder)):
+        context = (32,) if part == "image" else ()
+        message = refused(lambda b=build_part, c=context: b(*c, architecture=name, weights=weights))
+        assert f"'{name}' computes GELU" in message and message.endswith(f"Take architecture={near}.")
+
+
+TOWERS: list[dict[str, Any]] = [
+    {"name": "clip", "architecture": "tiny-rn-quickgelu"},
+    {"name": "clip", "architecture": "tiny-vit-quickgelu"},
+    {"name": "clip", "architecture": "tiny-sigmoid"},
+    {"name": "torchvision_resnet", "depth": 18},
+]
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: str(tower.get("architecture", "torchvision")))
+def test_every_tower_decays_by_layer_and_repeats_its_forward_pass(tower: dict[str, Any]) -> None:
+    def gradients(repeat: bool) -> dict[str, torch.Tensor]:
+        model = build({"name": "image_only", "image_encoder": tower, "head": {"name": "linear", "dropout": 0.0}}, 64)
+        model.image_encoder.grad_checkpointing = repeat
+        model(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2)), [""] * 4).square().sum().backward()
+        buffers = {n: b.clone() for n, b in model.named_buffers()}
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None} | buffers
+
+    plain, repeated = gradients(False), gradients(True)
+    for name, value in plain.items():
+        torch.testing.assert_close(repeated[name], value, msg=name)
+    model = build({"name": "image_only", "image_encoder": tower, "head": "linear"}, 64)
+    depth, encoder = parameter_depth(model), model.image_encoder
+    depths = {depth(name) for name, _ in model.named_parameters()}
+    assert depths == set(range(encoder.num_layers + 1)) and encoder.num_layers >= 2
+    assert depth("head.out_proj.weight") == encoder.num_layers
+
+
+def test_a_forward_pass_is_repeated_where_it_is_asked_for() -> None:
+    for tower in TOWERS:
+        model = build({"name": "image_only", "image_encoder": tower, "head": "linear"}, 64)
+        model.image_encoder.grad_checkpointing = True
+        calls: list[int] = []
+        ends = ("layer4.0.conv1", "blocks.0.norm1", "resblocks.0.ln_1")
+        block = next(module for name, module in model.named_modules() if name.endswith(ends))
+        block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model(torch.randn(2, 3, 64, 64), ["", ""]).sum().backward()
+        assert len(calls) == 2, tower
+
+
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def __init__(self, num_targets: int) -> None:
+            super().__init__()
+
+    registry.register("model", "without_tower")(Plain)
+    try:
+        config = load_config(write_config(tmp_path), "model={name: without_tower}", "run.grad_checkpointing=true")
+        assert refused(lambda: make_model(config, 2)).startswith("run.grad_checkpointing: this image encoder")
+    finally:
+        del registry._PARTS["model"]["without_tower"]
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     with_qa = whole("tiny-vit", prompt_encoder={"name": "clip", "architecture": "tiny-vit"})
     assert "Set freeze: all (or none) and qa_token: none" in refused(lambda: build(with_qa))
@@ -183,6 +275,9 @@ def test_the_cosine_is_the_last_feature_of_its_fusion() -> None:
     expected = 10 * nn.functional.cosine_similarity(image_feature, prompt_feature)
     torch.testing.assert_close(joint[:, -1], expected)
     torch.testing.assert_close(joint[:, :8], image_feature)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        again = model.fusion(token_map.bfloat16(), image_feature, prompt_feature)
+    torch.testing.assert_close(again[:, -1], expected)
 
 
 def test_image_only_fusion_does_not_read_the_prompt() -> None:
@@ -221,6 +316,23 @@ def test_clip_antonyms_prefers_the_image_that_is_nearer_to_good() -> None:
     swapped.load_state_dict(model.state_dict())
     torch.testing.assert_close(swapped(images, ["any"] * 8), 1 - scores, atol=1e-5, rtol=0)
     assert "are no antonyms" in refused(lambda: build(baseline("clip_antonyms", good="x", bad="x")))
+
+
+@pytest.mark.parametrize("name", ["clip_cosine", "clip_antonyms", "linear_probe"])
+def test_a_baseline_in_bf16_computes_its_score_in_fp32(name: str) -> None:
+    section = baseline(name)
+    if name == "linear_probe":
+        del section["prompt_encoder"]
+    model, images = build(section).eval(), torch.randn(2, 3, 32, 32)
+    image_feature, pair = torch.randn(2000, 8), torch.randn(2, 8)
+    model.image_encoder.forward = lambda images: (images, image_feature.bfloat16())
+    if name != "linear_probe":
+        rows = pair if name == "clip_antonyms" else pair[:1].expand(2000, -1)
+        model.prompt_encoder.forward = lambda prompts: rows.bfloat16()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = model(images, ["a"] * 2000)
+        torch.testing.assert_close(scores, model(images, ["a"] * 2000))
 
 
 def test_only_the_line_or_the_probe_trains() -> None:

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.ipiqa import Prompts
+from ipiqa.models.heads import ScoreLayer
 from ipiqa.models.towers.image_tower import ImageTower
-from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.prompts import tokenize
 from ipiqa.registry import register
 
@@ -23,6 +23,8 @@ class _ZeroShot(nn.Module):
     """A score that CLIP gives without any training, and a line from it to each target that training fits."""
 
     is_zero_shot = True
+    reads_prompt = True
+    per_target = ("slope", "intercept")
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, num_targets: int) -> None:
         super().__init__()
@@ -37,21 +39,27 @@ class _ZeroShot(nn.Module):
         """Returns what `forward` takes in place of prompts: tokens (B, context)."""
         return self.prompt_encoder.tokenize(prompts)
 
-    def _on_line(self, score: torch.Tensor) -> torch.Tensor:
-        """Returns (B, T) for scores (B,)."""
-        return score.float()[:, None] * self.slope + self.intercept
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T), fp32: a line of CLIP's score, which is what they are before training."""
+        with torch.no_grad():
+            image_feature = self.image_encoder(images)[1]  # (B, D)
+            prompt_feature = self.prompt_encoder(prompts if self.reads_prompt else self.antonyms)  # (B, D) or (2, D)
+            with torch.autocast(images.device.type, enabled=False):
+                score = self._score(image_feature.float(), prompt_feature.float())  # (B,)
+        return score[:, None] * self.slope + self.intercept
+
+    def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
+        """Returns CLIP's score (B,) of features."""
+        raise NotImplementedError
 
 
 @register("model", "clip_cosine")
 class CLIPCosine(_ZeroShot):
     """The cosine of CLIP's image and prompt feature: zero-shot alignment (Hessel et al. 2021, CLIPScore)."""
 
-    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """Returns scores (B, T): a line of the cosine, which is what they are before training."""
-        with torch.no_grad():
-            image_feature = self.image_encoder(images)[1]  # (B, D)
-            cosine = functional.cosine_similarity(image_feature.float(), self.prompt_encoder(prompts).float(), dim=1)
-        return self._on_line(cosine)
+    def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
+        """Returns the cosine of each image with its prompt."""
+        return functional.cosine_similarity(image_feature, prompt_feature, dim=1)
 
 
 @register("model", "clip_antonyms")
@@ -61,6 +69,8 @@ class CLIPAntonyms(_ZeroShot):
     Source: Wang, Chan and Loy 2023, Exploring CLIP for assessing the look and feel of images, section 3.2; here with
     CLIP's positions left in the attention pool.
     """
+
+    reads_prompt = False
 
     def __init__(
         self,
@@ -85,26 +95,24 @@ class CLIPAntonyms(_ZeroShot):
             raise ConfigError(f"model: good {good!r} and bad {bad!r} are no antonyms. Give two different prompts.")
         self.register_buffer("antonyms", prompt_encoder.tokenize([good, bad]), persistent=False)
 
-    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """Returns scores (B, T): a line of the probability of `good`, in (0, 1); the images' prompts are not read."""
-        del prompts
-        with torch.no_grad():
-            image_feature = functional.normalize(self.image_encoder(images)[1].float(), dim=1)  # (B, D)
-            antonyms = functional.normalize(self.prompt_encoder(self.antonyms).float(), dim=1)  # (2, D)
-            probability = (TEMPERATURE * image_feature @ antonyms.T).softmax(dim=1)[:, 0]
-        return self._on_line(probability)
+    def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
+        """Returns the probability of `good`, in (0, 1); the features are those of the two antonyms."""
+        images, antonyms = functional.normalize(image_feature, dim=1), functional.normalize(prompt_feature, dim=1)
+        return (TEMPERATURE * images @ antonyms.T).softmax(dim=1)[:, 0]
 
 
 @register("model", "linear_probe")
 class LinearProbe(nn.Module):
     """A linear layer on frozen features of the image, BatchNorm of the features before it."""
 
+    reads_prompt = False
+
     def __init__(self, image_encoder: ImageTower, num_targets: int) -> None:
         super().__init__()
         image_encoder.freeze()
         self.image_encoder = image_encoder
         self.norm = nn.BatchNorm1d(image_encoder.embed_dim, affine=False)
-        self.head = nn.Linear(image_encoder.embed_dim, num_targets)
+        self.head = ScoreLayer(image_encoder.embed_dim, num_targets)
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Returns tokens (B, context), which are taken and not looked at."""
@@ -115,4 +123,4 @@ class LinearProbe(nn.Module):
         del prompts
         with torch.no_grad():
             feature = self.image_encoder(images)[1].float()
-        return self.head(self.norm(feature)).float()
+        return self.head(self.norm(feature))

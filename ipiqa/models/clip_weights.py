@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.models.weights import Tensors, read_tensors
+from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
+
+logger = logging.getLogger("ipiqa")
+
+QUICK = "-quickgelu"  # what open_clip's name of an architecture ends with when its activation is QuickGELU
+OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights in OpenAI's releases only
 
 
 def architecture_settings(name: str, where: str) -> dict[str, Any]:
@@ -25,34 +33,81 @@ def architecture_settings(name: str, where: str) -> dict[str, Any]:
     return settings
 
 
-def clip_tensors(architecture: str, weights: str | None, sha256: str | None, where: str) -> Tensors | None:
+def normalisation(architecture: str, weights: str | None) -> tuple[list[float], list[float]]:
+    """Returns mean and std of the images that an architecture of open_clip was trained on.
+
+    Of a tag they are known; of a file they are those of the architecture's tags where these agree, and else CLIP's.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    configs = [open_clip.get_pretrained_cfg(architecture, tag) for tag in ([weights] if weights in tags else tags)]
+    known = {(tuple(c.get("mean") or CLIP_MEAN), tuple(c.get("std") or CLIP_STD)) for c in configs}
+    mean, std = known.pop() if len(known) == 1 else (CLIP_MEAN, CLIP_STD)
+    return list(mean), list(std)
+
+
+def clip_tensors(
+    architecture: str, weights: str | None, sha256: str | None, where: str, *, has_gelu: bool = True
+) -> Tensors | None:
     """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
 
+    Args:
+        architecture: name open_clip knows, or "auto".
+        weights: file or tag.
+        sha256: what the hash of the file must be, or None.
+        where: section of the tower, for messages.
+        has_gelu: whether the tower has the activation that the name of an architecture settles.
+
     Raises:
+        ConfigError: the weights were trained with another activation than the architecture has.
         DataError: the file cannot be used, or open_clip could not download the tag.
     """
     if weights is None:
         return None
-    if architecture == "auto" or not _is_tag(architecture, weights):
-        return read_tensors(weights, f"{where}.weights", sha256)
     import open_clip
 
-    try:
-        model = open_clip.create_model(architecture, pretrained=weights)
-    except Exception as error:
-        # The hub's client has many exceptions of its own for a network that does not answer.
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({reason}). "
-            f"Without a network, download the file and give its path."
-        ) from None
-    return dict(model.state_dict())
+    is_named = architecture != "auto"
+    if is_named and weights in open_clip.list_pretrained_tags_by_model(architecture):
+        is_quick = bool(open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu"))
+        if has_gelu:
+            _check_activation(architecture, weights, is_quick, where)
+        try:
+            return _tensors_of_tag(architecture, weights)
+        except Exception as error:
+            # The hub's client has many exceptions of its own for a network that does not answer.
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(
+                f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({reason}). "
+                f"Without a network, download the file and give its path."
+            ) from None
+    tensors = read_tensors(weights, f"{where}.weights", sha256)
+    if is_named and has_gelu and tensors.keys() >= OPENAI_MARKS:
+        _check_activation(architecture, weights, True, where)
+    elif is_named and has_gelu:
+        kind = "QuickGELU" if architecture_settings(architecture, where).get("quick_gelu") else "GELU"
+        logger.info("%s.weights: a file does not say its activation; %s computes %s", where, architecture, kind)
+    return tensors
 
 
-def _is_tag(architecture: str, weights: str) -> bool:
+def _check_activation(architecture: str, weights: str, is_quick: bool, where: str) -> None:
     import open_clip
 
-    return weights in open_clip.list_pretrained_tags_by_model(architecture)
+    other = architecture + QUICK if is_quick else architecture.removesuffix(QUICK)
+    has_quick = bool(architecture_settings(architecture, where).get("quick_gelu"))
+    if has_quick != is_quick and other in open_clip.list_models():
+        names = ("QuickGELU", "GELU") if is_quick else ("GELU", "QuickGELU")
+        raise ConfigError(
+            f"{where}.architecture: {architecture!r} computes {names[1]}, but the weights '{weights}' were trained "
+            f"with {names[0]}. Take architecture={other}."
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _tensors_of_tag(architecture: str, tag: str) -> Tensors:
+    import open_clip
+
+    return dict(open_clip.create_model(architecture, pretrained=tag).state_dict())
 
 
 def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
@@ -75,7 +130,7 @@ def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tupl
     if missing:
         problems.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
     if unknown:
-        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0]!r}")
+        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0][:80]!r}")
     if shapes:
         name = shapes[0]
         got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)

@@ -57,11 +57,12 @@ class CrossAttentionCosineFusion(CrossAttentionFusion):
     def forward(
         self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the joint feature (B, 2 D + 1); the cosine comes last, in (-1, 1) times 10."""
+        """Returns the joint feature (B, 2 D + 1), fp32; the cosine comes last, in (-1, 1) times 10."""
         joint = super().forward(token_map, image_feature, prompt_feature)
         # CLIP's cosines differ by some hundredths from pair to pair; the other features are of order one.
-        cosine = 10 * nn.functional.cosine_similarity(image_feature.float(), prompt_feature.float(), dim=1)
-        return torch.cat([joint, cosine[:, None].to(joint.dtype)], dim=1)
+        with torch.autocast(joint.device.type, enabled=False):
+            cosine = 10 * nn.functional.cosine_similarity(image_feature.float(), prompt_feature.float(), dim=1)
+        return torch.cat([joint.float(), cosine[:, None]], dim=1)
 
 
 @register("fusion", "image_only")

@@ -9,6 +9,17 @@ from ipiqa.errors import ConfigError
 from ipiqa.registry import register
 
 
+class ScoreLayer(nn.Linear):
+    """The last linear layer, one output per target, in fp32 whatever autocast says: bf16 has 8 bits, MOS need more."""
+
+    per_target = ("weight", "bias")  # parameters whose rows are the targets, in order
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns scores (B, num_targets) for features (B, F)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
+
 @register("head", "mlp")
 class MLPHead(nn.Module):
     """Dropout, linear, tanh, dropout, linear; the hidden layer is as wide as the feature (# reference)."""
@@ -17,12 +28,12 @@ class MLPHead(nn.Module):
         super().__init__()
         self.dropout = _dropout(dropout)
         self.dense = nn.Linear(num_features, num_features)
-        self.out_proj = nn.Linear(num_features, num_targets)
+        self.out_proj = ScoreLayer(num_features, num_targets)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Returns scores (B, num_targets) in fp32 for features (B, F)."""
         x = torch.tanh(self.dense(self.dropout(features)))
-        return self.out_proj(self.dropout(x)).float()
+        return self.out_proj(self.dropout(x))
 
 
 @register("head", "linear")
@@ -32,11 +43,11 @@ class LinearHead(nn.Module):
     def __init__(self, num_features: int, num_targets: int, *, dropout: float = 0.5) -> None:
         super().__init__()
         self.dropout = _dropout(dropout)
-        self.out_proj = nn.Linear(num_features, num_targets)
+        self.out_proj = ScoreLayer(num_features, num_targets)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Returns scores (B, num_targets) in fp32 for features (B, F)."""
-        return self.out_proj(self.dropout(features)).float()
+        return self.out_proj(self.dropout(features))
 
 
 def _dropout(probability: float) -> nn.Dropout:

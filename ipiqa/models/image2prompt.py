@@ -9,9 +9,8 @@ from torch import nn
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.fusion import check_comparable
-from ipiqa.models.ipiqa import Prompts
 from ipiqa.models.towers.image_tower import ImageTower
-from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.registry import register
 
 
@@ -20,13 +19,14 @@ class Image2Prompt(nn.Module):
     """Pooled image features and frozen prompt features of the same length (paper, section 3.1)."""
 
     has_scores = False
+    reads_prompt = True
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
         super().__init__()
         if not prompt_encoder.is_frozen:
             raise ConfigError(
                 "model.prompt_encoder: some of it would train, and prompts would move towards images. "
-                "Set freeze: all and qa_token: none."
+                "Set freeze: all and qa_token: none, and leave out train_embeddings."
             )
         check_comparable(image_encoder, prompt_encoder)
         self.image_encoder = image_encoder

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from ipiqa.models.towers.clip_image import STAGES
 from ipiqa.models.towers.image_tower import ImageTower
-from ipiqa.models.towers.prompt_features import PromptFeatures
+from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.prompts import tokenize
 from ipiqa.registry import register
-
-Prompts = Sequence[str] | torch.Tensor
 
 
 @register("model", "ipiqa")
@@ -45,20 +43,22 @@ class IPIQA(nn.Module):
 
         Args:
             images: (B, 3, S, S), normalised as the processor does.
-            prompts: B texts, or their tokens (B, 77).
+            prompts: B texts, their tokens (B, context), or their features (B, D).
         """
         token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
         prompt_feature = self.prompt_encoder(prompts) if self.reads_prompt else None  # (B, D)
         return self.head(self.fusion(token_map, image_feature, prompt_feature))
 
     def encode_prompts(self, prompts: Prompts) -> torch.Tensor:
-        """Returns prompt features (B, D), not normalised."""
+        """Returns prompt features (B, D), not normalised; `forward` takes them in place of prompts."""
         return self.prompt_encoder(prompts)
 
 
 @register("model", "image_only")
 class ImageOnly(nn.Module):
     """The ablation without a prompt: CLIP's pooled image feature and the head."""
+
+    reads_prompt = False
 
     def __init__(self, image_encoder: ImageTower, head: nn.Module) -> None:
         super().__init__()
@@ -75,20 +75,14 @@ class ImageOnly(nn.Module):
         return self.head(self.image_encoder(images)[1])
 
 
-def parameter_depth(name: str) -> int:
-    """Returns how many layers lie before a parameter: 0 for the stem, 4 for the last stage, 5 for all behind it.
+def parameter_depth(model: nn.Module) -> Callable[[str], int]:
+    """Returns what gives the number of layers before a parameter, by its name in the model.
 
-    Only the image tower is decayed by stage; pools, fusion, head and the whole text tower lie behind it.
-
-    >>> names = "image_encoder.tower.conv1.weight", "image_encoder.tower.layer3.0.conv1.weight", "head.dense.weight"
-    >>> [parameter_depth(name) for name in names]
-    [0, 3, 5]
+    Pools behind the image tower, fusion, head and the whole text tower lie behind its last layer.
     """
-    prefix = "image_encoder.tower."
-    if not name.startswith(prefix):
-        return len(STAGES)
-    stage = name.removeprefix(prefix).split(".")[0]
-    return STAGES.index(stage) if stage in STAGES else 0
+    tower: Any = getattr(model, "image_encoder", None)
+    prefix = "image_encoder."
+    return lambda name: tower.depth(name.removeprefix(prefix)) if name.startswith(prefix) else tower.num_layers
 
 
 def is_head(name: str) -> bool:

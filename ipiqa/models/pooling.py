@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ipiqa.errors import DataError
+
 
 class AttentionPool(nn.Module):
     """Pools a token map with multi-head attention and one query.
@@ -73,8 +75,15 @@ def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Te
 
     Returns:
         (1 + h*w, C), resized bicubically. # reference: as the reference code resizes CLIP's positions
+
+    Raises:
+        DataError: the positions are not those of a square grid.
     """
-    old = round((positions.shape[0] - 1) ** 0.5)
+    old = round((max(positions.shape[0], 1) - 1) ** 0.5) if positions.ndim == 2 else 0
+    if old < 1 or 1 + old * old != positions.shape[0]:
+        raise DataError(
+            f"positional_embedding: {tuple(positions.shape)} is no table of a square grid. Take other weights."
+        )
     if (old, old) == grid:
         return positions
     table = positions[1:].T.reshape(1, -1, old, old).float()

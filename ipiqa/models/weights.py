@@ -7,28 +7,28 @@ so the archive's tensors are read here by a restricted unpickler instead.
 from __future__ import annotations
 
 import codecs
-import hashlib
+import contextlib
+import functools
 import io
 import json
-import logging
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ipiqa.errors import DataError
-from ipiqa.files import CodeInFileError, read_data, refuse_newer
-
-logger = logging.getLogger("ipiqa")
+from ipiqa.files import CodeInFileError, content_sha256, read_data, refuse_newer, replacing
 
 OPENAI_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 OPENAI_RN50_URL = f"https://openaipublic.azureedge.net/clip/models/{OPENAI_RN50_SHA256}/RN50.pt"
 OPENAI_RN50_HINT = f"OpenAI's RN50.pt is at {OPENAI_RN50_URL}; see cache/README.md."
+
+MOST_PACKED = 8  # times its size on disk that a zipped file may unpack to; torch packs nothing
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,7 +37,7 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
     """Returns the tensors of a weights file by name, on the CPU, in the types they are stored in.
 
     Reads TorchScript archives (as OpenAI publishes them), files of `torch.save` holding a state dict, bare or under
-    "model" or "state_dict", and safetensors.
+    "model" or "state_dict", and safetensors. The last two files are kept: both towers of every fold ask for them.
 
     Args:
         path: the file.
@@ -48,20 +48,54 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
     Raises:
         DataError: the file is missing, damaged, of another kind, or not the one the hash belongs to.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{where}: '{path}' {what}. {hint}")
-    if sha256 is not None:
-        _check_sha256(path, sha256, where)
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise DataError(f"{where}: '{path}' is empty. {hint}")
-    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
-        raise DataError(f"{where}: '{path}' is a web page, not weights: the download went wrong. {hint}")
+    path = existing_file(path, where, hint)
+    status = path.stat()
+    key = (path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+    if sha256 is not None and (digest := _sha256(*key)) != sha256.lower():
+        raise DataError(
+            f"{where}: '{path}' has sha256 {digest}, not {sha256}. "
+            "Download it again, or set sha256: null to use it as it is."
+        )
+    with _one_line_errors(path, where, hint):
+        return dict(_kept_tensors(*key))
+
+
+def read_checkpoint_file(path: str | Path, where: str, hint: str) -> tuple[Tensors, dict[str, Any]]:
+    """Returns (tensors by name, everything else that lies beside them); arguments and errors as for `read_tensors`."""
+    path = existing_file(path, where, hint)
+    with _one_line_errors(path, where, hint):
+        return _read_by_kind(path)
+
+
+def existing_file(path: str | Path, where: str, hint: str) -> Path:
+    """Returns the path, its "~" replaced.
+
+    Raises:
+        DataError: there is no such file.
+    """
     try:
-        return _read_by_kind(path, head)
+        path = Path(path).expanduser()
+        if path.is_file():
+            return path
+        what = "is a folder" if path.is_dir() else "does not exist"
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, "~" of nobody
+        what = "is no path of a file"
+    raise DataError(f"{where}: '{printable(path)}' {what}. {hint}")
+
+
+def printable(text: object) -> str:
+    r"""Returns a text that somebody else chose as it can stand in one line.
+
+    >>> printable("ä\0\n")
+    'ä\\x00\\n'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:400])
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path, where: str, hint: str) -> Iterator[None]:
+    try:
+        yield
     except CodeInFileError as refused:
         raise DataError(
             f"{where}: '{path}' was refused: {refused}. A weights file holds tensors only. {hint}"
@@ -70,25 +104,46 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
         raise DataError(f"{where}: '{path}' {error}") from None
     except Exception as error:
         # Every reader has its own exceptions for damaged files; the cause is the same to the user.
-        reason = " ".join(str(error).split())[:120]
+        reason = printable(" ".join(str(error).split())[:120])
         what = f"it is damaged or no weights file ({reason or type(error).__name__})"
         raise DataError(f"{where}: '{path}' cannot be read: {what}. {hint}") from None
 
 
-def _read_by_kind(path: Path, head: bytes) -> Tensors:
-    if path.suffix == ".safetensors" or _is_safetensors(head):
+@functools.lru_cache(maxsize=2)
+def _kept_tensors(path: Path, *_version: int) -> Tensors:
+    return _read_by_kind(path)[0]
+
+
+@functools.lru_cache(maxsize=2)
+def _sha256(path: Path, *_version: int) -> str:
+    return content_sha256([path])[0]
+
+
+def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise DataError("is empty. Download it again.")
+    if path.suffix == ".safetensors" or _is_safetensors(head, path.stat().st_size):
         from safetensors.torch import load_file
 
-        return load_file(path)
+        return load_file(path), {}
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
+        raise DataError("is a web page, not weights: the download went wrong. Download it again.")
     if head[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > MOST_PACKED * path.stat().st_size + 2**20:
+                raise DataError(f"unpacks to {unpacked / 1e9:.1f} GB, which weights do not. Save it uncompressed.")
             names = archive.namelist()
             if any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names):
-                return _read_torchscript(archive)
-    return state_dict_of(read_data(path))
+                return _checked(_read_torchscript(archive)), {}
+    content = read_data(path)
+    rest = {str(k): v for k, v in content.items() if k != "model"} if isinstance(content, Mapping) else {}
+    return _checked(_state_dict(content)), rest
 
 
-def state_dict_of(content: Any) -> Tensors:
+def _state_dict(content: Any) -> Tensors:
     """Returns the state dict inside what `torch.load` returned: bare, or under "model" or "state_dict".
 
     Raises:
@@ -104,27 +159,26 @@ def state_dict_of(content: Any) -> Tensors:
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-def _check_sha256(path: Path, expected: str, where: str) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-    if digest != expected.lower():
-        raise DataError(
-            f"{where}: '{path}' has sha256 {digest}, not {expected}. "
-            "Download it again, or set sha256: null to use it as it is."
-        )
-    logger.info("%s: sha256 of %s is as expected", where, path)
+def _checked(tensors: Tensors) -> Tensors:
+    """Returns the tensors, all of them plain numbers that are really there.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    for name, value in tensors.items():
+        is_plain = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+        problem = ""
+        if not is_plain or value.is_meta or value.is_complex():
+            problem = "sparse, nested, quantised, complex or without data"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            problem = "larger than what is stored of it"
+        if problem:
+            raise DataError(f"holds the tensor {printable(name)!r}, which is {problem}. Save plain tensors.")
+    return tensors
 
 
-def _digest(file: io.BufferedReader) -> str:
-    """Returns the hash of an open file; `hashlib.file_digest` came with Python 3.11."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+def _is_safetensors(head: bytes, size: int) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size
 
 
 class _Node:
@@ -217,14 +271,9 @@ def convert_to_safetensors(source: str | Path, target: str | Path) -> int:
     Raises:
         DataError: the source cannot be read.
     """
-    import os
-
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in read_tensors(source, "convert-clip").items()}
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"source": json.dumps(Path(source).name)})
-    os.replace(temporary, target)
+    with replacing(Path(target), "wb") as file:
+        file.write(save(tensors, metadata={"source": json.dumps(Path(source).name)}))
     return len(tensors)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
 from ipiqa.models.pooling import AttentionPool, resize_positions
-from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.image_tower import STAGES, WHERE, ImageTower, check_size, run_stage, stage_depth
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
-WHERE = "model.image_encoder"
 STRIDE = 32  # pixels a token of the last stage stands for, in each direction
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 @dataclass(frozen=True)
@@ -33,12 +28,28 @@ class ResNetSizes:
     embed_dim: int  # length of the pooled feature
     heads: int  # of the attention pool
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no tower has these sizes."""
+        layers, width, embed_dim = self.layers, self.width, self.embed_dim
+        if len(layers) != 4 or min(layers) < 1 or max(layers) > 256 or width < 2 or width % 2 or width > 512:
+            raise ConfigError(
+                f"{WHERE}: layers {list(layers)} and width {width} make no tower. "
+                "Give four stages of 1 to 256 layers and an even width of 512 at most."
+            )
+        if not 1 <= embed_dim <= 2**13:
+            raise ConfigError(f"{WHERE}.embed_dim: {embed_dim} is out of range. Give 1 to 8192.")
+        if self.heads < 1 or width * 32 % self.heads:
+            raise ConfigError(
+                f"{WHERE}.heads: {self.heads} does not divide the {width * 32} channels of the token map."
+            )
+
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
         """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
-        width = tensors["visual.layer1.0.conv1.weight"].shape[0]
-        embed_dim = tensors["visual.attnpool.c_proj.weight"].shape[0]
+        width, embed_dim = (
+            (*tensors[f"visual.{name}.weight"].shape, 0)[0] for name in ("layer1.0.conv1", "attnpool.c_proj")
+        )
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
 
     @classmethod
@@ -59,6 +70,8 @@ class ResNetSizes:
 class ImageEncoder(ImageTower):
     """CLIP's ResNet with its attention pool; the pool's single query is the mean token."""
 
+    num_layers = len(STAGES)
+
     def __init__(self, sizes: ResNetSizes, image_size: int, *, freeze: bool = False) -> None:
         super().__init__()
         from open_clip.modified_resnet import ModifiedResNet
@@ -67,9 +80,10 @@ class ImageEncoder(ImageTower):
         tower = ModifiedResNet(list(sizes.layers), sizes.embed_dim, sizes.heads, image_size=STRIDE, width=sizes.width)
         del tower.attnpool
         self.tower = tower
+        self.sizes = sizes
         self.channels = sizes.width * 32
         self.embed_dim = self.num_features = sizes.embed_dim
-        self.grid = (image_size // STRIDE, image_size // STRIDE)
+        self.grid = (check_size(image_size, STRIDE, "a ResNet"),) * 2
         num_positions = self.grid[0] * self.grid[1] + 1
         self.pool = AttentionPool(self.channels, self.channels, sizes.embed_dim, sizes.heads, num_positions)
         for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
@@ -87,32 +101,16 @@ class ImageEncoder(ImageTower):
         """
         x = images.contiguous(memory_format=torch.channels_last)
         for name in STAGES:
-            stage = getattr(self.tower, name)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(stage, x, use_reentrant=False, context_fn=self._recomputation)
-            else:
-                x = stage(x)
+            x = run_stage(self.tower, name, x, repeat=self.grad_checkpointing)
         return x, self.pool(x)
 
-    def _recomputation(self) -> tuple[Any, Any]:
-        return contextlib.nullcontext(), self._keep_statistics()
+    def depth(self, name: str) -> int:
+        return stage_depth(name)
 
-    @contextlib.contextmanager
-    def _keep_statistics(self) -> Iterator[None]:
-        """The second forward of a checkpointed stage must not move the BatchNorm statistics a second time."""
-        norms = [m for m in self.tower.modules() if isinstance(m, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        counters = [b for name, b in self.tower.named_buffers() if name.endswith("num_batches_tracked")]
-        counts = [counter.clone() for counter in counters]
-        for norm in norms:
-            norm.momentum = 0.0
-        try:
-            yield
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            for counter, count in zip(counters, counts, strict=True):
-                counter.copy_(count)
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        sizes = asdict(self.sizes) | {"layers": list(self.sizes.layers)}
+        return {"name": "clip_resnet", **sizes, "freeze": "all" if self.frozen else "none"}
 
     def load_clip(self, tensors: Tensors, where: str) -> None:
         """Takes the image tower out of a whole CLIP, resizing the positions to this image size.
@@ -151,14 +149,14 @@ def clip_image_encoder(
     image_size: int,
     *,
     architecture: str = "auto",
-    weights: str | None = None,
+    weights: FilePath | None = None,
     sha256: str | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder | OpenClipImageEncoder:
     """Returns the image tower of a published CLIP.
 
     Args:
-        image_size: side of the square input in pixels, a multiple of 32.
+        image_size: side of the square input in pixels, a multiple of 32 (a ResNet) or of the patch.
         architecture: name open_clip knows, such as "RN50-quickgelu" or "ViT-B-32-quickgelu"; "auto" reads the sizes of
             a ResNet from the weights.
         weights: file with OpenAI's tensor names (RN50.pt, state dict, safetensors), or a pretrained tag of open_clip
@@ -166,8 +164,9 @@ def clip_image_encoder(
         sha256: what the hash of the weights file must be.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
-    tensors = clip_tensors(architecture, weights, sha256, WHERE)
-    if architecture != "auto" and not _is_resnet(architecture):
+    has_gelu = architecture != "auto" and not _is_resnet(architecture)  # a ResNet has ReLU
+    tensors = clip_tensors(architecture, weights, sha256, WHERE, has_gelu=has_gelu)
+    if has_gelu:
         return OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
     sizes = _sizes(architecture, tensors, weights)
     return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)
@@ -210,13 +209,13 @@ def clip_resnet(
     width: int,
     embed_dim: int,
     heads: int | None = None,
-    weights: str | None = None,
+    weights: FilePath | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder:
     """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.
 
     Args:
-        image_size: side of the square input in pixels, a multiple of 32.
+        image_size: side of the square input in pixels, a multiple of 32 (a ResNet) or of the patch.
         layers: residual blocks of the four stages.
         width: channels after the stem; the token map has 32 times as many.
         embed_dim: length of the pooled feature.
@@ -224,14 +223,7 @@ def clip_resnet(
         weights: file with OpenAI's tensor names, or None for random values.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
     """
-    if len(layers) != 4 or min(layers) < 1 or width < 2 or width % 2 or embed_dim < 1:
-        raise ConfigError(
-            f"{WHERE}: layers {layers}, width {width} and embed_dim {embed_dim} make no tower. "
-            "Give four stages of at least 1, an even width, a positive embed_dim."
-        )
     heads = width * 32 // 64 if heads is None else heads
-    if heads < 1 or width * 32 % heads:
-        raise ConfigError(f"{WHERE}.heads: {heads} does not divide the {width * 32} channels of the token map.")
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
     sizes = ResNetSizes(tuple(layers), width, embed_dim, heads)
     return _load(ImageEncoder(sizes, image_size, freeze=freeze == "all"), tensors, weights)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,15 +14,14 @@ from ipiqa.models.towers.open_clip_towers import OpenClipPromptEncoder, is_clip_
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.prompts import CONTEXT_LENGTH
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 WHERE = "model.prompt_encoder"
 VOCABULARY = 49408  # CLIP's byte-pair tokens; the end token is the last of them
 GROUP = 8  # prompts that are encoded together at least: smaller matrix products are slower than the padding they save
 
 Freeze = Literal["reference", "all", "none"]
-QAToken = Literal["embeddings", "token", "none"]
-QAPosition = Literal["prefix", "suffix"]
+QAToken = Literal["none", "prefix", "suffix"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,22 @@ class TextSizes:
     heads: int
     embed_dim: int  # length of the prompt feature
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where no tower has these sizes."""
+        if not (1 <= self.layers <= 256 and 1 <= self.width <= 2**13 and 1 <= self.embed_dim <= 2**13):
+            raise ConfigError(
+                f"{WHERE}: width {self.width}, layers {self.layers} and embed_dim {self.embed_dim} make no tower. "
+                "Give 1 or more of each, at most 256 layers and 8192 of the others."
+            )
+        if self.heads < 1 or self.width % self.heads:
+            raise ConfigError(f"{WHERE}.heads: {self.heads} does not divide the width of {self.width}.")
+
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> TextSizes:
         """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
-        width, embed_dim = tensors["text_projection"].shape
-        layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")})
-        return cls(width, layers, width // 64, embed_dim)
+        width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
+        layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
+        return cls(width, layers, max(width // 64, 1), embed_dim)
 
     @classmethod
     def of_architecture(cls, name: str) -> TextSizes:
@@ -56,12 +65,16 @@ class PromptEncoder(PromptFeatures):
     CPU in groups of like length. That is exact and always on.
     """
 
-    def __init__(self, sizes: TextSizes, *, freeze: Freeze, qa_token: QAToken, qa_position: QAPosition) -> None:
+    def __init__(
+        self, sizes: TextSizes, *, freeze: Freeze, qa_token: QAToken = "none", train_embeddings: bool | None = None
+    ) -> None:
+        """Builds the tower with weights drawn as CLIP draws them; `clip_prompt_encoder` explains the settings."""
         super().__init__()
         from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 
         self.embed_dim = sizes.embed_dim
-        self.qa_position = qa_position
+        self.sizes, self.freeze, self.qa_token = sizes, freeze, qa_token
+        self.train_embeddings = freeze != "all" if train_embeddings is None else train_embeddings
         self.token_embedding = nn.Embedding(VOCABULARY, sizes.width)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT_LENGTH, sizes.width))
         self.transformer = Transformer(
@@ -69,9 +82,9 @@ class PromptEncoder(PromptFeatures):
         )
         self.ln_final = LayerNorm(sizes.width)
         self.text_projection = nn.Parameter(torch.empty(sizes.width, sizes.embed_dim))
-        self.qa_embedding = nn.Parameter(torch.empty(sizes.width)) if qa_token == "token" else None
+        self.qa_embedding = nn.Parameter(torch.empty(sizes.width)) if qa_token != "none" else None
         self._initialise(sizes)
-        self._freeze(freeze, qa_token)
+        self._freeze()
 
     def _initialise(self, sizes: TextSizes) -> None:
         """Draws the weights as CLIP does (Radford et al. 2021, released code)."""
@@ -87,13 +100,11 @@ class PromptEncoder(PromptFeatures):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * sizes.width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
-    def _freeze(self, freeze: Freeze, qa_token: QAToken) -> None:
-        """`freeze` speaks of the tower, `qa_token` alone of the token embeddings.
-
+    def _freeze(self) -> None:
         # reference: `freeze_text: True` leaves positions and projection trainable, a slip that the published numbers
         # contain; `qa_token: True` trains all token embeddings and puts no [QA] token in the prompt.
-        """
-        self.token_embedding.requires_grad_(qa_token == "embeddings")
+        freeze = self.freeze
+        self.token_embedding.requires_grad_(self.train_embeddings)
         if freeze != "none":
             self.transformer.requires_grad_(False)
             self.ln_final.requires_grad_(False)
@@ -108,17 +119,23 @@ class PromptEncoder(PromptFeatures):
         have them all at once.
         """
         length = tokens.argmax(dim=-1) + 1
+        if torch.compiler.is_compiling():  # one shape for all prompts
+            return self._encode_together(tokens, length)
         num_groups = min(len(tokens) // GROUP, 4) if self.positional_embedding.device.type == "cpu" else 1
         if num_groups < 2:
-            return self._encode_together(tokens, length)
+            return self._encode_cut(tokens, length)
         order = length.argsort(stable=True)
-        groups = [self._encode_together(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
+        groups = [self._encode_cut(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
         return torch.cat(groups)[order.argsort()]
 
-    def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    def _encode_cut(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Returns features (P, D) of tokens (P, 77), cut to the longest of them."""
+        return self._encode_together(tokens[:, : int(length.max())], length)
+
+    def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Returns features (P, D) of tokens (P, L), L no less than the longest of the lengths (P,)."""
         device = self.positional_embedding.device
-        tokens, end = tokens[:, : int(length.max())].to(device), (length - 1).to(device)  # (P, L), (P,)
+        tokens, end = tokens.to(device), (length - 1).to(device)
         if self.qa_embedding is None:
             x = self.token_embedding(tokens)
         else:
@@ -136,11 +153,9 @@ class PromptEncoder(PromptFeatures):
         """
         assert self.qa_embedding is not None
         if tokens.shape[1] == CONTEXT_LENGTH:
-            full = end == CONTEXT_LENGTH - 1
-            tokens = tokens.clone()
-            tokens[full, CONTEXT_LENGTH - 2] = tokens[full, CONTEXT_LENGTH - 1]
-            tokens, end = tokens[:, :-1], end.clamp(max=CONTEXT_LENGTH - 2)
-        at = torch.ones_like(end) if self.qa_position == "prefix" else end  # behind the start or before the end token
+            last = torch.where(end == CONTEXT_LENGTH - 1, tokens[:, -1], tokens[:, -2])
+            tokens, end = torch.cat([tokens[:, :-2], last[:, None]], dim=1), end.clamp(max=CONTEXT_LENGTH - 2)
+        at = torch.ones_like(end) if self.qa_token == "prefix" else end  # behind the start or before the end token
         column = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         source = (column - (column > at[:, None]).long()).clamp(max=tokens.shape[1] - 1)  # (P, L + 1)
         x = self.token_embedding(tokens.gather(1, source))
@@ -157,6 +172,11 @@ class PromptEncoder(PromptFeatures):
         own = {name: value for name, value in tensors.items() if name.startswith(prefixes)}
         load_exactly(self, own, where, may_miss=("qa_embedding",))
 
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        trained = {"freeze": self.freeze, "qa_token": self.qa_token, "train_embeddings": self.train_embeddings}
+        return {"name": "clip_text", **asdict(self.sizes), **trained}
+
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under the names of OpenAI's release; a [QA] token has none and stays behind."""
         return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
@@ -172,11 +192,11 @@ def _load(encoder: PromptEncoder, tensors: Tensors | None, weights: str | None) 
 def clip_prompt_encoder(
     *,
     architecture: str = "auto",
-    weights: str | None = None,
+    weights: FilePath | None = None,
     sha256: str | None = None,
     freeze: Freeze = "reference",
-    qa_token: QAToken = "embeddings",
-    qa_position: QAPosition = "prefix",
+    qa_token: QAToken = "none",
+    train_embeddings: bool | None = None,
 ) -> PromptEncoder | OpenClipPromptEncoder:
     """Returns the text tower of a published CLIP.
 
@@ -189,9 +209,10 @@ def clip_prompt_encoder(
         sha256: what the hash of the weights file must be.
         freeze: "reference" freezes transformer and final norm, as the published numbers were made; "all" freezes
             positions and projection too; "none" trains the tower.
-        qa_token: "embeddings" trains the token embeddings (reference); "token" puts one learned [QA] token beside the
-            prompt (paper, section 3.2); "none" does neither.
-        qa_position: where the [QA] token stands: behind the start token or before the end token.
+        qa_token: puts one learned [QA] token in the prompt (paper, section 3.2), behind the start token ("prefix") or
+            before the end token ("suffix").
+        train_embeddings: whether the embeddings of all tokens train, as in the reference under the name of qa_token;
+            None for yes unless `freeze` is "all".
     """
     tensors = clip_tensors(architecture, weights, sha256, WHERE)
     if tensors is None and architecture == "auto":
@@ -199,7 +220,7 @@ def clip_prompt_encoder(
             f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
         )
     if architecture != "auto" and not is_clip_text(architecture, WHERE):
-        if freeze == "reference" or qa_token != "none":
+        if freeze == "reference" or qa_token != "none" or (train_embeddings and freeze == "all"):
             raise ConfigError(
                 f"{WHERE}: {architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and a "
                 "[QA] token belong. Set freeze: all (or none) and qa_token: none."
@@ -213,7 +234,7 @@ def clip_prompt_encoder(
         sizes = TextSizes.of_architecture(architecture)
     else:
         sizes = TextSizes.of_tensors(tensors)
-    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, qa_position=qa_position)
+    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
     return _load(encoder, tensors, weights)
 
 
@@ -224,10 +245,10 @@ def clip_text(
     layers: int,
     heads: int,
     embed_dim: int,
-    weights: str | None = None,
+    weights: FilePath | None = None,
     freeze: Freeze = "none",
-    qa_token: QAToken = "embeddings",
-    qa_position: QAPosition = "prefix",
+    qa_token: QAToken = "none",
+    train_embeddings: bool | None = None,
 ) -> PromptEncoder:
     """Returns a text tower of CLIP's kind in the sizes given: small ones train in minutes.
 
@@ -239,15 +260,9 @@ def clip_text(
         weights: file with OpenAI's tensor names, or None for random values.
         freeze: as for `clip`.
         qa_token: as for `clip`.
-        qa_position: as for `clip`.
+        train_embeddings: as for `clip`.
     """
-    if min(width, layers, embed_dim) < 1:
-        raise ConfigError(
-            f"{WHERE}: width {width}, layers {layers} and embed_dim {embed_dim} make no tower. Give 1 or more of each."
-        )
-    if heads < 1 or width % heads:
-        raise ConfigError(f"{WHERE}.heads: {heads} does not divide the width of {width}.")
     sizes = TextSizes(width, layers, heads, embed_dim)
-    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, qa_position=qa_position)
+    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
     return _load(encoder, tensors, weights)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.clip_weights import architecture_settings, load_exactly
+from ipiqa.models.clip_weights import architecture_settings, load_exactly, normalisation
 from ipiqa.models.pooling import resize_positions
-from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors
+from ipiqa.prompts import read_as_text
 
 
 class OpenClipImageEncoder(ImageTower):
@@ -33,11 +35,15 @@ class OpenClipImageEncoder(ImageTower):
             freeze: whether the tower stays as it is.
         """
         super().__init__()
-        where = "model.image_encoder"
-        self.visual = _build(architecture, where, image_size).visual
+        self.architecture = architecture
+        self.mean, self.std = normalisation(architecture, weights)
+        self.visual = _build(architecture, WHERE, image_size).visual
+        patches: Any = getattr(self.visual, "conv1", None) or getattr(self._trunk, "patch_embed", None)
+        patch = getattr(patches, "kernel_size", None) or getattr(patches, "patch_size", None) or (1,)
+        check_size(image_size, patch[0], architecture)
         self.visual.output_tokens = True  # beside the pooled feature; timm's towers give theirs otherwise
         if tensors is not None:
-            self._load(tensors, f"{where}.weights: '{weights}'")
+            self._load(tensors, f"{WHERE}.weights: '{weights}'")
         if freeze:
             self.freeze()
         with torch.inference_mode():
@@ -45,11 +51,14 @@ class OpenClipImageEncoder(ImageTower):
         side = round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
             raise ConfigError(
-                f"{where}.architecture: {architecture!r} gives {tokens.shape[1]} tokens at {image_size} px, "
+                f"{WHERE}.architecture: {architecture!r} gives {tokens.shape[1]} tokens at {image_size} px, "
                 "which make no square map. Take a ViT-* or ViT-*-SigLIP, or another image_size."
             )
         self.grid, self.channels = (side, side), tokens.shape[2]
         self.embed_dim = self.num_features = pooled.shape[1]
+        blocks: Any = self._trunk.blocks if self._trunk is not None else self.visual.transformer.resblocks
+        self.num_layers = len(blocks) + 1
+        self._repeats = False
         self.train()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,18 +73,34 @@ class OpenClipImageEncoder(ImageTower):
     @property
     def grad_checkpointing(self) -> bool:
         """Whether the forward pass of each block is repeated instead of kept."""
-        return bool(getattr(getattr(self.visual, "transformer", None), "grad_checkpointing", False))
+        return self._repeats
 
     @grad_checkpointing.setter
     def grad_checkpointing(self, enable: bool) -> None:
+        self._repeats = enable
         self.visual.set_grad_checkpointing(enable)
+
+    @property
+    def _trunk(self) -> Any:
+        """The tower of timm, as SigLIP has it; None where it is open_clip's own."""
+        return getattr(self.visual, "trunk", None)
+
+    def depth(self, name: str) -> int:
+        block = re.search(r"\bblocks\.(\d+)|\bresblocks\.(\d+)", name)
+        if block is not None:
+            return int(block[1] or block[2]) + 1
+        return 0 if re.search(r"conv1|embed|cls_token|reg_token|ln_pre|norm_pre", name) else self.num_layers
+
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        return {"name": "clip", "architecture": self.architecture, "freeze": "all" if self.frozen else "none"}
 
     def _tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns patch tokens (B, N, C) and the pooled feature (B, D)."""
-        visual: Any = self.visual
-        if hasattr(visual, "trunk"):  # of timm, as SigLIP has it
-            features = visual.trunk.forward_features(images)
-            return features[:, visual.trunk.num_prefix_tokens :], visual.head(visual.trunk.forward_head(features))
+        visual, trunk = self.visual, self._trunk
+        if trunk is not None:
+            features = trunk.forward_features(images)
+            return features[:, trunk.num_prefix_tokens :], visual.head(trunk.forward_head(features))
         pooled, tokens = visual(images)
         return tokens, pooled
 
@@ -124,6 +149,11 @@ class OpenClipPromptEncoder(PromptFeatures):
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.text(tokens.to(next(self.parameters()).device))
+
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        freeze = "all" if self.is_frozen else "none"
+        return {"name": "clip", "architecture": self.architecture, "freeze": freeze}
 
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under open_clip's names."""
@@ -178,7 +208,7 @@ def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
     import open_clip
 
     try:
-        tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(architecture)
+        tokenizer: Callable[[list[str]], torch.Tensor] = read_as_text(open_clip.get_tokenizer(architecture))
     except Exception as error:
         # The hub's client and transformers, which may not be installed, have many exceptions of their own.
         reason = " ".join(str(error).split())[:120]

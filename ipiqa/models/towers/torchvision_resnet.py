@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ipiqa.errors import DataError
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.towers.image_tower import ImageTower
+from ipiqa.models.towers.image_tower import STAGES, WHERE, ImageTower, check_size, run_stage, stage_depth
 from ipiqa.models.weights import read_tensors
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
-WHERE = "model.image_encoder"
 STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 
 
@@ -22,12 +21,15 @@ STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 class TorchvisionResNet(ImageTower):
     """A ResNet with global average pooling."""
 
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+    num_layers = len(STAGES)
+
     def __init__(
         self,
         image_size: int,
         *,
         depth: Literal[18, 34, 50, 101, 152] = 50,
-        weights: str | None = None,
+        weights: FilePath | None = None,
         freeze: Literal["none", "all"] = "none",
     ) -> None:
         """Builds the tower.
@@ -63,7 +65,9 @@ class TorchvisionResNet(ImageTower):
                 )
             load_exactly(tower, read_tensors(weights, f"{WHERE}.weights"), f"{WHERE}.weights: '{weights}'")
         self.channels = self.embed_dim = self.num_features = tower.fc.in_features
-        self.grid = (image_size // STRIDE, image_size // STRIDE)
+        self.grid = (check_size(image_size, STRIDE, "a ResNet"),) * 2
+        self.num_convolutions = depth
+        self.grad_checkpointing = False
         tower.fc = nn.Identity()
         self.tower = tower
         if freeze == "all":
@@ -79,6 +83,14 @@ class TorchvisionResNet(ImageTower):
         tower = self.tower
         x = images.contiguous(memory_format=torch.channels_last)
         x = tower.maxpool(tower.relu(tower.bn1(tower.conv1(x))))
-        for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
-            x = stage(x)
+        for name in STAGES[1:]:
+            x = run_stage(tower, name, x, repeat=self.grad_checkpointing)
         return x, x.mean(dim=(2, 3))
+
+    def depth(self, name: str) -> int:
+        return stage_depth(name)
+
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        freeze = "all" if self.frozen else "none"
+        return {"name": "torchvision_resnet", "depth": self.num_convolutions, "freeze": freeze}

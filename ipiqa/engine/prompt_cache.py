@@ -1,0 +1,44 @@
+"""Prompt features computed once: for one evaluation, or for a whole fold where the prompt encoder is frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+MOST_KEPT = 65536  # features: where prompts are counted in millions, memory stays bounded
+
+
+class PromptCache:
+    """Tokens -> features of one prompt encoder, valid while its weights stay as they are: its owner sees to that.
+
+    Features of a frozen encoder are computed in fp32, those of another in the precision around the call.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        self.is_frozen = not any(p.requires_grad for p in encoder.parameters())
+        self._features: dict[bytes, torch.Tensor] = {}  # by the prompt's tokens
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PromptCache | None:
+        """Returns a cache for a model that says that it reads the features of its `prompt_encoder`, None otherwise."""
+        reads = getattr(model, "reads_prompt", False) and hasattr(model, "prompt_encoder")
+        return cls(model.prompt_encoder) if reads else None  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns features (B, D) of tokens (B, context), without gradient."""
+        distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
+        keys = [row.tobytes() for row in distinct.cpu().numpy()]
+        known = {key: self._features[key] for key in keys if key in self._features}
+        new = [i for i, key in enumerate(keys) if key not in known]
+        if new:
+            device = next(self.encoder.parameters()).device.type
+            in_fp32 = self.is_frozen or not torch.is_autocast_enabled(device)
+            with torch.autocast(device, enabled=not in_fp32):
+                known |= zip([keys[i] for i in new], self.encoder(distinct[new]), strict=True)
+            if len(self._features) + len(new) > MOST_KEPT:
+                self._features = {}
+            self._features |= known
+        features = torch.stack([known[key] for key in keys])
+        return features[place.to(features.device)]
