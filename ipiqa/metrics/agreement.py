@@ -171,9 +171,7 @@ def _measure_one(predictions: np.ndarray, mos: np.ndarray, fitted: bool) -> dict
         if fit.reason is not None:
             result["notes"].append(f"fitted PLCC is undefined: {fit.reason}")
         elif fit.plcc < abs(result["plcc"]) - _NOTICEABLE:
-            result["notes"].append(
-                f"fitted PLCC {fit.plcc:.4f} is below PLCC {result['plcc']:.4f}: no better fit found"
-            )
+            result["notes"].append(f"fitted PLCC {fit.plcc:.4f} is below PLCC {result['plcc']:.4f}: a poor fit")
     return result
 
 

@@ -25,7 +25,7 @@ from ipiqa.evaluation.summary import (
 )
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, describe, holm
-from ipiqa.report.compare import LEVEL, TEST_COLUMNS, tested
+from ipiqa.report.compare import LEVEL, TEST_COLUMNS, interval_and_p
 from ipiqa.report.render import markdown_table, render
 from ipiqa.report.tables import mean_std
 
@@ -158,7 +158,7 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
     differences = []
     for (checkpoint, target, name), test in ablation.differences.items():
         shown = "-" if math.isnan(test.difference) else f"{test.difference:+.4f} {mark(test)}".strip()
-        differences.append([ablation.heading(checkpoint), target, name, shown, *tested(test)])
+        differences.append([ablation.heading(checkpoint), target, name, shown, *interval_and_p(test)])
     return render(
         "ablation.md.j2", title=title, ablation=ablation, remarks=_remarks(ablation),
         figures=markdown_table(header, rows),

@@ -41,7 +41,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         keys = [key for key in keys if {("A", *key), ("B", *key)} <= set(values)]
         tests = holm([compare(values, runs, "A", "B", key, folds) for key in keys])
         rows = [
-            [checkpoint, label(metric), *_means(test), *tested(test), _ahead(test, metric)]
+            [checkpoint, label(metric), *_means(test), *interval_and_p(test), _ahead(test, metric)]
             for (_, checkpoint, metric), test in zip(keys, tests, strict=True)
         ]
         notes |= {f"{target}: {test.note}": None for test in tests if test.note}
@@ -64,7 +64,7 @@ def _means(test: PairedTest) -> list[str]:
     return [number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"]
 
 
-def tested(test: PairedTest) -> list[str]:
+def interval_and_p(test: PairedTest) -> list[str]:
     """Returns interval, p and corrected p as text, "-" where there is none."""
     interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
     return [interval, p_value(test.p), p_value(test.p_holm)]
