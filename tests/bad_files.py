@@ -157,33 +157,36 @@ def of_format(number: Any) -> Callable[[Toy, Path], object]:
 
 
 CHECKPOINT = "run.checkpoint: '"
-GIVE = "Give a checkpoint, or a run folder with the best.pt of every fold."
+GIVE = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
 
 CHECKPOINTS = [
     Case(
         "missing checkpoint",
         evaluating(lambda toy, path: None),
-        (CHECKPOINT, "best.pt' does not exist. Give a checkpoint, or a run"),
+        (CHECKPOINT, "best.pt' does not exist. Give a checkpoint, a bundle"),
     ),
     Case(
         "folder without folds",
         evaluating(lambda toy, path: path.mkdir()),
-        (CHECKPOINT, "fold_00/best.pt' does not exist. Give a checkpoint, or a run"),
+        (CHECKPOINT, "fold_00/best.pt' does not exist. Give a checkpoint, a bundle"),
     ),
     Case(
-        "other model", evaluating(real, "model.name=image_only"), (CHECKPOINT, "tensors belong to another model", OTHER)
+        "other model",
+        evaluating(real, "model.name=image_only"),
+        (CHECKPOINT, "belongs to another model: model.name is 'image_only'"),
     ),
     Case(
-        "other fusion", evaluating(real, "model.fusion.name=concatenation"), (CHECKPOINT, "another model, first", OTHER)
+        "other fusion",
+        evaluating(real, "model.fusion.name=concatenation"),
+        (CHECKPOINT, "another model: model.fusion.name is"),
     ),
-    Case("other head", evaluating(real, "model.head.name=linear"), (CHECKPOINT, "belong to another model", OTHER)),
-    Case("other width", evaluating(real, "model.prompt_encoder.width=16"), (CHECKPOINT, "have another shape", OTHER)),
-    Case("other image size", evaluating(real, "image_size=64"), (CHECKPOINT, "have another shape, first", OTHER)),
+    Case("other head", evaluating(real, "model.head.name=linear"), (CHECKPOINT, "another model: model.head.name is")),
     Case(
-        "other number of targets",
-        evaluating(real, "dataset.targets=[quality]"),
-        (CHECKPOINT, "predicts 2 targets, the dataset has 1. Take a checkpoint trained for this dataset, or choose"),
+        "other width",
+        evaluating(real, "model.prompt_encoder.width=16"),
+        (CHECKPOINT, "model.prompt_encoder.width is 16, not 8."),
     ),
+    Case("other image size", evaluating(real, "image_size=64"), (CHECKPOINT, "image_size is 64, not 32.")),
     Case(
         "newer format",
         evaluating(of_format(99)),

@@ -185,7 +185,7 @@ CONFIGS = [
     Case(
         "size",
         words("image_size=100"),
-        ("image_size: 100 is not a multiple of 32 pixels; a ResNet needs one. Give 96",),
+        ("image_size: 100 is not a multiple of 32 pixels, as a ResNet needs. Give 96",),
     ),
     Case("flip", words("processor.flip=2"), ("processor.flip: 2 is not a probability. Give a number from 0 to 1.",)),
     Case("tower that cannot be", words("model.image_encoder.width=3"), ("model.image_encoder:", "Give four stages")),

@@ -38,6 +38,7 @@ REFERENCE_NAMES = {
     "head.": "head.",
 }
 # The reference code leaves frozen parameters out of its checkpoints; the CLIP weights the model was built on hold them.
+HINT = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
 REFERENCE_FROZEN = ("prompt_encoder.transformer.", "prompt_encoder.ln_final.")
 
 
@@ -104,7 +105,7 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
         if (folder / CONFIG).is_file():
             spec, tensors = read_bundle(folder, where)
             return Checkpoint(tensors, spec)
-    tensors, rest = read_checkpoint_file(path, where, "Give a checkpoint such as fold_00/best.pt, or a bundle.")
+    tensors, rest = read_checkpoint_file(path, where, HINT)
     if is_reference(tensors):
         logger.info("%s: '%s' was trained with the reference code; its names are translated", where, path)
         return Checkpoint(from_reference(tensors), None, REFERENCE_FROZEN)

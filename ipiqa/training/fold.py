@@ -21,7 +21,7 @@ from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
 from ipiqa.errors import DataError
 from ipiqa.evaluation.results import EpochResult, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
+from ipiqa.models.bundle import CONFIG, HASH_DIGITS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -30,9 +30,9 @@ logger = logging.getLogger("ipiqa")
 
 
 def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    """Returns the file or bundle that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
     path = Path(str(config.run.checkpoint))
-    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() and not (path / CONFIG).is_file() else str(path)
 
 
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
