@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := output/demo
 
-.PHONY: help install demo demo-ablation test test-slow lint format clean
+.PHONY: help install demo demo-ablation test test-slow test-cuda lint format clean
 
 help:
 	@echo 'make install        make $(VENV) and install IP-IQA in it (PyTorch is large: minutes)'
 	@echo 'make demo           make the demo images, train over 3 folds, print the table and the report'
 	@echo 'make demo-ablation  the same without prompts, and the two runs side by side'
 	@echo 'make test           the test suite; make test-slow runs the long tests it leaves out'
+	@echo 'make test-cuda      the tests that need an NVIDIA GPU, which skip where there is none'
 	@echo 'make lint           ruff and mypy; make format mends what ruff can'
 	@echo 'make clean          remove $(VENV) and what tools left behind; output/ and cache/ stay'
 
@@ -49,6 +50,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-cuda: install
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

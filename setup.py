@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
-    package_data={"ipiqa": ["projects/*/*.yaml"]},
+    package_data={"ipiqa": ["projects/*/*.yaml", "report/templates/*"]},
     install_requires=requirements(),
     extras_require={
         "dev": [
@@ -42,9 +42,8 @@ setup(
             "pyarrow>=14.0",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",  # the next one may format differently
-            "webdataset>=0.2.86",
         ],
-        "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0", "webdataset>=0.2.86"],
+        "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0"],
     },
     entry_points={"console_scripts": ["ipiqa = ipiqa.cli:main"]},
 )

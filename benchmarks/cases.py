@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ipiqa import registry
 from ipiqa.config.loading import list_registered
 from ipiqa.datasets.databases.agiqa import OwnTable
-from ipiqa.datasets.loaders import train_loader
+from ipiqa.datasets.loaders import Loading, train_loader
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.predict import autocast
 from ipiqa.engine.prompt_cache import PromptCache
@@ -168,10 +168,9 @@ def loading(variant: str, count: int) -> Work:
     keep_freed_memory()
     processor, dataset = SquashProcessor(224), make_dataset(folder, paths)
     table = dataset.load()
-    ours = train_loader(
-        table, dataset.open_images(table, processor), tokenize(table.prompts), np.arange(count), batch_size=32,
-        seed=0, fold=0, rank=0, world_size=1, num_workers=None, pin_memory=False,
-    )  # fmt: skip
+    images = dataset.open_images(table, dataset.image_hashes(table), processor)
+    loading = Loading(batch_size=32, eval_batch_size=32, seed=0)
+    ours = train_loader(table, images, tokenize(table.prompts), np.arange(count), loading, fold=0)
 
     def epoch_ours(keeper: object = keeper) -> None:
         for batch in ours:

@@ -18,12 +18,14 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ipiqa.datasets.loaders import Loading
 from ipiqa.datasets.shards import Shards
 from ipiqa.processors.image import SquashProcessor
 
@@ -48,7 +50,7 @@ def write_shard(path: Path, seed: int) -> None:
                 archive.addfile(entry, io.BytesIO(content))
 
 
-def lengths(prompts: list[str]) -> torch.Tensor:
+def lengths(prompts: Sequence[str]) -> torch.Tensor:
     """Returns int64 (B, 1), in place of tokens: the tokeniser's own memory is not what is measured."""
     return torch.tensor([[len(prompt)] for prompt in prompts])
 
@@ -67,10 +69,8 @@ def measure(folder: Path, num_shards: int) -> dict[str, float]:
         val_shards=[],
         samples_per_epoch=num_shards * SAMPLES_PER_SHARD,
     )
-    batches = dataset.train_batches(
-        SquashProcessor(32), lengths, batch_size=BATCH_SIZE, seed=0, rank=0, world_size=1, num_workers=NUM_WORKERS,
-        pin_memory=False,
-    )  # fmt: skip
+    loading = Loading(batch_size=BATCH_SIZE, eval_batch_size=BATCH_SIZE, seed=0, num_workers=NUM_WORKERS)
+    batches = dataset.train_batches(SquashProcessor(32), lengths, loading)
     batches.set_epoch(0)
     tenth = len(batches) // 10
     figures: dict[str, float] = {}

@@ -23,23 +23,25 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ipiqa import build, dist
-from ipiqa.config.loading import Config, load_config, parse_override, position, read_text
-from ipiqa.errors import ConfigError, DataError, did_you_mean
+from ipiqa import build, dist, registry
+from ipiqa.config import yaml_file
+from ipiqa.config.loading import Config, load_config, parse_override
+from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean
+from ipiqa.registry import shorten
 from ipiqa.report import AblationRow, load_run, write_summary
 from ipiqa.training.cross_validation import run
-from ipiqa.training.run_folder import check_identity, identity_of, is_finished
+from ipiqa.training.run_folder import check_same_run, is_finished, weights_of
 
 logger = logging.getLogger("ipiqa")
 
+MAX_POINTS = 1000
 KEYS = ("config", "output_dir", "num_folds", "rows", "grid")
 OUTPUT_DIR = "run.output_dir"
 # What a point may not set: the folder comes from its name, and all processes of a job are joined for one device.
@@ -105,61 +107,33 @@ def load_grid(path: str | Path, *overrides: str) -> Grid:
         ConfigError: a file that cannot be read, a wrong key or type, points that share a name, a folder or all their
             settings, or a point whose config does not load.
     """
-    path = Path(path)
-    content = _read(path)
+    path = Path(registry.file_path(str(path), "--grid"))
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"--grid: '{path}' {what}. Grids are in ipiqa/projects/*/ablation.yaml.")
+    content = yaml_file.read_mapping(path, f"A grid has the keys {', '.join(KEYS)}.")
     _check_keys(content, KEYS, str(path))
-    config_path = path.parent / _text(content, "config", str(path))
+    config_path = path.parent / registry.file_path(_text(content, "config", str(path)), f"{path}: config")
     if not config_path.is_file():
         raise ConfigError(f"{path}: config: '{config_path}' does not exist. Give a config, relative to this file.")
-    output_dir = Path(_text(content, "output_dir", str(path)))
+    output_dir = Path(registry.file_path(_text(content, "output_dir", str(path)), f"{path}: output_dir"))
     common = [_override("run.num_folds", content["num_folds"])] if content.get("num_folds") is not None else []
+    for_all = []
     for override in overrides:
         key, value = parse_override(override)
-        output_dir = Path(str(value)) if key == OUTPUT_DIR else output_dir
-    for_all = [override for override in overrides if parse_override(override)[0] != OUTPUT_DIR]
+        if key == OUTPUT_DIR:
+            output_dir = Path(registry.file_path(str(value), OUTPUT_DIR))
+        else:
+            for_all.append(override)
     points: list[Point] = []
     for name, changes in _named_changes(content, str(path)):
         changes = (*common, *changes)
         folder = _override(OUTPUT_DIR, str(output_dir / _folder_name(name, path)))
-        with _told_of(name):
+        with _naming_row(name):
             config = load_config(config_path, *changes, *for_all, folder)
         points.append(Point(name, changes[len(common) :], config))
     _check_distinct(points, str(path))
     return Grid(output_dir, tuple(points))
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML as configs are read: 1e-4 is a number, and a key stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Returns the mapping that stands in a grid file."""
-    form = f"A grid has the keys {', '.join(KEYS)}."
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigError(f"--grid: '{path}' {what}. Grids are in ipiqa/projects/*/ablation.yaml.")
-    text = read_text(path)
-    try:
-        content = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"{path}{position(error)}: no valid YAML ({problem}). Check what stands there.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds no mapping. {form}")
-    return content
 
 
 def _check_keys(section: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
@@ -172,8 +146,8 @@ def _check_keys(section: Mapping[Any, Any], known: Sequence[str], where: str) ->
 def _text(section: Mapping[str, Any], key: str, where: str) -> str:
     value = section.get(key)
     if not isinstance(value, str) or not value.strip():
-        found = "missing" if key not in section else f"{value!r} is not text"
-        raise ConfigError(f"{where}: {key}: {found}. Write {key}: and a text, in quotes where it is a number.")
+        problem = "missing" if key not in section else f"{shorten(value)} is not text"
+        raise ConfigError(f"{where}: {key}: {problem}. Write {key}: and a text, in quotes where it is a number.")
     return value
 
 
@@ -184,6 +158,9 @@ def _named_changes(content: Mapping[str, Any], where: str) -> list[tuple[str, tu
     rows = _rows(content["rows"], where) if content.get("rows") is not None else [("", {})]
     grid = _lists(content["grid"], where) if content.get("grid") is not None else {}
     labels = {key: _short(key, grid) for key in grid}
+    number = len(rows) * math.prod(map(len, grid.values()))
+    if number > MAX_POINTS:
+        raise ConfigError(f"{where}: {number} points. A grid has at most {MAX_POINTS}; give fewer values.")
     out = []
     for name, changes in rows:
         both = [key for key in changes if key in grid]
@@ -201,17 +178,17 @@ def _named_changes(content: Mapping[str, Any], where: str) -> list[tuple[str, tu
 
 def _rows(rows: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(rows, list) or not rows:
-        raise ConfigError(f"{where}: rows: {rows!r} is not a list of rows. Write '- name: whole' and so on.")
+        raise ConfigError(f"{where}: rows: {shorten(rows)} is not a list of rows. Write '- name: whole' and so on.")
     out = []
     for number, row in enumerate(rows, 1):
         here = f"{where}: rows, number {number}"
         if not isinstance(row, dict):
-            raise ConfigError(f"{here}: {row!r} is not a mapping. Write '- name: whole', and set: under it.")
+            raise ConfigError(f"{here}: {shorten(row)} is not a mapping. Write '- name: whole', and set: under it.")
         _check_keys(row, ("name", "set"), here)
         name, changes = _text(row, "name", here), row.get("set", {})
         here = f"{where}: row {name!r}"
         if not isinstance(changes, dict):
-            raise ConfigError(f"{here}: set: {changes!r} is not a mapping. Write {{key: value}} with dotted keys.")
+            raise ConfigError(f"{here}: set: {shorten(changes)} is not a mapping. Write {{key: value}}.")
         _check_settable(changes, here)
         out.append((name, changes))
     return out
@@ -219,18 +196,16 @@ def _rows(rows: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _lists(grid: Any, where: str) -> dict[str, list[Any]]:
     if not isinstance(grid, dict) or not grid:
-        raise ConfigError(f"{where}: grid: {grid!r} is not a mapping. Write key: [value, value] with dotted keys.")
+        raise ConfigError(f"{where}: grid: {shorten(grid)} is not a mapping. Write key: [value, value].")
     _check_settable(grid, f"{where}: grid")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: grid: {key}: {values!r} is not a list of values. Write [{values}], for one.")
+            raise ConfigError(f"{where}: grid: {key}: {shorten(values)} is not a list of values. Write [value, value].")
     return grid
 
 
-def _check_settable(changes: Mapping[Any, Any], where: str) -> None:
+def _check_settable(changes: Mapping[str, Any], where: str) -> None:
     for key in changes:
-        if not isinstance(key, str):
-            raise ConfigError(f"{where}: {key!r} is no setting. Write a dotted key, such as model.name.")
         if key in FIXED:
             raise ConfigError(f"{where}: {key} cannot differ between points. {FIXED[key]}")
 
@@ -303,14 +278,13 @@ def check_folders(points: Sequence[Point]) -> None:
     """
     for point in points:
         if point.is_begun:
-            with _told_of(point.name):
-                stored = load_config(point.run_dir / "config.yaml")
-                check_identity(identity_of(stored), identity_of(point.config), point.run_dir)
+            with _naming_row(point.name):
+                check_same_run(point.config, weights_of(point.config))
 
 
 @contextlib.contextmanager
-def _told_of(name: str) -> Iterator[None]:
-    """A mistake found within the block is told with the name of the point in front."""
+def _naming_row(name: str) -> Iterator[None]:
+    """Puts the name of a point before the message of an error raised within the block."""
     try:
         yield
     except (ConfigError, DataError) as error:
@@ -320,16 +294,23 @@ def _told_of(name: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- running points
 
 
-def run_points(points: Sequence[Point]) -> None:
+def run_points(points: Sequence[Point]) -> dict[str, str]:
     """Runs each point that is not finished, or what is left of it, and writes its summary.
 
+    A point that cannot be run is logged and left out, and the others are run. What all points need of weights is
+    checked before the first is trained. On several processes the first error ends the job, because a process that has
+    failed alone could not join the others in the next point.
+
+    Returns:
+        The error of each point that failed, by its name; empty when all went well.
+
     Raises:
-        ConfigError, DataError: a point that cannot be run; the line begins with its name. What all points need of
-            weights is checked before the first is trained.
+        ConfigError, DataError: on several processes, a point that cannot be run; the line begins with its name.
         Interrupted: stopped by a signal; the state is saved.
     """
+    failures: dict[str, str] = {}
     if not points:
-        return
+        return failures
     with dist.process_group(build.choose_device(points[0].config)):
         # Asked of rank 0 once: a process that looks later would find the folder that this very run has made.
         done = dist.from_main([point.is_done for point in points])
@@ -339,15 +320,28 @@ def run_points(points: Sequence[Point]) -> None:
             if is_done:
                 logger.info("row %r is finished, skipped", point.name)
                 continue
-            with _told_of(point.name):
+            with _collecting(failures, point.name):
                 build.make_model(point.config, num_targets=1)  # finds missing or wrong weights
-            left.append((point, is_begun))
+                left.append((point, is_begun))
         for number, (point, is_begun) in enumerate(left, 1):
             logger.info("row %r (%d of %d): %s", point.name, number, len(left), " ".join(point.changes) or "as it is")
-            with _told_of(point.name):
+            with _collecting(failures, point.name):
                 run(point.config, resume=is_begun)
-            if dist.is_main():
-                write_summary(point.run_dir)
+                if dist.is_main():
+                    write_summary(point.run_dir)
+    return failures
+
+
+@contextlib.contextmanager
+def _collecting(failures: dict[str, str], name: str) -> Iterator[None]:
+    """Ends the block at the user's mistake, which is logged and put under the name of its point."""
+    try:
+        yield
+    except IpiqaError as error:
+        if dist.world_size() > 1:
+            raise type(error)(f"row {name!r}: {error}") from None
+        logger.error("row %r failed: %s", name, error)
+        failures[name] = str(error)
 
 
 def shard_of(points: Sequence[Point], number: int, count: int) -> list[Point]:
@@ -359,8 +353,12 @@ def shard_of(points: Sequence[Point], number: int, count: int) -> list[Point]:
     return list(points[number - 1 :: count])
 
 
-def rows_of(grid: Grid) -> list[AblationRow]:
+def rows_of(grid: Grid, failures: Mapping[str, str] | None = None) -> list[AblationRow]:
     """Returns the rows of the table: every point, with its results where it is finished.
+
+    Args:
+        grid: all points.
+        failures: what `run_points` returned.
 
     Raises:
         DataError: a finished point whose files cannot be read.
@@ -369,8 +367,10 @@ def rows_of(grid: Grid) -> list[AblationRow]:
     for point in grid.points:
         result = None
         if point.is_done:
-            found, count = load_run(point.run_dir), point.config.run.num_folds
-            folds = tuple(fold for fold in found.folds if fold.number < count)  # an earlier grid may have had more
-            result = dataclasses.replace(found, folds=folds, num_folds=count, missing=())
-        rows.append(AblationRow(point.name, point.changes, point.state, result))
+            whole, count = load_run(point.run_dir), point.config.run.num_folds
+            folds = tuple(fold for fold in whole.folds if fold.number < count)  # an earlier grid may have had more
+            result = dataclasses.replace(whole, folds=folds, num_folds=count)
+        error = (failures or {}).get(point.name)
+        state = point.state if error is None else f"failed: {error}"
+        rows.append(AblationRow(point.name, point.changes, state, result))
     return rows

@@ -17,10 +17,12 @@ from torch import nn
 
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_hashes, image_set_sha256
+from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.loaders import eval_loader, train_loader
+from ipiqa.datasets.loaders import Loading, eval_loader, train_loader
+from ipiqa.datasets.shards import Shards
+from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
@@ -46,6 +48,8 @@ Tokenize = Callable[[Sequence[str]], torch.Tensor]  # N prompts -> int64 (N, con
 class EpochLoader(Protocol):
     """Batches of one epoch after the other."""
 
+    num_workers: int
+
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -68,11 +72,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Batches:
-    """What one training reads: batches to train on, batches to evaluate on, and below what its row numbers lie."""
+    """What one training reads: batches to train on and to evaluate on, and rows of the table, None where streamed."""
 
     train: EpochLoader
     held_out: Iterable[Batch]
-    num_rows: int
+    num_rows: int | None
 
 
 def choose_device(config: Config) -> torch.device:
@@ -96,9 +100,10 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def make_dataset(config: Config) -> ImageFolder:
+def make_dataset(config: Config) -> Source:
     """Returns the dataset of a config; no file is touched."""
-    return registry.build("dataset", config.dataset, "dataset", {})
+    dataset: Source = registry.build("dataset", config.dataset, "dataset", {})
+    return dataset
 
 
 def make_processor(config: Config) -> SquashProcessor:
@@ -152,12 +157,11 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     """
     dataset = make_dataset(config)
     table = dataset.load()
+    assert isinstance(dataset, ImageFolder)  # what has a table has a folder
     dataset.check_images(table, processor)
-    if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, processor)
-    dist.barrier()
-    if not dist.is_main():
-        images = dataset.open_images(table, processor)
+    hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
+    images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
+    images = images or dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),
@@ -165,7 +169,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
         len(set(table.groups)),
         ", ".join(table.target_names),
     )
-    return Data(table, images, image_hashes(table))
+    return Data(table, images, hashes)
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
@@ -181,6 +185,20 @@ def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
     )
 
 
+def loading_of(config: Config, device: torch.device) -> Loading:
+    """Returns how this process loads the batches of a config."""
+    run = config.run
+    return Loading(
+        batch_size=run.batch_size,
+        eval_batch_size=run.eval_batch_size,
+        seed=run.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=run.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
 def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> Batches:
     """Returns the batches of one split of a table.
 
@@ -193,13 +211,8 @@ def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split
         split: which rows train.
         device: where the batches go.
     """
-    run = config.run
-    processes: dict[str, Any] = {"rank": dist.rank(), "world_size": dist.world_size()}
-    workers: dict[str, Any] = {"num_workers": run.num_workers, "pin_memory": device.type == "cuda"}
-    train = train_loader(
-        data.table, data.images, tokens, split.train, batch_size=run.batch_size, seed=run.seed, fold=split.fold,
-        **processes, **workers,
-    )  # fmt: skip
+    loading = loading_of(config, device)
+    train = train_loader(data.table, data.images, tokens, split.train, loading, fold=split.fold)
     return Batches(train, held_out_batches(config, data, tokens, split, device), len(data.table))
 
 
@@ -207,11 +220,14 @@ def held_out_batches(
     config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device
 ) -> Iterable[Batch]:
     """Returns the batches of the rows of a split that do not train; arguments as for `table_batches`."""
-    return eval_loader(
-        data.table, data.images, tokens, np.sort(np.concatenate([split.selection, split.val])),
-        batch_size=config.run.eval_batch_size, rank=dist.rank(), world_size=dist.world_size(),
-        num_workers=config.run.num_workers, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    rows = np.sort(np.concatenate([split.selection, split.val]))
+    return eval_loader(data.table, data.images, tokens, rows, loading_of(config, device))
+
+
+def streamed_batches(config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device) -> Batches:
+    """Returns the batches of tar shards; the held-out ones are shards of their own."""
+    given = processor, make_tokenizer(config), loading_of(config, device)
+    return Batches(dataset.train_batches(*given), dataset.val_batches(*given), None)
 
 
 def make_model(config: Config, num_targets: int) -> nn.Module:
@@ -279,7 +295,7 @@ def describe_model(
 class Inputs:
     """Batches as a loader gives them -> batches as a task takes them: on the device, normalised, flipped to train."""
 
-    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int, seed: int, fold: int):
+    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int | None, seed: int, fold: int):
         self.processor, self.device = processor, device
         self.num_rows, self.seed, self.fold = num_rows, seed, fold
         self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs

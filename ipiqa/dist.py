@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ipiqa.errors import ConfigError, IpiqaError
+
+logger = logging.getLogger("ipiqa")
+
+# What torchrun gives every process. One without the others is a leftover of something else: the process is then alone.
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _is_launched() -> bool:
+    return all(name in os.environ for name in _NEEDED)
+
+
+def _number(name: str, default: int, lowest: int = 0) -> int:
+    """Returns a whole number that torchrun has set, or the default where it has not started this process."""
+    text = os.environ.get(name) if _is_launched() else None
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < lowest:
+        raise ConfigError(
+            f"environment: {name}={text[:40]!r} is not a whole number from {lowest}. Unset it, or start with torchrun."
+        )
+    return int(text)
+
 
 def rank() -> int:
     """Returns the number of this process among all processes, 0 when it is alone."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_rank() -> int:
     """Returns the number of this process on its machine, 0 when it is alone."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
     """Returns the number of processes, 1 when torchrun did not start this one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1, lowest=1)
 
 
 def is_main() -> bool:
@@ -38,7 +62,7 @@ def is_restart() -> bool:
 
 
 def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 @contextlib.contextmanager
@@ -46,7 +70,18 @@ def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator
     """Joins the processes torchrun started (nccl on GPU, gloo on CPU) for the duration of the block.
 
     Inside another such block nothing happens: several runs of one process stay joined from the first to the last.
+
+    Raises:
+        ConfigError: the environment of torchrun contradicts itself.
     """
+    if rank() >= world_size():
+        raise ConfigError(
+            f"environment: RANK={rank()} with WORLD_SIZE={world_size()}. Ranks are counted from 0; start with torchrun."
+        )
+    stray = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ and not _is_launched()]
+    if stray:
+        missing = ", ".join(name for name in _NEEDED if name not in os.environ)
+        logger.warning("%s ignored: %s not set, so this is one process by itself", " and ".join(stray), missing)
     if world_size() == 1 or dist.is_initialized():
         yield
         return
@@ -79,6 +114,38 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """Runs an action on rank 0 alone and returns there what it returned, elsewhere None.
+
+    Raises:
+        IpiqaError: the action raised it; every process raises the same.
+    """
+    value = error = None
+    if is_main():
+        try:
+            value = action()
+        except IpiqaError as caught:
+            error = caught
+    error = from_main(error)
+    if error is not None:
+        raise error
+    return value
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+    """Compares named values over all processes.
+
+    Raises:
+        ConfigError: on every process, naming what differs from rank 0 and where.
+    """
+    everywhere = gather(dict(values))
+    for number, other in enumerate(everywhere):
+        names = [n for n in {**everywhere[0], **other} if everywhere[0].get(n) != other.get(n)]
+        if names:
+            changes = "; ".join(f"{n} is {everywhere[0].get(n)!r} and {other.get(n)!r}" for n in names)
+            raise ConfigError(f"processes 0 and {number} differ: {changes}. Start all processes with the same command.")
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Files: atomic writes, reads of files that nobody has to trust, optional packages."""
+"""Files: atomic writes, locks, reads of files that nobody has to trust, optional packages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import contextlib
 import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import pickle
+import secrets
+import socket
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +23,13 @@ from typing import IO, Any
 
 from ipiqa.errors import ConfigError, DataError
 
+logger = logging.getLogger("ipiqa")
+
 FORMAT = 1  # of checkpoints; a newer number is refused
+
+_HASHES = b"ipiqa hashes 1\n"  # first bytes of a file of hashes; then the sha256 of its records, of 48 bytes each
+_MOST_HASHES = 2_000_000  # kept in one file: 96 MB
+_SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
 
 
 @contextlib.contextmanager
@@ -61,6 +72,164 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+class Lock:
+    """Files that say who works on something. Of several jobs that want one at once, on whatever machines, one gets it.
+
+    A lock is made by a hard link, which is atomic on network file systems too, and touched every few seconds. One whose
+    process has ended (on this machine), or that is not touched any more (from elsewhere), is taken over with a warning.
+    """
+
+    HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds
+
+    def __init__(self, *paths: Path, advice: str, wait: float = 0.0) -> None:
+        """Takes the files that `with` will make, all of them or none.
+
+        Args:
+            paths: lock files; their folders exist.
+            advice: what to do where another job holds one, for the message.
+            wait: seconds to wait for one that another living job holds.
+        """
+        self.paths, self.advice, self.wait = paths, advice, wait
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        process = {"system": _system(), "start": _start_of_process(os.getpid()), "id": secrets.token_hex(8)}
+        self._content = json.dumps(owner | process)
+        self._held: list[Path] = []
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Lock:
+        """Makes the lock files.
+
+        Raises:
+            ConfigError: another job holds one of them.
+        """
+        try:
+            for path in self.paths:
+                self._acquire(path)
+        except BaseException:
+            self._release()
+            raise
+        threading.Thread(target=self._touch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._release()
+
+    def _acquire(self, path: Path) -> None:
+        deadline = time.monotonic() + self.wait
+        lock, since = _NO_LOCK, 0.0  # of its owner, as last seen, and when it was first seen
+        while not self._make(path):
+            before, lock = lock, _read_lock(path)
+            if lock == _NO_LOCK:  # released meanwhile
+                continue
+            owner = _owner(lock[0])
+            who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+            is_alive: bool | None = None  # not known yet
+            if owner.get("system") == _system() != "":
+                is_alive = owner.get("start") == _start_of_process(owner.get("pid"))
+            elif before == _NO_LOCK or lock[0] != before[0]:
+                since = time.monotonic()
+                logger.info("%s: looking for up to %d s whether %s is alive", path, self.STALE_AFTER, who)
+            elif lock[1] != before[1]:
+                is_alive = True
+            elif time.monotonic() - since > self.STALE_AFTER:
+                is_alive = False
+            if is_alive is False:
+                self._take_over(path, lock[0], who)
+            elif is_alive and time.monotonic() >= deadline:
+                raise ConfigError(f"{path}: held by another job, {who}. {self.advice}")
+            else:
+                time.sleep(0.05 if is_alive else min(1.0, self.STALE_AFTER / 10))
+
+    def _make(self, path: Path) -> bool:
+        """Makes a lock file with its content at once; returns whether it is ours."""
+        temporary = _beside(path)
+        try:
+            temporary.write_text(self._content, encoding="utf-8")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if _read_lock(path)[0] != self._content:  # a network file system may have repeated what had succeeded
+                    return False
+            except OSError:  # a file system without hard links
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(self._content)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._held.append(path)
+        return True
+
+    def _take_over(self, path: Path, content: str, owner: str) -> None:
+        """Removes the lock of an owner that is gone, unless another job did so and has made its own."""
+        aside = _beside(path)
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return
+        if _read_lock(aside)[0] == content:
+            logger.warning("%s: taken over from a job that has ended, %s", path, owner)
+        else:
+            os.link(aside, path)
+        aside.unlink()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(self.HEARTBEAT):
+            for path in self._held:
+                with contextlib.suppress(OSError):
+                    if _read_lock(path)[0] == self._content:
+                        os.utime(path)
+
+    def _release(self) -> None:
+        for path in self._held:
+            with contextlib.suppress(OSError):
+                if _read_lock(path)[0] == self._content:
+                    path.unlink()
+        self._held = []
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(8)}.tmp")
+
+
+_NO_LOCK = ("", 0)
+
+
+def _read_lock(path: Path) -> tuple[str, int]:
+    """Returns (content, when it was last touched as its file system counts) of a lock file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:  # opening asks the server of a network file system
+            return file.read(4096), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return _NO_LOCK
+
+
+def _owner(content: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(content)
+    except (ValueError, RecursionError):
+        owner = None
+    return owner if isinstance(owner, dict) else {}
+
+
+def _system() -> str:
+    """Returns a name of what numbers processes, a machine since its start or a container; "" where it is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _start_of_process(number: Any) -> str:
+    """Returns when a process of this system was started, in its own unit; "" where there is none."""
+    try:
+        fields = Path(f"/proc/{int(number)}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, ValueError, TypeError, IndexError):
+        return ""
+
+
 class CodeInFileError(Exception):
     """A file wants something run, which data has no need of."""
 
@@ -93,22 +262,65 @@ def refuse_newer(content: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where} format {number} is newer than this version reads ({FORMAT}). Update ipiqa.")
 
 
-def content_sha256(paths: Sequence[Path]) -> list[str]:
+def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[str]:
     """Returns the sha256 of the whole content of each file.
+
+    Args:
+        paths: files; several are read at once.
+        memory: keeps the hashes between runs; a file of the same path, size, times and inode is not read again.
 
     Raises:
         OSError: a file cannot be read.
+        ValueError: a path has a character that no path can have.
     """
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            hashed = hashlib.sha256()
-            while block := file.read(1 << 20):
-                hashed.update(block)
-        return hashed.hexdigest()
-
+    known = _read_hashes(memory) if memory else {}
+    keys = [_file_key(path, path.stat()) for path in paths]
+    unknown = [path for path, key in zip(paths, keys, strict=True) if key not in known]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(digest, paths))
+        fresh = dict(zip(unknown, pool.map(_sha256, unknown), strict=True))
+    found = [fresh[path][0] if path in fresh else known[key] for path, key in zip(paths, keys, strict=True)]
+    lasting = {key: digest for digest, key in fresh.values() if key is not None}
+    if memory and lasting:
+        records = [key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:]
+        body = b"".join(records)
+        with contextlib.suppress(OSError), replacing(memory, "wb") as file:  # without it, files are only read again
+            file.write(_HASHES + hashlib.sha256(body).digest() + body)
+    return [digest.hex() for digest in found]
+
+
+def _file_key(path: Path, status: os.stat_result) -> bytes:
+    """Returns 16 bytes that change when a file is written or replaced, whatever size and time it is given."""
+    facts = (path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.blake2b("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _sha256(path: Path) -> tuple[bytes, bytes | None]:
+    """Returns the hash of a file, and its key where the key may be kept.
+
+    It may not where the file was written a moment ago: another write in the same tick of the clock would go unnoticed.
+    """
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+    return hashed.digest(), _file_key(path, status) if settled else None
+
+
+def _read_hashes(memory: Path) -> dict[bytes, bytes]:
+    """Returns key -> sha256, nothing where the file is absent or damaged."""
+    start = len(_HASHES) + 32
+    try:
+        if memory.stat().st_size > start + 48 * _MOST_HASHES:
+            return {}
+        content = memory.read_bytes()
+    except OSError:
+        return {}
+    body = content[start:]
+    if content[:start] != _HASHES + hashlib.sha256(body).digest() or len(body) % 48:
+        return {}
+    return {body[i : i + 16]: body[i + 16 : i + 48] for i in range(0, len(body), 48)}
 
 
 def require_package(name: str, where: str) -> ModuleType:

@@ -1,28 +1,53 @@
-"""CLIP's byte-pair tokens."""
+"""Prompts as CLIP reads them: byte-pair tokens, and which prompts are the same to it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 CONTEXT_LENGTH = 77
+_WORDS_END = CONTEXT_LENGTH - 2  # tokens of a prompt besides start and end
+# Characters of a cleaned text that can matter are fewer: a token is of 32 bytes at most. A longer text is cut, as the
+# time byte pairs take grows with the square of a word's length.
+_LONGEST_TEXT = 4000
 
 
 @functools.cache
-def _tokenizer(context_length: int) -> Callable[[list[str]], torch.Tensor]:
+def _tokenizer(context_length: int) -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
-    tokenizer: Any = SimpleTokenizer(context_length=context_length)
+    return read_as_text(SimpleTokenizer(context_length=context_length))
+
+
+def read_as_text(tokenizer: Any) -> Any:
+    """Returns a tokenizer of open_clip, changed: a literal `<end_of_text>` is text, and any text takes bounded time.
+
+    Tokenizers of other packages are returned as they are.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if isinstance(tokenizer, SimpleTokenizer):
+        clean: Any = tokenizer.clean_fn
+        names = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+
+        def clean_fn(text: str) -> str:
+            text = clean(text)[:_LONGEST_TEXT]
+            for name in names:  # white space separates words and is no word: the same tokens, but not the special one
+                text = text.replace(name, f"{name[0]} {name[1:]}")
+            return text
+
+        tokenizer.clean_fn = clean_fn
     return tokenizer
 
 
 def tokenize(prompts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> torch.Tensor:
     """Returns CLIP's token ids, (B, context_length) long: start, words, end, zeros.
 
-    A prompt that is too long loses its last words and keeps the end token.
+    A prompt that is too long loses its last words and keeps the end token. The names of special tokens in a prompt
+    are words like others.
 
     Raises:
         TypeError: prompts is one string instead of a list of them.
@@ -32,3 +57,63 @@ def tokenize(prompts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> to
     if not prompts:
         return torch.zeros(0, context_length, dtype=torch.long)
     return _tokenizer(context_length)(list(prompts)).long()
+
+
+def clean(prompt: str) -> str:
+    """Returns a prompt as CLIP's tokenizer cleans it: encodings and HTML mended, white space single, lower case.
+
+    >>> clean("A  Cat &amp; Dog")
+    'a cat & dog'
+    """
+    if prompt.isascii() and prompt.isprintable() and "&" not in prompt:  # nothing to mend: ten times as fast
+        return " ".join(prompt.split()).lower()
+    from open_clip.tokenizer import get_clean_fn
+
+    return get_clean_fn("lower")(prompt)
+
+
+def same_prompts(prompts: Sequence[str]) -> list[str]:
+    """Returns for each prompt the one that stands for all which are the same to CLIP: equal tokens, in the context.
+
+    That is the first of them in sort order, so a prompt without others like it stands for itself.
+
+    >>> same_prompts(["a cat, a dog", "A  cat ,a dog", "a dog"])
+    ['A  cat ,a dog', 'A  cat ,a dog', 'a dog']
+    """
+    text_of = {prompt: clean(prompt) for prompt in set(prompts)}
+    spelling: dict[str, str] = {}  # cleaned text -> first prompt that has it
+    for prompt, text in text_of.items():
+        spelling[text] = min(spelling.get(text, prompt), prompt)
+    # A token is of one byte at least: texts of equal tokens begin with the same bytes. Only those need be tokenized.
+    beginning: dict[bytes, str] = {}
+    unsure: set[str] = set()
+    for text in spelling:
+        other = beginning.setdefault("".join(text.split()).encode()[:_WORDS_END], text)
+        if other != text:
+            unsure |= {text, other}
+    key_of = {text: tuple(_words(spelling[text])[:_WORDS_END]) for text in unsure}
+    first: dict[Any, str] = {}
+    for text in unsure:
+        first[key_of[text]] = min(first.get(key_of[text], spelling[text]), spelling[text])
+    stands_for = {text: first[key_of[text]] if text in unsure else spelling[text] for text in spelling}
+    return [stands_for[text_of[prompt]] for prompt in prompts]
+
+
+def _words(prompt: str) -> list[int]:
+    """Returns the tokens of a prompt without start and end, not cut to the context."""
+    tokens: list[int] = _tokenizer(CONTEXT_LENGTH).encode(prompt)
+    return tokens
+
+
+def describe(prompts: Sequence[str]) -> str:
+    """Returns a line that counts the different prompts which CLIP does not read as their writer may think.
+
+    >>> describe(["a cat", "a cat", "<end_of_text>"])
+    '0 prompts are longer than the 75 tokens that are read, 1 hold the name of a special token, read as text'
+    """
+    texts = {prompt: clean(prompt) for prompt in prompts}
+    special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
+    # a token is of one byte at least: a text of fewer bytes need not be tokenized
+    long = sum(len(t.encode()) > _WORDS_END and len(_words(prompt)) > _WORDS_END for prompt, t in texts.items())
+    read = f"{long} prompts are longer than the {_WORDS_END} tokens that are read"
+    return f"{read}, {special} hold the name of a special token, read as text"

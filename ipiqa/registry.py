@@ -3,20 +3,24 @@
 A part is a class registered under a kind ("model", "image_encoder", "dataset", ...) and a name. The constructor is the
 schema of the part's YAML section:
 
-* keyword-only parameters are the settings: their annotation is the type, their default the default;
+* keyword-only parameters are the settings: their annotation is the type (`FilePath` for files and folders), their
+  default the default;
 * positional parameters come from the code that builds it: either a value of the caller's (`context`) or, where the
   parameter bears the name of a kind, a nested part whose section stands under that key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ipiqa.errors import ConfigError, did_you_mean
 
@@ -25,6 +29,8 @@ KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset"
 FUNCTIONS = ("loss",)  # kinds of parts without a section: a setting names them
 
 _PARTS: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in (*KINDS, *FUNCTIONS)}
+
+FilePath = Annotated[str, "path"]  # a setting that names a file or folder, or a pattern of them; `~` is expanded
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 
@@ -69,7 +75,7 @@ def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
     if not isinstance(name, str) or name not in _PARTS[kind]:
         near = did_you_mean(str(name), names)
         setting = where if kind in FUNCTIONS else f"{where}.name"
-        raise ConfigError(f"{setting}: no {kind} is called {name!r}.{near} There are: {', '.join(names)}.")
+        raise ConfigError(f"{setting}: no {kind} is called {shorten(name)}.{near} There are: {', '.join(names)}.")
     return _PARTS[kind][name]
 
 
@@ -77,7 +83,7 @@ def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
 def _parameters(component: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Returns (settings by name, nested kinds and context names -> default) of a constructor, annotations resolved."""
     target = component.__init__ if inspect.isclass(component) else component
-    hints = get_type_hints(target)
+    hints = get_type_hints(target, include_extras=True)
     settings, given = {}, {}
     for name, parameter in inspect.signature(component).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -90,6 +96,31 @@ def _parameters(component: Callable[..., Any]) -> tuple[dict[str, inspect.Parame
 def settings_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the settings a constructor takes: its keyword-only parameters, annotations resolved."""
     return dict(_parameters(component)[0])
+
+
+def file_path(text: str, where: str) -> str:
+    """Returns the name of a file or folder with `~` expanded.
+
+    Raises:
+        ConfigError: no file can have this name.
+    """
+    problem = None
+    try:
+        if "\0" in text:
+            problem = "it holds a NUL byte"
+        elif any(len(part) > 255 and b"{" not in part for part in text.encode().split(b"/")):
+            problem = "a name in it has more than 255 bytes"
+    except UnicodeEncodeError:
+        problem = "it is not UTF-8"
+    if problem:
+        raise ConfigError(f"{where}: {shorten(text)} is not a path: {problem}. Give the path of a file or folder.")
+    return os.path.expanduser(text)  # noqa: PTH111 (Path raises where a user is unknown)
+
+
+def shorten(value: Any) -> str:
+    """Returns a value for a message; a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def describe_type(annotation: Any) -> str:
@@ -105,39 +136,63 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(describe_type(a) for a in arguments)
     if origin is list:
         return f"a list ({describe_type(arguments[0])} each)"
+    if origin is dict:
+        return f"a mapping ({describe_type(arguments[1])} each)"
     words = {
         int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
-        dict: "a mapping", list: "a list",
+        dict: "a mapping", list: "a list", FilePath: "a path",
     }  # fmt: skip
-    return words.get(origin or annotation, str(annotation))
+    return words.get(annotation, str(annotation))
 
 
-def _fits(value: Any, annotation: Any) -> tuple[bool, Any]:
-    """Returns (whether the value is of the type, the value as that type). Only int -> float is converted."""
+class _MismatchError(Exception):
+    """A value is not of the type of its setting."""
+
+
+def _convert(value: Any, annotation: Any, where: str) -> Any:
+    """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`.
+
+    Raises:
+        _MismatchError: it is of another type.
+        ConfigError: a path that no file can have.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return True, value
-    if origin is Literal:
-        fits = any(value == a and type(value) is type(a) for a in arguments)
-        return fits, value
     if origin in (typing.Union, types.UnionType):
-        return next(((True, v) for ok, v in (_fits(value, a) for a in arguments) if ok), (False, value))
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            return False, value
-        items = [_fits(v, arguments[0]) for v in value]
-        return all(ok for ok, _ in items), [v for _, v in items]
-    if annotation is dict or origin is dict:
-        return isinstance(value, Mapping), value
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if annotation is int and isinstance(value, bool):
-        return False, value
-    return isinstance(value, annotation), value
+        for argument in arguments:
+            with contextlib.suppress(_MismatchError):
+                return _convert(value, argument, where)
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [_convert(item, arguments[0], where) for item in value]
+    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _convert(item, arguments[1], where) for key, item in value.items()}
+    elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
+        return value
+    elif annotation == FilePath and isinstance(value, str):
+        return file_path(value, where)
+    elif origin is None:
+        return _convert_plain(value, annotation)
+    raise _MismatchError
 
 
-def _near_value(value: Any, annotation: Any) -> str:
-    """Returns the near miss of a value among the ones that are named, or ""."""
+def _convert_plain(value: Any, annotation: Any) -> Any:
+    if annotation is Any:
+        return value
+    if isinstance(value, bool) and annotation is not bool:
+        raise _MismatchError
+    if annotation is float and isinstance(value, (int, float)):
+        with contextlib.suppress(OverflowError):  # a whole number too large to be one with a point
+            if math.isfinite(value):
+                return float(value)
+    elif annotation is not float and isinstance(value, annotation):
+        return value
+    raise _MismatchError
+
+
+def _remedy(value: Any, annotation: Any) -> str:
+    """Returns what would be right instead of a value: its near miss among named ones, a finite number, or ""."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+        return " Give finite numbers."
     choices = get_args(annotation) if get_origin(annotation) is not Literal else (annotation,)
     literals = [str(a) for choice in choices if get_origin(choice) is Literal for a in get_args(choice)]
     return did_you_mean(str(value), literals)
@@ -172,11 +227,12 @@ def check_settings(component: Callable[..., Any], section: Mapping[str, Any], wh
             continue
         if section[key] == "None" and _accepts_null(parameter.annotation):
             raise ConfigError(f"{where}.{key}: 'None' is text. Write null for none.")
-        fits, value = _fits(section[key], parameter.annotation)
-        if not fits:
-            expected = describe_type(parameter.annotation)
-            raise ConfigError(f"{where}.{key}: {value!r} is not {expected}.{_near_value(value, parameter.annotation)}")
-        out[key] = value
+        value, annotation = section[key], parameter.annotation
+        try:
+            out[key] = _convert(value, annotation, f"{where}.{key}")
+        except _MismatchError:
+            problem = f"{where}.{key}: {shorten(value)} is not {describe_type(annotation)}."
+            raise ConfigError(problem + _remedy(value, annotation)) from None
     return out
 
 
@@ -190,7 +246,7 @@ def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
         section = {"name": section}
     if not isinstance(section, Mapping):
         raise ConfigError(
-            f"{where}: {section!r} is not a mapping. Write name: and the settings of the {kind} under it."
+            f"{where}: {shorten(section)} is not a mapping. Write name: and the settings of the {kind} under it."
         )
     if "name" not in section:
         raise ConfigError(f"{where}.name: missing. There are: {', '.join(list_registered(kind))}.")

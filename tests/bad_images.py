@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bad_inputs import PAGE, Case, Spoil, Toy, words
+from bad_inputs import Case, Spoil, Toy, words
 from PIL import Image
 
 
@@ -56,8 +56,45 @@ ONE = "dataset.images: 1 of 15 images cannot be used, first '"
 CACHED = ("dataset.image_cache=true", "dataset.cache_dir={folder}/output/cache")
 
 
-def animated(form: str) -> Spoil:
-    return image_of(saved(FRAMES[0], form, save_all=True, append_images=FRAMES[1:]))
+def animated(form: str) -> bytes:
+    return saved(FRAMES[0], form, save_all=True, append_images=FRAMES[1:])
+
+
+def cut_gif() -> bytes:
+    """Returns an animation that ends in the head of its second frame."""
+    content = animated("GIF")
+    return content[: content.index(b"\x2c", content.index(b"\x2c") + 1) + 4]
+
+
+def cut_tiff() -> bytes:
+    """Returns pages of which the first names a second one, whose head is cut."""
+    content = animated("TIFF")
+    start = int.from_bytes(content[4:8], "little")
+    end = start + 2 + 12 * int.from_bytes(content[start : start + 2], "little")
+    return content[: int.from_bytes(content[end : end + 4], "little") + 1]
+
+
+# content, why it is refused, whether its header shows it
+BROKEN: dict[str, tuple[bytes, str, bool]] = {
+    "zero bytes": (b"", "is not an image: it has 0 bytes.", True),
+    "text": (b"<html>404 not found", "is not an image: it starts with b'<html>404 no'.", True),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image: it starts with b'%!P", True),
+    "1x1": (saved(Image.new("RGB", (1, 1)), "PNG"), "is 1x1 pixels, too small to judge.", True),
+    "thread": (saved(Image.new("RGB", (3000, 2)), "PNG"), "is 3000x2 pixels, too small to judge.", True),
+    "bomb": (BOMB, "has more than the 179 million pixels that are safe to decode.", True),
+    "long text": (LONG_TEXT, "cannot be read: Decompressed data too large", True),
+    "animated gif": (animated("GIF"), "is animated (3 frames); save the one frame to be judged.", True),
+    "animated webp": (animated("WEBP"), "is animated (3 frames); save the one", True),
+    "animated png": (animated("PNG"), "is animated (3 frames); save the one", True),
+    "animated gif, cut": (cut_gif(), "cannot be read: ", True),
+    "tiff of pages, cut": (cut_tiff(), "cannot be ", True),
+    "float": (saved(Image.new("F", (32, 32)), "TIFF"), "has floating-point pixels of unknown range", True),
+    "32-bit": (saved(Image.new("I", (32, 32), 70_000), "TIFF"), "cannot be decoded: its grey values do not", False),
+    "header only": (saved(noise(), "PNG")[:20], "", True),
+    "truncated png": (saved(noise(), "PNG")[:4000], CUT, False),
+    "truncated jpeg": (saved(noise(), "JPEG")[:-900], CUT, False),
+    "damaged png": (png(32, 32, bits=8, data=b"\7" * 1056), "cannot be decoded: ", False),
+}
 
 
 def instead(make: Callable[[Path], object]) -> Spoil:
@@ -93,27 +130,10 @@ IMAGES = [
     Case(
         "file for a folder", words("dataset.images={folder}/data.csv"), ("dataset.images: the folder", "Get AGIQA-3k")
     ),
-    Case("zero bytes", image_of(b""), (ONE, "is not an image: it has 0 bytes. Replace them, or list them with: ipiqa")),
     Case("text", image_of("a red circle"), (ONE, "is not an image: it starts with b'a red circle'. Replace them")),
-    Case("page", image_of(PAGE), (ONE, "is not an image: it starts with b'<!DOCTYPE ht'. Replace them")),
-    Case("drawing", image_of("<svg xmlns='http://www.w3.org/2000/svg'/>"), (ONE, "is not an image: it starts with")),
-    Case("postscript", image_of("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), (ONE, "is not an image: it sta")),
-    Case("truncated png", cached(image_of(saved(noise(), "PNG")[:4000])), (ONE, CUT, "Replace them, or list them")),
-    Case("truncated jpeg", cached(image_of(saved(noise(), "JPEG")[:-900])), (ONE, CUT, "Replace them, or list them")),
-    Case("truncated, not cached", image_of(saved(noise(), "PNG")[:4000]), ("images", CUT)),
-    Case("header only", image_of(saved(noise(), "PNG")[:20]), (ONE, "Replace them")),
-    Case(
-        "damaged png", cached(image_of(png(32, 32, bits=8, data=b"\7" * 1056))), (ONE, "cannot be decoded", "Replace")
-    ),
-    Case("1x1", image_of(saved(Image.new("RGB", (1, 1)), "PNG")), (ONE, "is 1x1 pixels, too small to judge. Replace")),
-    Case("thread", image_of(saved(Image.new("RGB", (3000, 2)), "PNG")), (ONE, "is 3000x2 pixels, too small to judge")),
     Case("bomb", image_of(BOMB), (ONE, "has more than the 179 million pixels that are safe to decode. Replace")),
-    Case("long text", image_of(LONG_TEXT), (ONE, "Replace them, or list them")),
-    Case("animated gif", animated("GIF"), (ONE, "is animated (3 frames); save the one frame to be judged. Replace")),
-    Case("animated webp", animated("WEBP"), (ONE, "is animated (3 frames); save the one frame to be judged.")),
-    Case("animated png", animated("PNG"), (ONE, "is animated (3 frames); save the one frame to be judged.")),
-    Case("float", image_of(saved(Image.new("F", (32, 32)), "TIFF")), (ONE, "save it with 8 or 16 bits. Replace")),
-    Case("32-bit", cached(image_of(saved(Image.new("I", (32, 32), 70_000), "TIFF"))), (ONE, "do not fit in 16 bits")),
+    Case("truncated png", cached(image_of(BROKEN["truncated png"][0])), (ONE, CUT, "Replace them, or list them")),
+    Case("truncated, not cached", image_of(BROKEN["truncated png"][0]), ("images", CUT)),
 ]
 
 
@@ -136,6 +156,13 @@ def over_white(alpha: int) -> np.ndarray:
     shown = picture().astype(float)
     shown[:, 30:] = shown[:, 30:] * alpha / 255 + 255 * (1 - alpha / 255)
     return shown.round().astype(np.uint8)
+
+
+def without_corner() -> np.ndarray:
+    """Returns the picture, white where it is of its darkest colour."""
+    shown = picture()
+    shown[(shown == (0, 0, 90)).all(axis=-1)] = 255
+    return shown
 
 
 def with_alpha(alpha: int) -> Image.Image:
@@ -175,6 +202,8 @@ UNUSUAL: dict[str, tuple[bytes, np.ndarray, int]] = {
     "16-bit grey": (saved(Image.fromarray(grey()[..., 0].astype(np.uint16) * 257), "PNG"), grey(), 0),
     "16-bit colours": (png(60, 40, bits=16, colour=2, data=rows_of(picture())), picture(), 0),
     "16-bit alpha": (png(60, 40, bits=16, colour=6, data=rows_of(np.asarray(with_alpha(0)))), over_white(0), 0),
+    "16-bit grey tiff": (saved(Image.fromarray(grey()[..., 0].astype(np.uint16) * 257), "TIFF"), grey(), 0),
+    "transparent colour": (saved(PHOTO, "PNG", transparency=(0, 0, 90)), without_corner(), 0),
     "1 bit": (saved(Image.fromarray(BLACK_OR_WHITE).convert("1"), "PNG"), BLACK_OR_WHITE, 0),
     "cmyk": (saved(PHOTO.convert("CMYK"), "JPEG", **BEST["JPEG"]), picture(), 4),
     "progressive": (saved(PHOTO, "JPEG", progressive=True, **BEST["JPEG"]), picture(), 3),

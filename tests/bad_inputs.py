@@ -125,11 +125,11 @@ CONFIGS = [
     Case(
         "a key that is a list",
         config_with("{kind: holdout", "{[a]: holdout"),
-        ("toy.yaml, line 13: no valid YAML", "Check"),
+        ("toy.yaml, line 14: no valid YAML", "Check"),
     ),
     Case("duplicate key", config_with("num_folds: 2", "seed: 1\n  seed: 2"), ("toy.yaml, line", "duplicate key seed")),
     Case("duplicate section", config_with("split:", "run: {}\nsplit:"), ("toy.yaml, line", "duplicate key run")),
-    Case("tab", config_with("  num_folds", "\tnum_folds"), ("toy.yaml, line 16: a tab. YAML is indented with spaces",)),
+    Case("tab", config_with("  num_folds", "\tnum_folds"), ("toy.yaml, line 17: a tab. YAML is indented with spaces",)),
     Case("empty file", config_of(""), ("toy.yaml: is empty. A config has the sections image_size, model",)),
     Case("comments only", config_of("# image_size: 32\n"), ("toy.yaml: is empty. A config has the sections",)),
     Case("list", config_of("- image_size\n- model\n"), ("toy.yaml: holds a list, not a mapping. A config has",)),

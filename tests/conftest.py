@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from reference import standin
 
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, IpiqaError
 
 torch.set_num_threads(1)
 
@@ -31,40 +28,18 @@ def same_logger() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of reference numbers, stand-in weights and the real annotation tables; skips where it is absent."""
+    """Folder whose data/ holds the real annotation tables, which are not ours to publish; skips where it is absent."""
     folder = REPOSITORY.parent / "shared"
-    if not (folder / "reference").is_dir():
-        pytest.skip(f"reference material is absent: {folder} (numbers measured from the reference implementation)")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the real annotation tables are absent: {folder / 'data'}")
     return folder
 
 
 @pytest.fixture(scope="session")
-def standin(shared: Path) -> ModuleType:
-    """The module that writes stand-ins for OpenAI's RN50.pt."""
-    return _tool(shared, "standin_rn50")
-
-
-@pytest.fixture(scope="session")
-def reference_checkpoint(shared: Path) -> ModuleType:
-    """The module that writes checkpoints named as the reference code does, and parity images."""
-    return _tool(shared, "reference_checkpoint")
-
-
-def _tool(shared: Path, name: str) -> ModuleType:
-    sys.path.insert(0, str(shared / "tools"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-@pytest.fixture(scope="session")
-def tiny_rn50(standin: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_rn50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TorchScript archive of the released form, tiny."""
     path = tmp_path_factory.mktemp("weights") / "RN50.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; the released file is written in it all the same
-        standin.archive(standin.state_dict(standin.TINY, 0), standin.TINY).save(str(path))
+    standin.write_archive(path, standin.TINY)
     return path
 
 
@@ -75,3 +50,13 @@ def refused(call: Callable[[], object]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """Returns the one line that a call is refused with, or "" where it goes well; any other exception is raised."""
+    try:
+        call()
+    except IpiqaError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (both ends are right)
+        return str(error)
+    return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipiqa.files import write_json
+from ipiqa.files import without_nan, write_json
 from ipiqa.metrics import aggregate, measure
 from ipiqa.report import write_summary
 
@@ -29,10 +29,12 @@ def write_run(
     noise=0.3,
     num_images=120,
     prompts=None,
+    settings=None,
 ) -> Path:
     """Writes a run folder as training leaves it; `epochs` None is a run that evaluated checkpoints."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    run = f"  num_folds: {num_folds}\n  val_fraction: {0.1 if selection == 'validation part' else 0.0}\n"
+    fraction = 0.1 if selection == "validation part" else 0.0
+    run = f"  num_folds: {num_folds}\n  val_fraction: {fraction}\n"
     (run_dir / "config.yaml").write_text(
         f"image_size: 512\nmodel: {{name: ipiqa}}\nrun:\n  output_dir: {run_dir}\n{run}"
     )
@@ -53,11 +55,11 @@ def write_run(
         for epoch in numbers:
             metrics = measure(at(epoch), mos, targets, fitted=False)
             row = {"epoch": epoch, "step": 74 * epoch, "loss": 0.2 + 1 / epoch + 0.02 * fold, "learning_rate": 1e-5}
-            lines.append(json.dumps(row | {"metrics": metrics, "value": aggregate(metrics)}))
+            lines.append(json.dumps(without_nan(row | {"metrics": metrics, "value": aggregate(metrics)})))
         if epochs:
             (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-        moments = {"best": max(1, epochs - 2 + fold % 3), "last": epochs} if epochs else {"best": None}
-        found = {m: at(e or 12) for m, e in moments.items()}
+        checkpoints = {"best": max(1, epochs - 2 + fold % 3), "last": epochs} if epochs else {"best": None}
+        predictions = {m: at(e or 12) for m, e in checkpoints.items()}
         scores = {
             "format": 1,
             "fold": fold,
@@ -69,17 +71,19 @@ def write_run(
             "targets": list(targets),
             "dataset": {"name": "agiqa_3k", "sha256": "d" * 64, "num_images": 600},
             "epochs": epochs,
-            **{m: {"epoch": e, "metrics": measure(found[m], mos, targets)} for m, e in moments.items()},
+            "settings": settings or {"model.name": "ipiqa", "run.seed": 0, "run.val_fraction": fraction},
+            "num_folds": num_folds,
+            **{m: {"epoch": e, "metrics": measure(predictions[m], mos, targets)} for m, e in checkpoints.items()},
         }  # fmt: skip
         write_json(folder / "scores.json", scores)
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["image", "prompt", "group", *(f"{p}_{t}" for p in ("mos", *found) for t in targets)])
+            writer.writerow(["image", "prompt", "group", *(f"{p}_{t}" for p in ("mos", *predictions) for t in targets)])
             for i in range(num_images):
                 group = f"{fold}{i // 10:02d}"
                 prompt = (prompts or ["a statue of a man, oil painting", "two red circles above a blue square"])[i % 2]
-                values = [v for block in (mos, *found.values()) for v in block[i].tolist()]
-                writer.writerow([f"sd1.5_normal_{fold}{i:03d}.jpg", prompt, group, *values])
+                values = [v for block in (mos, *predictions.values()) for v in block[i].tolist()]
+                writer.writerow([f"sd1.5_normal_{seed}{fold}{i:03d}.jpg", prompt, group, *values])
     return run_dir
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, refused
@@ -16,8 +17,9 @@ from toy import write_config
 from ipiqa.ablation import check_folders, load_grid, rows_of, run_points, shard_of
 from ipiqa.cli import main
 from ipiqa.cli.ablate import parse_shard
+from ipiqa.config.loading import Config
 from ipiqa.engine.stop import Interrupted, StopSignals
-from ipiqa.errors import ConfigError, DataError
+from ipiqa.errors import DataError
 from ipiqa.training import cross_validation
 
 GRIDS = sorted((REPOSITORY / "ipiqa" / "projects").glob("*/ablation.yaml"))
@@ -133,11 +135,10 @@ ROWS = "rows: [{name: a}, {name: b, set: {task.loss: l1}}]\n"
         ("rows: [{set: {task.loss: l1}}]", "rows, number 1: name: missing. Write name: and a text"),
         ("rows: [{name: 224}]", "name: 224 is not text. Write name: and a text, in quotes"),
         ("rows: [{name: a, set: task.loss}]", "row 'a': set: 'task.loss' is not a mapping"),
-        ("rows: [{name: a, set: {1: l1}}]", "row 'a': 1 is no setting. Write a dotted key"),
         ("rows: [{name: a, set: {run.output_dir: x}}]", "run.output_dir cannot differ between points. Each point has"),
         ("grid: {run.device: [cpu]}", "grid: run.device cannot differ between points. Give it at the end"),
         ("grid: [mse, l1]", "grid: ['mse', 'l1'] is not a mapping"),
-        ("grid: {task.loss: mse}", "grid: task.loss: 'mse' is not a list of values. Write [mse], for one."),
+        ("grid: {task.loss: mse}", "grid: task.loss: 'mse' is not a list of values. Write ["),
         (ROWS + "grid: {task.loss: [mse, huber]}", "row 'b': task.loss is set by the grid as well"),
         ("rows: [{name: a}, {name: a}]", "two points are called 'a'. Give each its own name, once."),
         ("rows: [{name: a b}, {name: A_b, set: {task.loss: l1}}]", "'a b' and 'A_b' would share the folder"),
@@ -145,8 +146,8 @@ ROWS = "rows: [{name: a}, {name: b, set: {task.loss: l1}}]\n"
         ("rows: [{name: '...'}]", "row '...': no folder can be named so"),
         ("rows: [{name: a}, {name: b, set: {task.los: l1}}]", "row 'b': task.los: no such setting. Did you mean"),
         ("rows: [{name: a, set: {model.name: image_only, model.fusion.heads: 4}}]", "row 'a': model.fusion"),
-        ("grid: {task.loss: [mse]}\ngrid: {task.loss: [l1]}", "line 5: no valid YAML (the key 'grid' stands twice)"),
-        ("grid: {task.loss: [mse", "line 4: no valid YAML (expected ',' or ']'"),
+        ("grid: {task.loss: [mse]}\ngrid: {task.loss: [l1]}", "line 5: duplicate key 'grid'. Each setting stands"),
+        ("grid: {a.b: [1, 2, 3, 4], c: [1, 2, 3, 4, 5, 6, 7, 8], d: [" + "1, " * 32 + "]}", "1024 points. A grid"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_one_line(text: str, words: str, write) -> None:
@@ -159,8 +160,7 @@ def test_a_mistake_in_the_file_is_one_line(text: str, words: str, write) -> None
     ("content", "words"),
     [
         (None, "' does not exist. Grids are in ipiqa/projects/*/ablation.yaml."),
-        (b"\xff\xfe\x00", "cannot be read: it is no text file (not UTF-8)"),
-        (b"- a", "holds no mapping. A grid has the keys config, output_dir"),
+        (b"- a", "holds a list, not a mapping. A grid has the keys config, output_dir"),
         (b"output_dir: x", "config: missing. Write config: and a text"),
         (b"config: no.yaml\noutput_dir: x", "no.yaml' does not exist. Give a config, relative to this file."),
     ],
@@ -288,19 +288,29 @@ def test_a_point_whose_settings_have_changed_is_refused(
     check_folders(load_grid(write(TWO_BY_TWO), "run.max_epochs=1").points)
 
 
-def test_a_mistake_of_a_later_point_is_told_before_the_first_is_run(write, tmp_path: Path) -> None:
-    rows = "rows: [{name: a}, {name: b, set: {model.image_encoder.weights: no.pt}}]\n"
-    with pytest.raises(DataError, match=r"row 'b': model.image_encoder.weights: 'no.pt' does not exist"):
-        run_points(load_grid(write(rows)).points)
-    assert not (tmp_path / "out").exists()
+def test_a_failing_row_is_reported_and_the_others_run(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "rows: [{name: a, set: {task.loss: l1}}, {name: b, set: {model.image_encoder.weights: no.pt}}, {name: c}]\n"
+    claimed = cross_validation.claimed
 
+    def fail(config: Config, *arguments: Any, **settings: Any) -> Any:
+        if config.task["loss"] == "l1":
+            raise DataError("what is wrong. What would be right.")
+        return claimed(config, *arguments, **settings)
 
-def test_a_mistake_met_on_the_way_names_its_row(write, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ConfigError("what is wrong. What would be right.")
-
-    monkeypatch.setattr(cross_validation, "claim", lambda *_, **__: fail())
-    assert refused(lambda: run_points(load_grid(write(ROWS)).points)) == "row 'a': what is wrong. What would be right."
+    monkeypatch.setattr(cross_validation, "claimed", fail)
+    assert ablate(write(rows), "run.max_epochs=1", "run.num_folds=1") == 2
+    out, err = capsys.readouterr()
+    missing = "model.image_encoder.weights: 'no.pt' does not exist."
+    assert f"b: not finished (failed: {missing}" in out and "Table:" in out
+    assert err.splitlines()[0].startswith(f"row 'b' failed: {missing}")  # before the first is trained
+    last = err.splitlines()[-2:]
+    assert last[0].startswith(f"ipiqa: row 'b': {missing}")
+    assert last[1] == "ipiqa: row 'a': what is wrong. What would be right."
+    assert [(tmp_path / "out" / name / "fold_00/scores.json").is_file() for name in "abc"] == [False, False, True]
+    state = {row["name"]: row["state"] for row in json.loads((tmp_path / "out/ablation.json").read_text())["rows"]}
+    assert state["c"] == "finished" and state["a"].startswith("failed: what is wrong.")
 
 
 def test_two_processes_run_two_points(write, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import openpyxl
 import pandas
 import pytest
+from reference.tables import agiqa_1k_names, agiqa_3k_names
 
 from ipiqa import registry
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k, OwnTable, agiqa_1k_group, agiqa_3k_group
@@ -38,10 +39,13 @@ def test_registered() -> None:
         registry.resolve("dataset", section | {"duplicates": "kep"}, "dataset")
 
 
-def test_real_agiqa_3k(shared: Path, tmp_path: Path) -> None:
+def test_real_agiqa_3k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = shared / "data" / "agiqa3k" / "data.csv"
-    table = Agiqa3k(annotations=str(source), images="x").load()
+    with caplog.at_level(logging.WARNING):
+        table = Agiqa3k(annotations=str(source), images="x").load()
+    assert not caplog.text  # the published groups cut no prompt apart
     assert (len(table), len(set(table.groups)), table.target_names) == (2982, 300, ("quality", "alignment"))
+    assert list(table.names) == agiqa_3k_names()
     np.testing.assert_array_equal(table.scores[0], [0.965602553, 0.40889324])
     frame = pandas.read_csv(source, keep_default_na=False)
     joint = frame[["mos_align", "prompt", "mos_quality", "name"]].rename(columns={"name": "Image", "prompt": "Prompt"})
@@ -54,13 +58,14 @@ def test_real_agiqa_1k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         table = Agiqa1k(annotations=str(source), images="x").load()
     assert (len(table), table.num_images, len(set(table.groups))) == (1080, 1079, 180)
+    assert list(table.names) == agiqa_1k_names()
     assert (table.target_names, table.groups[-1], table.prompts[0]) == (
         ("quality",),
         "9_14",
         "bird, driving aircraft, city, anime style",
     )
-    expected = "'dreamStudio_8_9_1_1.jpg' stands in 2 rows with the scores 0.4414, 2.084; kept as rows of their own."
-    assert expected in caplog.text
+    expected = "'dreamStudio_8_9_1_1.jpg' (row 1080, row 1081) with the scores 0.4414, 2.084; kept as rows"
+    assert expected in caplog.text and len(caplog.records) == 1  # the published groups cut no prompt apart
     with pytest.raises(DataError, match="first 'dreamStudio_8_9_1_1.jpg' \\(row 1080, row 1081\\)"):
         Agiqa1k(annotations=str(source), images="x", duplicates="error").load()
     mean = Agiqa1k(annotations=str(source), images="x", duplicates="mean").load()
@@ -92,7 +97,7 @@ def test_own_table(tmp_path: Path) -> None:
     table = OwnTable(**given, targets=["fit", "beauty"], group="scene").load()
     assert (table.target_names, table.groups, table.reference_draw) == (("fit", "beauty"), ("s1", "s2", "s2"), None)
     assert OwnTable(**given, targets=["fit"]).load().groups == ("a cat", "a cat", "a dog")
-    with pytest.raises(DataError, match="1 of 3 rows have a beauty score outside 0 to inf, first -30"):
+    with pytest.raises(DataError, match="1 of 3 rows have a beauty score outside 0 to inf, first '-30'"):
         OwnTable(**given, targets=["beauty"], mos_min=0).load()
     with pytest.raises(ConfigError, match="split.kind: 'reference' is defined for AGIQA-1k and AGIQA-3k only"):
         make_split(table, kind="reference", seed=42, fold=0, num_folds=1)
@@ -112,6 +117,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"targets": ["mos_align"], "mos_min": 5, "mos_max": 1},
         "dataset.mos_min: 5 is not below dataset.mos_max, 1.",
     ),
+    "nan": (OwnTable, {"targets": ["mos_align"], "mos_min": float("nan")}, "dataset.mos_min: nan is not finite."),
+    "inf": (OwnTable, {"targets": ["mos_align"], "mos_max": float("inf")}, "dataset.mos_max: inf is not finite."),
+    "cache": (Agiqa3k, {"cache_limit_gb": float("nan")}, "dataset.cache_limit_gb: nan is not a size. Give one such as"),
     "own column": (
         OwnTable,
         {"targets": ["mos_aling"], "image": "name"},
@@ -124,7 +132,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_settings_refused(table_3k: str, case: str) -> None:
     dataset, settings, expected = REFUSED[case]
-    with pytest.raises(IpiqaError) as caught:
+    with pytest.raises(IpiqaError) as caught:  # of a setting alone, before any file is looked for
         dataset(annotations=table_3k, images="x", **settings).load()
     assert expected in str(caught.value)
 

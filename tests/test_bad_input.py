@@ -6,23 +6,18 @@ import ast
 import hashlib
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import toy as toy_dataset
 from bad_calls import unsafe_calls
 from bad_files import CHECKPOINTS, FORMS, MARKER, PLACES, RESUMED, WEIGHTS, raw_pickle
-from bad_images import CACHED, IMAGES, UNUSUAL
+from bad_images import CACHED, IMAGES
 from bad_inputs import CONFIGS, TABLES, Case, Toy
 from conftest import REPOSITORY
-from PIL import Image
 
-import ipiqa
 from ipiqa.cli import main
 from ipiqa.config.loading import load_config
-from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.cross_validation import run
 
 TRAINED = ("last.pt", "best.pt", "previous.pt", "scores.json")
@@ -165,37 +160,6 @@ def test_no_module_runs_what_stands_in_a_file(path: Path) -> None:
 )
 def test_unsafe_calls_are_found(source: str) -> None:
     assert len(unsafe_calls(ast.parse(source))) == 1
-
-
-# ---------------------------------------------------------------------------------------------- unusual, but in order
-
-
-@pytest.fixture(scope="module")
-def scorer(pristine: Path) -> Callable[[Path], tuple[torch.Tensor, torch.Tensor]]:
-    """Returns the decoded image and the scores of the trained toy model."""
-    model = ipiqa.build_model(
-        pristine / "toy.yaml", f"run.checkpoint={pristine.parent}/trained/fold_00/best.pt", "image_size=32"
-    )
-    processor = SquashProcessor(32)
-
-    def score(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        image = processor.decode(path)
-        with torch.no_grad():
-            return image.int(), model(processor.normalise(image[None]), ["a red circle"])
-
-    return score
-
-
-@pytest.mark.parametrize("form", UNUSUAL)
-def test_unusual_image_scores_as_what_a_viewer_shows(
-    form: str, scorer: Callable[[Path], tuple[torch.Tensor, torch.Tensor]], tmp_path: Path
-) -> None:
-    content, shown, tolerance = UNUSUAL[form]
-    (tmp_path / "unusual.png").write_bytes(content)
-    Image.fromarray(shown).save(tmp_path / "plain.png")
-    (image, scores), (plain, expected) = scorer(tmp_path / "unusual.png"), scorer(tmp_path / "plain.png")
-    assert (image - plain).abs().max() <= tolerance
-    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-3 if tolerance else 0)
 
 
 def test_links_of_the_image_folder_are_followed(toy: Toy) -> None:

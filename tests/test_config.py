@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refused
+from conftest import error_of, refused
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import ipiqa
 from ipiqa.config.loading import Config, load_config, parse_override
 from ipiqa.config.settings import RunConfig, SplitConfig
-from ipiqa.errors import ConfigError
+from ipiqa.training.run_folder import flatten
 
 PLAIN = """\
 image_size: 64
@@ -82,6 +81,16 @@ def test_config_is_frozen_and_its_dictionary_is_not_shared(plain: Path) -> None:
     assert len(config.processor["mean"]) == 3
 
 
+def test_home_is_expanded_in_every_path(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(plain.parent))
+    paths = ["run.output_dir", "run.checkpoint", "dataset.annotations", "dataset.images", "dataset.cache_dir"]
+    paths += ["model.image_encoder.weights", "model.prompt_encoder.weights"]
+    config = load_config("~/plain.yaml", *(f"{path}=~/{path}" for path in paths))
+    assert [value for value in flatten(config.to_dict()).values() if isinstance(value, str) and "~" in value] == []
+    assert all(flatten(config.to_dict())[path] == f"{plain.parent}/{path}" for path in paths)
+    assert load_config(write(plain.parent, "leaf.yaml", "base: ~/plain.yaml\n")) == load_config(plain)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_key(plain: Path) -> None:
     assert load_config(write(plain.parent, "notepad.yaml", "\ufeff" + PLAIN)) == load_config(plain)
 
@@ -127,6 +136,23 @@ def test_settings_that_the_new_part_takes_too_are_kept(plain: Path, change: str)
     assert load_config(plain, change).model["head"] == {"name": "linear", "dropout": 0.1}
 
 
+def test_a_mapping_that_is_a_value_is_replaced(plain: Path) -> None:
+    write(plain.parent, "losses.yaml", "base: plain.yaml\ntask: {loss: {mse: 1, rank: 1}}\n")
+    leaf = write(plain.parent, "leaf.yaml", "base: losses.yaml\ntask: {loss: {huber: 1}}\n")
+    assert load_config(leaf).task["loss"] == {"huber": 1.0}
+    assert load_config(leaf, "task.loss={l1: 2}").task["loss"] == {"l1": 2.0}
+    assert load_config(leaf, "task.loss.mse=1", "task.loss.plcc=0.5").task["loss"] == {"mse": 1.0, "plcc": 0.5}
+    assert load_config(leaf, "task.loss.mse=1", "task.loss={l1: 2}").task["loss"] == {"l1": 2.0}
+    assert load_config(leaf, "task.loss.mse=1", "task.loss=l1", "task.loss.l1=3").task["loss"] == {"l1": 3.0}
+
+
+def test_sections_given_as_mappings_are_merged(plain: Path) -> None:
+    run = load_config(plain, "run.seed=3", "run={max_epochs: 2}").run
+    assert (run.seed, run.max_epochs, run.learning_rate) == (3, 2, 1e-4)
+    head = load_config(plain, "model.head=linear", "model={head: {dropout: 0.3}}").model["head"]
+    assert head == {"name": "linear", "dropout": 0.3}
+
+
 def test_settings_that_only_the_old_part_takes_are_dropped(plain: Path) -> None:
     assert load_config(plain, "model.fusion.name=concatenation").model["fusion"] == {"name": "concatenation"}
     assert set(load_config(plain, "model.name=image_only").model) == {"name", "image_encoder", "head"}
@@ -159,42 +185,6 @@ def test_a_part_given_by_its_name_alone_takes_settings(plain: Path) -> None:
     assert load_config(short, "model.head.dropout=0.3").model["head"] == {"name": "mlp", "dropout": 0.3}
 
 
-# ------------------------------------------------------------------------------------------------------------ bad files
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", ": is empty. A config has the sections image_size, model, dataset,"),
-        (b"# nothing but this\n", ": is empty."),
-        (b"{}", ": is empty."),
-        (b"just words\n", ": holds the text 'just words', not a mapping."),
-        (b"- a\n- b\n", ": holds a list, not a mapping."),
-        (b"run:\n\tseed: 1\n", ", line 2: a tab. YAML is indented with spaces only."),
-        (b"run:\n  seed: 1\n\tmax_epochs: 2\n", ", line 3: a tab."),
-        (b"image_size: 64\nimage_size: 32\n", ", line 2: found duplicate key"),
-        (b"run:\n  seed: 1\n  seed: 1\n", ", line 3: found duplicate key"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00", ": cannot be read: it is no text file (not UTF-8). Give a YAML file."),
-        (b"\x00\x01\x02", ": no valid YAML ("),
-        (PLAIN.encode("utf-16"), ": cannot be read: it is no text file (not UTF-8)."),
-        (b"model: {name: ipiqa\n", "line 2: no valid YAML ("),
-        (b"a: b: c\n", ", line 1: no valid YAML ("),
-        (b"a: 1\n---\nb: 2\n", ": no valid YAML ("),
-        (b"a: &a [*a]\n", "bad.yaml"),
-        (b"a: !!python/object/apply:os.system ['touch executed']\n", ", line 1: no valid YAML (could not determine"),
-        (b"a: !!set {1, 2}\n", "Give a plain YAML mapping."),
-        (b"[" * 20000, "bad.yaml: "),
-    ],
-    ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else "",
-)
-def test_bad_file_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_bytes(content)
-    found = refused(lambda: load_config(path))
-    assert found.startswith(str(path)) and message in found
-    assert not Path("executed").exists()
-
-
 def test_missing_file_names_the_near_miss(plain: Path) -> None:
     assert refused(lambda: load_config(plain.with_name("plane.yaml"))) == (
         f"--cfg-path: '{plain.with_name('plane.yaml')}' does not exist. Did you mean 'plain.yaml'? "
@@ -202,14 +192,6 @@ def test_missing_file_names_the_near_miss(plain: Path) -> None:
     )
     assert "is a folder." in refused(lambda: load_config(plain.parent))
     assert "'nowhere/x.yaml' does not exist. Configs" in refused(lambda: load_config("nowhere/x.yaml"))
-
-
-def test_file_that_may_not_be_read(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(*args: object, **kwargs: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_text", deny)
-    assert refused(lambda: load_config(plain)) == f"{plain}: cannot be read: Permission denied. Give a YAML file."
 
 
 # --------------------------------------------------------------------------------------------------------- bad settings
@@ -220,55 +202,42 @@ def test_file_that_may_not_be_read(plain: Path, monkeypatch: pytest.MonkeyPatch)
     [
         # sections
         ("modle.name=ipiqa", "modle: no such section. Did you mean 'model'? There are: image_size, model,"),
-        ("max_epochs=3", "max_epochs: no such section. Did you mean 'run.max_epochs'?"),
         ("train_fraction=0.5", "train_fraction: no such section. Did you mean 'split.train_fraction'?"),
         ("run=5", "run: 5 is not a mapping. Write its settings under it, indented."),
-        ("split=null", "split: None is not a mapping."),
-        ("dataset=null", "dataset: None is not a mapping. Write name: and the settings of the dataset under it."),
         ("image_size=null", "image_size: missing. Give the side of the input in pixels, such as 224"),
-        ("image_size=0", "image_size: 0 is not a number of pixels."),
-        ("image_size=-32", "image_size: -32 is not a number of pixels."),
-        ("image_size=64.0", "image_size: 64.0 is not a number of pixels."),
         ("image_size=true", "image_size: True is not a number of pixels."),
-        # keys, names and types
+        ("image_size=8192", "image_size: 8192 is out of range. Give at most 2048 pixels, such as 512."),
+        # keys, names and types: more in test_registry
         ("run.max_epoch=3", "run.max_epoch: a key of the reference code. Here it is run.max_epochs."),
-        ("run.leraning_rate=3", "run.leraning_rate: no such setting. Did you mean 'learning_rate'? It takes:"),
-        ("model.prompt_encoder.nmae=x", "model.prompt_encoder.nmae: no such setting. Did you mean 'name'? It takes:"),
         ("model.promt_encoder.name=clip", "model.promt_encoder: no such setting. Did you mean 'prompt_encoder'?"),
-        ("model.head.name=mpl", "model.head.name: no head is called 'mpl'. Did you mean 'mlp'? There are: linear,"),
-        ("dataset.name=agiqa3k", "dataset.name: no dataset is called 'agiqa3k'. Did you mean 'agiqa_3k'?"),
-        ("run.max_epochs=many", "run.max_epochs: 'many' is not a whole number."),
-        ("run.max_epochs=1.5", "run.max_epochs: 1.5 is not a whole number."),
         ("run.max_epochs.x=1", "run.max_epochs: {'x': 1} is not a whole number."),
-        ("run.schedule=cosine", "run.schedule: 'cosine' is not one of constant_lr, linear_warmup_cosine_lr,"),
-        ("run.amp=true", "run.amp: True is not one of none, bf16, fp16."),
-        ("split.kind=kfolds", "split.kind: 'kfolds' is not one of reference, holdout, kfold, image_random. Did you"),
         ("run.checkpoint=None", "run.checkpoint: 'None' is text. Write null for none."),
         ("run.output_dir=???", "run.output_dir: missing ('???'). Give it a value, in "),
-        # interpolation
-        ("run.output_dir=${run.outptu_dir}", "run.output_dir: Interpolation key 'run.outptu_dir' not found. Write $"),
-        ("run.output_dir=${run.output_dir}", "run.output_dir: Recursive interpolation detected."),
-        ("run.output_dir=${", "run.output_dir: "),
+        ("processor.std=[.inf, 1, 1]", "processor.std: [inf, 1, 1] is not a list (a number each)"),
+        ("task.loss={mse: .nan}", "task.loss: {'mse': nan} is not text or a mapping (a number each). Give finite"),
+        ("run.batch_size=1" + "0" * 60, "run.batch_size: a whole number of 200 bits is out of range. Give a smaller"),
+        ("run.num_folds=20000", "run.num_folds: 20000 is out of range. Give a number from 1 to 1000."),
+        ("dataset.images=a\udcff", "dataset.images: 'a\\udcff' is not UTF-8. Write it in UTF-8."),
+        ("dataset.images=a\0b", "dataset.images: 'a\\x00b' is not a path: it holds a NUL byte."),
         # the override itself
         ("run.max_epochs", "'run.max_epochs': not a setting. Write key=value with a dotted key, such as"),
-        ("=5", "'=5': not a setting."),
         ("run..seed=5", "'run..seed=5': not a setting."),
-        (".seed=5", "'.seed=5': not a setting."),
-        ("", "'': not a setting."),
+        ("a." * 1000 + "b=5", "'a.a.a."),
         ("base=other.yaml", "'base=other.yaml': the base of a file cannot be changed from outside. Give another"),
     ],
 )  # fmt: skip
-def test_bad_setting_is_told_in_one_line(plain: Path, override: str, message: str) -> None:
+def test_bad_setting_is_refused_in_one_line(plain: Path, override: str, message: str) -> None:
     assert refused(lambda: load_config(plain, override)).startswith(message)
 
 
 def test_settings_are_checked_against_each_other(plain: Path) -> None:
     assert refused(lambda: load_config(plain, "run.batch_size=0")).startswith("run.batch_size: 0 is out of range.")
-    assert refused(lambda: load_config(plain, "split.seed=-1")).startswith("split.seed: -1 is out of range.")
     kfold = ["split.kind=kfold", "run.num_folds=1"]
     assert refused(lambda: load_config(plain, *kfold)).startswith("run.num_folds: 1 is out of range. split.kind kfold")
     assert load_config(plain, kfold[0], "run.num_folds=2").run.num_folds == 2
     assert load_config(plain, "run.num_folds=1").run.num_folds == 1
+    nothing = refused(lambda: load_config(plain, "run.evaluate=true"))
+    assert nothing.startswith("run.evaluate: there is nothing to evaluate.")
 
 
 @pytest.mark.parametrize(
@@ -282,8 +251,7 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
             "dataset:",
             "dataset: missing. Give a section with a name: agiqa_1k, agiqa_3k, diffusiondb, pairs, shards, table.",
         ),
-        ("  output_dir:", "run.output_dir: missing. Give text."),
-        ("image_size:", "image_size: missing."),
+        ("  output_dir:", "run.output_dir: missing. Give a path."),
     ],
 )
 def test_what_must_be_given(plain: Path, line: str, message: str) -> None:
@@ -345,19 +313,16 @@ def test_every_value_written_as_json_comes_back(key: str, value: Any) -> None:
     assert found == value and type(found) is type(value)
 
 
-@given(st.text())
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.text() | st.text().map("run.key=".__add__))
 @example("a=\x00")
 @example("a=${")
-@example("a=" + "[" * 2000)
+@example("a=" + "[" * 100_000)
 @example("run.seed=&a [*a]")
+@example("run.seed=" + "9" * 5000)
+@example("a." * 100_000 + "a=1")
 def test_any_text_is_an_override_or_refused_in_one_line(text: str) -> None:
-    key, equals, _ = text.partition("=")
-    if equals and all(part.strip() for part in key.split(".")):
-        assert parse_override(text)[0] == key.strip()
-    else:
-        with pytest.raises(ConfigError) as caught:
-            parse_override(text)
-        assert "\n" not in str(caught.value)
+    assert len(error_of(lambda: parse_override(text))) < 300
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -370,7 +335,7 @@ def test_any_text_is_an_override_or_refused_in_one_line(text: str) -> None:
 @example("${oc.env:HOME}")
 def test_any_text_survives_the_round_trip(plain: Path, text: str) -> None:
     config = load_config(plain)
-    changed = dataclasses.replace(config, dataset={**config.dataset, "images": text, "targets": [text, "b"]})
+    changed = dataclasses.replace(config, dataset={**config.dataset, "targets": [text, "b"]})
     assert _reloaded(plain.parent, changed) == changed
 
 

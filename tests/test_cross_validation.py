@@ -36,7 +36,8 @@ def same_results(a: Path, b: Path, fold: int = 0) -> None:
 def test_a_run_leaves_the_documented_folder(cfg: Path) -> None:
     run_dir = run(load_config(cfg))
     assert {p.name for p in run_dir.iterdir()} == {
-        "config.yaml", "command.txt", "environment.json", "train.log", "fold_00", "fold_01",
+        "config.yaml", "command.txt", "environment.json", "identity.json", "jobs.jsonl", "train.log",
+        "fold_00", "fold_01",
     }  # fmt: skip
     assert {p.name for p in (run_dir / "fold_00").iterdir()} == {
         "split.json", "metrics.jsonl", "last.pt", "best.pt", "scores.json", "predictions.csv",
@@ -84,25 +85,6 @@ def test_a_run_is_never_overwritten(cfg: Path) -> None:
         run(load_config(cfg, f"run.output_dir={cfg.parent}/other"))
     with pytest.raises(ConfigError, match="there is no run to continue"):
         run(load_config(cfg, f"run.output_dir={cfg.parent}/new"), resume=True)
-
-
-def test_resume_refuses_another_table_and_other_images(cfg: Path) -> None:
-    run_dir = run(load_config(cfg), folds=[0])
-    (run_dir / "fold_00" / "scores.json").unlink()
-    table = cfg.parent / "data.csv"
-    text = table.read_text()
-    table.write_text(text.replace("a red blue", "a red bluish"))
-    with pytest.raises(ConfigError, match="the annotation table"):
-        run(load_config(cfg), folds=[0], resume=True)
-    table.write_text(text)
-    image = next((cfg.parent / "images").iterdir())
-    content = image.read_bytes()
-    image.write_bytes(content + b"\0")
-    with pytest.raises(ConfigError, match="the image files"):
-        run(load_config(cfg), folds=[0], resume=True)
-    image.write_bytes(content)
-    run(load_config(cfg), folds=[0], resume=True)
-    assert (run_dir / "fold_00" / "scores.json").is_file()
 
 
 def test_harmless_settings_may_change_on_resume(cfg: Path) -> None:
@@ -206,3 +188,32 @@ def test_public_build_model_scores_images(cfg: Path) -> None:
     trained = ipiqa.build_model(cfg, f"run.checkpoint={run_dir}/fold_00/best.pt")
     weights = torch.load(run_dir / "fold_00" / "best.pt", weights_only=True)["model"]
     assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())
+
+
+def test_one_image_a_batch_where_batchnorm_has_one_value_is_one_line(cfg: Path) -> None:
+    config = load_config(cfg, "run.batch_size=1", "image_size=32")
+    with pytest.raises(ConfigError, match=r"run.batch_size: BatchNorm cannot train on one value per channel"):
+        run(config, folds=[0])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile about itself
+def test_a_compiled_run_has_the_scores_of_a_plain_one(
+    cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))
+    changes = [f"run.output_dir={tmp_path}/compiled", "run.compile=true"]
+    plain, other = run(load_config(cfg), folds=[0]), run(load_config(cfg, *changes), folds=[0])
+    for which in ("best", "last"):
+        expected, found = (scores_of(run_dir)[which]["metrics"] for run_dir in (plain, other))
+        assert found["quality"]["rmse"] == pytest.approx(expected["quality"]["rmse"], rel=1e-3)
+
+
+def test_predictions_of_another_form_in_a_checkpoint_are_refused(cfg: Path) -> None:
+    run_dir = run(load_config(cfg), folds=[0])
+    (run_dir / "fold_00/scores.json").unlink()
+    state = torch.load(run_dir / "fold_00/last.pt", weights_only=True)
+    state["evaluation"]["predictions"] = torch.zeros(3, 2)
+    torch.save(state, run_dir / "fold_00/last.pt")
+    with pytest.raises(DataError, match="fold_00: the last checkpoint holds other predictions"):
+        run(load_config(cfg), folds=[0], resume=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from ipiqa.cli import main
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.pairs import TablePairs
 from ipiqa.demo import database as demo
-from ipiqa.demo.encoders import WarmUp, contrastive_loss, look_loss, retrieval, warm_up
+from ipiqa.demo import encoders
+from ipiqa.demo.encoders import WarmUp, matching_loss, warm_up
 from ipiqa.demo.scenes import (
     DISTORTIONS,
     Scene,
@@ -132,25 +134,34 @@ def test_pairs_on_disk_leave_out_the_prompts_of_the_demo(tmp_path: Path, capsys:
     assert len(table) == 6 and not scored & set(table.prompts)
     with Image.open(table.image_paths[5]) as image:
         assert image.size == (32, 32)
-    assert main(["demo-pairs", *small, "--num", "0"]) == 2
     assert main(["demo-pairs", "--out", str(tmp_path / "nowhere")]) == 2
     assert "Make it with: ipiqa demo-data" in capsys.readouterr().err
 
 
-def test_contrastive_loss_and_retrieval_prefer_the_right_prompt() -> None:
-    images = torch.eye(3, 8)
-    right = torch.cat([torch.eye(3, 8), torch.eye(8)[3:6]])
-    wrong = right.roll(1, 0)
-    scale = torch.tensor(10.0)
-    assert contrastive_loss(images, right, scale) < 0.01 < contrastive_loss(images, wrong, scale)
-    near = torch.cat([torch.eye(3, 8) * 0.5 + 0.5, torch.eye(3, 8)])  # near misses that are nearer than the prompts
-    assert retrieval(images, right) == (1.0, 1.0) and retrieval(images, near)[1] == 0.0
+@pytest.mark.parametrize("command", ["demo-data", "demo-pairs"])
+@pytest.mark.parametrize("name", ["data.csv", "README.txt"])
+def test_another_dataset_is_not_overwritten(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("name,prompt\nmine.png,a cat\n")
+    assert main([command, "--out", str(tmp_path)]) == 2
+    message = f"ipiqa: --out: '{tmp_path}' holds a {name} that `ipiqa demo-data` has not made. Give another folder.\n"
+    assert capsys.readouterr().err == message
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_look_loss_prefers_the_right_words() -> None:
-    images, looks, scale = torch.eye(3, 8), torch.eye(4, 8), torch.tensor(10.0)
-    right, wrong = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3])
-    assert look_loss(images, looks, right, scale) < 0.01 < look_loss(images, looks, wrong, scale)
+def test_matching_loss_prefers_the_right_prompt_and_the_right_look() -> None:
+    images, looks, scale = torch.eye(3, 8), torch.tensor([0, 1, 2]), torch.tensor(10.0)
+    prompts, near_misses, descriptions = torch.eye(3, 8), torch.eye(8)[3:6], torch.eye(4, 8)
+
+    def loss(*texts: torch.Tensor, looks: torch.Tensor = looks) -> float:
+        return matching_loss(images, torch.cat(texts), looks, scale).item()
+
+    right = loss(prompts, near_misses, descriptions)
+    assert right < 0.01
+    assert loss(prompts.roll(1, 0), near_misses, descriptions) > 1  # another image's prompt
+    assert loss(prompts, prompts, descriptions) > right + 0.5  # near misses as near as the prompts
+    assert loss(prompts, near_misses, descriptions, looks=looks + 1) > 1
 
 
 def test_pairs_say_how_they_are_distorted() -> None:
@@ -178,6 +189,30 @@ def test_warm_up_writes_encoders_that_load_and_is_not_repeated(tmp_path: Path) -
     path.write_bytes(b"something of mine")
     with pytest.raises(ConfigError, match="not made by the warm-up"):
         warm_up(config, settings)
+
+
+def test_an_interrupted_warm_up_leaves_no_file_and_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.write_demo_dataset(tmp_path, num_prompts=3, image_size=32)
+    config = dataset_config(tmp_path, "image_size=32", "model.image_encoder.width=4", "model.prompt_encoder.width=16")
+    settings = WarmUp(num_pairs=64, epochs=2, batch_size=32)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = sorted(tmp_path.rglob("*"))
+
+    def interrupt(*arguments: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encoders, "matching_loss", interrupt)
+        warm_up(config, settings)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert warm_up(config, settings).is_file()
+
+
+@pytest.mark.parametrize(("flag", "setting"), [("--num-pairs", {"num_pairs": 255}), ("--epochs", {"epochs": 0})])
+def test_a_warm_up_of_nothing_is_refused(flag: str, setting: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: {next(iter(setting.values()))} is too few. Give "):
+        WarmUp(**setting)
 
 
 def test_encoders_must_share_one_file(tmp_path: Path) -> None:

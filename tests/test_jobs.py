@@ -172,6 +172,76 @@ def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two
         assert (tmp_path / "restarted/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
 
 
+def test_two_processes_stopped_within_an_epoch_resume_to_the_same_files(cfg: Path, two: Path, tmp_path: Path) -> None:
+    program = tmp_path / "stops.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "import ipiqa.build\n"
+        "from ipiqa.cli.train import script\n"
+        "trainer = ipiqa.build.make_trainer\n"
+        "def make(*parts, **settings):\n"
+        "    made = trainer(*parts, **settings)\n"
+        "    compute_loss, steps = made.compute_loss, []\n"
+        "    def stop(module, batch, epoch):\n"
+        "        steps.append(epoch)\n"
+        "        if steps == [0, 0, 0, 0, 1, 1] and os.environ['RANK'] == '1':\n"  # one process gets the signal
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return compute_loss(module, batch, epoch)\n"
+        "    made.compute_loss = stop\n"
+        "    return made\n"
+        "ipiqa.build.make_trainer = make\n"
+        "sys.exit(script('agiqa_3k'))\n"
+    )
+    command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={tmp_path}/parts"]
+    status, _, err = torchrun(program, *command)
+    assert status != 0 and "stopped fold 0 after epoch 1, step 2" in err, err
+    assert "stopped fold 0 after epoch 1, step 2" in (tmp_path / "parts/train.log").read_text()
+    status, _, err = torchrun(REPOSITORY / "train_agiqa3k.py", *command, "--resume")
+    assert status == 0, err
+    for name in ("metrics.jsonl", "scores.json", "predictions.csv"):
+        assert (tmp_path / "parts/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
+
+
+def test_processes_with_other_settings_are_refused_before_anything_is_made(cfg: Path, tmp_path: Path) -> None:
+    program = tmp_path / "differ.py"
+    program.write_text(
+        "import os, sys\n"
+        "from ipiqa.cli.train import script\n"
+        "rate = ['run.learning_rate=1e-3', 'run.learning_rate=1e-2'][int(os.environ['RANK'])]\n"
+        "sys.exit(script('agiqa_3k', [*sys.argv[1:], rate, 'run.eval_every=' + os.environ['WORLD_SIZE']]))\n"
+    )
+    status, _, err = torchrun(program, "--cfg-path", str(cfg), f"run.output_dir={tmp_path}/differ")
+    assert status != 0
+    assert "ipiqa: processes 0 and 1 differ: run.learning_rate is 0.001 and 0.01. Start all" in err, err
+    assert not (tmp_path / "differ").exists()
+
+
+def test_sigterm_ends_an_evaluation_between_two_batches(cfg: Path, whole: Path, tmp_path: Path) -> None:
+    program = tmp_path / "evaluates.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "import ipiqa.training.fold as fold\n"
+        "from ipiqa.cli.train import script\n"
+        "class Terminated(fold.Inputs):\n"
+        "    def __call__(self, batch, epoch=None):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return super().__call__(batch, epoch)\n"
+        "fold.Inputs = Terminated\n"
+        "sys.exit(script('agiqa_3k'))\n"
+    )
+    changes = ["run.evaluate=true", f"run.checkpoint={whole}", "run.eval_batch_size=4"]
+    command = ["--cfg-path", str(cfg), "--folds", "0", *changes, f"run.output_dir={tmp_path}/evaluated"]
+    job = subprocess.run(
+        [sys.executable, str(program), *command], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert job.returncode == 143, job.stderr
+    assert "ipiqa: stopped in fold 0 evaluation" in job.stderr and "Traceback" not in job.stderr
+    assert [path.name for path in (tmp_path / "evaluated/fold_00").iterdir()] == ["split.json"]
+    run(load_config(cfg, *changes, f"run.output_dir={tmp_path}/evaluated"), folds=[0], resume=True)
+    assert scores(tmp_path / "evaluated")["best"]["metrics"] == scores(whole)["best"]["metrics"]
+
+
 def test_the_mistake_of_one_process_ends_the_job_with_its_message(cfg: Path, tmp_path: Path) -> None:
     program = tmp_path / "fails.py"
     program.write_text(

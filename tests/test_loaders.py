@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ipiqa.datasets.checks import image_hashes
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, open_images
-from ipiqa.datasets.loaders import BatchLoader, eval_loader, suggest_workers, train_loader
+from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, suggest_workers, train_loader
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
@@ -33,9 +37,10 @@ def table(tmp_path: Path) -> AnnotationTable:
 
 
 def train(table: AnnotationTable, **changes: Any) -> BatchLoader:
-    images = DecodedImages(table.image_paths, PROCESSOR)
-    given = {"batch_size": 4, "seed": 42, "fold": 0, "rank": 0, "world_size": 1, "num_workers": 0, "pin_memory": False}
-    return train_loader(table, images, TOKENS, TRAIN_ROWS, **(given | changes))
+    images = DecodedImages(table.image_paths, image_hashes(table), PROCESSOR)
+    given = {"batch_size": 4, "eval_batch_size": 2, "seed": 42, "num_workers": 0} | changes
+    fold = given.pop("fold", 0)
+    return train_loader(table, images, TOKENS, TRAIN_ROWS, Loading(**given), fold=fold)
 
 
 def rows_of(loader: BatchLoader) -> list[list[int]]:
@@ -120,21 +125,12 @@ def test_workers_give_the_same_batches(table: AnnotationTable) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_evaluation_sees_every_row_once(table: AnnotationTable, world_size: int) -> None:
-    images, held_out = DecodedImages(table.image_paths, PROCESSOR), np.array([2, 3, 5, 7, 11])
+    images, held_out = DecodedImages(table.image_paths, image_hashes(table), PROCESSOR), np.array([2, 3, 5, 7, 11])
     loaders = [
-        eval_loader(
-            table,
-            images,
-            TOKENS,
-            held_out,
-            batch_size=2,
-            rank=rank,
-            world_size=world_size,
-            num_workers=0,
-            pin_memory=False,
-        )
+        eval_loader(table, images, TOKENS, held_out, Loading(batch_size=1, eval_batch_size=2, seed=0, rank=rank,
+                                                             world_size=world_size, num_workers=0))
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     seen = [row for loader in loaders for batch in rows_of(loader) for row in batch]
     assert sorted(seen) == held_out.tolist()
     if world_size == 1:
@@ -155,33 +151,46 @@ def test_too_few_rows_for_a_batch(table: AnnotationTable) -> None:
 def test_image_that_breaks_on_the_way_is_named(table: AnnotationTable, num_workers: int) -> None:
     for path in table.image_paths:
         path.write_text("gone")
-    message = ""
-    try:  # not pytest.raises, which would keep the workers alive
-        rows_of(train(table, num_workers=num_workers))
+    message = error_of(train(table, num_workers=num_workers))
+    assert message.endswith("is not an image: it starts with b'gone'.")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_killed_worker_is_named_between_two_batches(table: AnnotationTable, persistent: bool) -> None:
+    loader = train(table, num_workers=2, batch_size=2)
+    loader.set_epoch(0)
+    if persistent:
+        rows_of(loader)
+    batches = iter(loader)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    time.sleep(0.1)  # here PyTorch's handler of the signal would raise
+    message = error_of(batches)
+    assert (
+        message.startswith("run.num_workers: DataLoader worker (pid(s) ")
+        and "exited unexpectedly. Something" in message
+    )
+
+
+def error_of(batches: Iterable[object]) -> str:
+    """Returns the one line that the batches end with; pytest.raises would keep the workers alive."""
+    try:
+        list(batches)
     except DataError as error:
-        message = str(error)
-    assert message.endswith("is not an image: it starts with b'gone'.") and "\n" not in message
+        return " | ".join(str(error).splitlines())
+    return ""
 
 
 def test_tokens_must_fit_the_table(table: AnnotationTable) -> None:
+    loading = Loading(batch_size=1, eval_batch_size=1, seed=0, num_workers=0)
     with pytest.raises(ValueError, match="3 prompts were tokenised for 20 rows"):
-        train_loader(
-            table,
-            DecodedImages([], PROCESSOR),
-            TOKENS[:3],
-            TRAIN_ROWS,
-            batch_size=1,
-            seed=0,
-            fold=0,
-            rank=0,
-            world_size=1,
-            num_workers=0,
-            pin_memory=False,
-        )
+        train_loader(table, DecodedImages([], [], PROCESSOR), TOKENS[:3], TRAIN_ROWS, loading, fold=0)
 
 
 def test_suggested_workers(table: AnnotationTable, tmp_path: Path) -> None:
-    cached = open_images(table, PROCESSOR, cache_dir=tmp_path / "cache", limit_gb=1)
+    cached = open_images(table, image_hashes(table), PROCESSOR, cache_dir=tmp_path / "cache", limit_gb=1)
     assert isinstance(cached, CachedImages) and suggest_workers(cached) == 0
-    assert 1 <= suggest_workers(DecodedImages(table.image_paths, PROCESSOR)) <= 8
+    assert 1 <= suggest_workers(DecodedImages(table.image_paths, image_hashes(table), PROCESSOR)) <= 8
     assert train(table, num_workers=None).num_workers >= 1

@@ -46,21 +46,28 @@ def test_the_cache_takes_no_private_memory_of_a_worker(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         import numpy as np
-        from ipiqa.datasets.image_cache import HEADER_BYTES, CachedImages
-        path, shape = Path(sys.argv[1]), (64, 400, 400, 3)
-        with path.open("wb") as file:
-            file.write(b" " * HEADER_BYTES)
-            for i in range(64):
-                file.write(np.full(shape[1:], i, np.uint8).data)
+        from ipiqa.datasets.checks import image_hashes
+        from ipiqa.datasets.image_cache import CachedImages, open_images
+        from ipiqa.datasets.table import AnnotationTable
+        from ipiqa.processors.image import SquashProcessor
+        from PIL import Image
+        folder = Path(sys.argv[1])
+        names = tuple(f"{i}.png" for i in range(64))
+        for i, name in enumerate(names):
+            Image.new("RGB", (8, 8), (i, i, i)).save(folder / name)
+        table = AnnotationTable(names, names, np.zeros((64, 1)), ("quality",), names, folder)
         def own():
             lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
             return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
-        images = CachedImages(path, shape, np.arange(64))
+        given = table, image_hashes(table), SquashProcessor(400)
+        open_images(*given, cache_dir=folder, limit_gb=1)
+        images = open_images(*given, cache_dir=folder, limit_gb=1)
+        assert isinstance(images, CachedImages)
         images.batch(np.array([0]))
         before = own()
         total = sum(int(images.batch(np.array([i]))[0, 0, 0, 0]) for i in range(64))
         print(total, own() - before)
     """
-    total, added_mib = run_alone(code, str(tmp_path / "cache"))
+    total, added_mib = run_alone(code, str(tmp_path))
     assert total == sum(range(64))
     assert added_mib < 5  # of 29 MiB

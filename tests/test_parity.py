@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from reference import standin
+from reference.checkpoint import parity_batch, reference_state_dict
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -18,17 +19,19 @@ from ipiqa.engine.optim import make_adamw, parameter_groups
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 
-
-@pytest.fixture(scope="module")
-def reference(shared: Path) -> dict[str, Any]:
-    return json.loads((shared / "reference" / "parity_agiqa3k_224.json").read_text())
+NUMBERS = Path(__file__).parent / "reference"
 
 
 @pytest.fixture(scope="module")
-def files(standin: ModuleType, reference_checkpoint: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference() -> dict[str, Any]:
+    return json.loads((NUMBERS / "parity_agiqa3k_224.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin")
     torch.save(standin.state_dict(standin.FULL, 0), folder / "RN50.pt")
-    torch.save({"model": reference_checkpoint.reference_state_dict(0, 224, 2), "epoch": 0}, folder / "checkpoint.pth")
+    torch.save({"model": reference_state_dict(0, 224, 2), "epoch": 0}, folder / "checkpoint.pth")
     return folder
 
 
@@ -52,11 +55,9 @@ def assert_features(found: torch.Tensor, expected: dict[str, Any]) -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.tensor(expected["norm"]), rtol=1e-4, atol=0)
 
 
-def test_features_and_outputs_equal_the_reference(
-    files: Path, reference: dict, reference_checkpoint: ModuleType
-) -> None:
+def test_features_and_outputs_equal_the_reference(files: Path, reference: dict) -> None:
     model = make_model(files).eval()
-    images = reference_checkpoint.parity_batch(4, 224, 10)
+    images = parity_batch(4, 224, 10)
     with torch.no_grad():
         prompts = model.encode_prompts(reference["prompts"])
         token_map, image_feature = model.image_encoder(images)
@@ -67,11 +68,9 @@ def test_features_and_outputs_equal_the_reference(
     torch.testing.assert_close(scores, torch.tensor(reference["eval_output"]), rtol=1e-4, atol=0)
 
 
-def test_five_training_steps_equal_the_reference(
-    files: Path, reference: dict, reference_checkpoint: ModuleType
-) -> None:
+def test_five_training_steps_equal_the_reference(files: Path, reference: dict) -> None:
     model = make_model(files).train()
-    images, targets = reference_checkpoint.parity_batch(4, 224, 10), torch.tensor(reference["targets"])
+    images, targets = parity_batch(4, 224, 10), torch.tensor(reference["targets"])
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=0.0,
@@ -109,6 +108,6 @@ def test_the_parameters_that_train_are_those_of_the_reference(files: Path, refer
     assert frozen and all(n.startswith(("prompt_encoder.transformer.", "prompt_encoder.ln_final.")) for n in frozen)
 
 
-def test_tokens_equal_the_reference(shared: Path) -> None:
-    reference = json.loads((shared / "reference" / "tokens.json").read_text())
+def test_tokens_equal_the_reference() -> None:
+    reference = json.loads((NUMBERS / "tokens.json").read_text())
     assert ipiqa.tokenize(reference["prompts"]).tolist() == reference["tokens"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -32,7 +31,13 @@ model:
   name: image2prompt
   image_encoder: {{name: clip_resnet, layers: [1, 1, 1, 1], width: 4, embed_dim: 8}}
   prompt_encoder: {{name: clip_text, width: 8, layers: 1, heads: 1, embed_dim: 8, freeze: all, qa_token: none}}
-dataset: {{name: pairs, annotations: {folder}/data.csv, images: {folder}/images, image: name, image_cache: false}}
+dataset:
+  name: pairs
+  annotations: {folder}/data.csv
+  images: {folder}/images
+  image: name
+  image_cache: false
+  cache_dir: {folder}/cache
 processor: {{name: squash, flip: 0.0}}
 split: {{kind: holdout, seed: 1}}
 task: {{name: image2prompt}}
@@ -121,7 +126,6 @@ def test_a_stopped_run_is_resumed_to_the_same_numbers(
     assert "task.loss was 'cosine', is 'contrastive'" in refused(lambda: pretrain(changed, resume=True))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="needs pip install -e '.[shards]'")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_shards_train_and_resume(
     workers: int, cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +152,8 @@ def test_streamed_shards_train_and_resume(
         (["model.image_encoder.embed_dim=16"], "image features have 16 numbers, prompt features 8"),
         (["task.name=quality_regression"], "task.name: 'quality_regression' is not pre-trained"),
         (["split.kind=kfold"], "split.kind: 'kfold' is for folds. Take holdout"),
-        (["run.evaluate=true", "run.checkpoint=x"], "run.evaluate: pre-training has no evaluation"),
+        (["run.evaluate=true", "run.checkpoint=x"], "run.evaluate: True does nothing in pre-training"),
+        (["run.num_folds=3"], "run.num_folds: 3 does nothing in pre-training. Leave it at 10"),
         (["task.temperature=0"], "task.temperature: 0.0 is not above 0"),
     ],
 )

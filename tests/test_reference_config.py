@@ -11,7 +11,7 @@ import yaml
 from conftest import REPOSITORY
 
 from ipiqa.config.loading import load_config
-from ipiqa.config.reference import KEYS, answer, is_reference_format, translate
+from ipiqa.config.reference import KEYS, is_reference_format, suggest_our_key, translate
 from ipiqa.errors import ConfigError
 
 # A file of the form that was published, every key in it.
@@ -324,12 +324,7 @@ def test_what_cannot_be_read_is_told_in_one_line(changes: dict[str, Any], messag
     ("changes", "message"),
     [
         ({"run.init_lr": "fast"}, "run.learning_rate: 'fast' is not a number. In the file it is run.init_lr."),
-        (
-            {"run.max_epoch": 0},
-            "run.max_epochs: 0 is out of range. Give a number 1 or more. In the file it is run.max_epoch.",
-        ),
-        ({"run.batch_size": 0}, "run.batch_size: 0 is out of range. Give a number 1 or more."),
-        ({"run.output_dir": None}, "run.output_dir: missing. Give text."),
+        ({"run.output_dir": None}, "run.output_dir: missing. Give a path."),
         ({"run.evaluate": True}, "run.evaluate: there is nothing to evaluate."),
         ({"run.lr_sched": "linear_warmup_step_lr"}, "run.learning_rate_decay: missing."),
         ({"run.lr_sched": "cosine_lr"}, "run.schedule: 'cosine_lr' is not one of constant_lr,"),
@@ -371,9 +366,8 @@ def test_their_keys_in_our_config_are_answered_with_ours(override: str, message:
     assert refused(REPOSITORY / "ipiqa/projects/agiqa3k/ipiqa.yaml", override).startswith(message)
 
 
-def test_every_key_of_theirs_has_an_answer() -> None:
-    assert all(str(answer(key)).endswith(".") for key in KEYS)
-    assert answer("run.learning_rate") is None
+def test_there_is_something_of_ours_for_every_key_of_theirs() -> None:
+    assert all(suggest_our_key(key).endswith(".") for key in KEYS)
 
 
 def test_shown_yaml_is_in_our_form(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ipiqa.errors import DataError
 from ipiqa.report import AblationRow, load_run, write_ablation
-from ipiqa.report.ablation import compare_rows, holm
+from ipiqa.report.ablation import compare_rows
 
 FOLDS = {"folds": range(6), "num_folds": 6, "epochs": 3}
 
@@ -35,9 +35,9 @@ def rows(tmp_path: Path) -> list[AblationRow]:
     return [row(name, write_run(tmp_path / name, noise=noise, **FOLDS)) for name, noise in noises.items()]
 
 
-def values(run_dir: Path, moment: str, target: str, metric: str) -> np.ndarray:
+def values(run_dir: Path, checkpoint: str, target: str, metric: str) -> np.ndarray:
     paths = sorted(run_dir.glob("fold_*/scores.json"))
-    return np.array([json.loads(path.read_text())[moment]["metrics"][target][metric] for path in paths])
+    return np.array([json.loads(path.read_text())[checkpoint]["metrics"][target][metric] for path in paths])
 
 
 def cells(text: str, *begin: str) -> list[str]:
@@ -55,38 +55,38 @@ def test_numbers_are_those_computed_by_hand(rows, tmp_path: Path) -> None:
         lines = {(line["row"], line["checkpoint"], line["target"]): line for line in csv.DictReader(file)}
     assert len(lines) == 3 * 2 * 2
     saved = json.loads((tmp_path / "out/ablation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    for moment in ("last", "best"):
+    for checkpoint in ("last", "best"):
         for target in ("quality", "alignment"):
-            whole, other = (values(tmp_path / name, moment, target, "srcc") for name in ("whole", "alike"))
+            whole, other = (values(tmp_path / name, checkpoint, target, "srcc") for name in ("whole", "alike"))
             difference, ratio = other - whole, 120 / 480
             error = math.sqrt((1 / 6 + ratio) * difference.var(ddof=1))
             p = 2 * stats.t.sf(abs(difference.mean() / error), 5)
             low = difference.mean() - stats.t.ppf(0.975, 5) * error
-            line = lines["alike", moment, target]
+            line = lines["alike", checkpoint, target]
             wanted = {
                 "srcc_mean": other.mean(), "srcc_std": other.std(ddof=1), "srcc_difference": difference.mean(),
-                "plcc_mean": values(tmp_path / "alike", moment, target, "plcc").mean(), "low": low, "p": p,
+                "plcc_mean": values(tmp_path / "alike", checkpoint, target, "plcc").mean(), "low": low, "p": p,
             }  # fmt: skip
             assert {name: float(line[name]) for name in wanted} == pytest.approx(wanted, rel=1e-9)
-            p_worse = float(lines["worse", moment, target]["p"])
+            p_worse = float(lines["worse", checkpoint, target]["p"])
             assert p_worse < p and float(line["p_holm"]) == pytest.approx(max(p, 2 * p_worse))
-            assert float(lines["worse", moment, target]["p_holm"]) == pytest.approx(2 * p_worse)
+            assert float(lines["worse", checkpoint, target]["p_holm"]) == pytest.approx(2 * p_worse)
             assert (line["folds"], line["common_folds"], line["changes"]) == ("6", "6", "a.key=alike")
-            test = saved["rows"][2]["targets"][target][moment]["srcc_minus_first"]
+            test = saved["rows"][2]["targets"][target][checkpoint]["srcc_minus_first"]
             assert test["difference"] == pytest.approx(difference.mean()) and test["p_holm"] == float(line["p_holm"])
     assert all(lines["whole", "last", "quality"][name] == "" for name in ("srcc_difference", "low", "p", "p_holm"))
 
 
-def test_the_page_shows_both_moments_and_marks_what_is_significant(rows, tmp_path: Path) -> None:
+def test_the_page_shows_both_checkpoints_and_marks_what_is_significant(rows, tmp_path: Path) -> None:
     text = write_ablation(tmp_path / "out", rows)
-    for moment in ("last", "best"):
-        srcc = values(tmp_path / "worse", moment, "quality", "srcc")
-        plcc = values(tmp_path / "worse", moment, "quality", "plcc")
-        found = cells(text, moment, "worse")
+    for checkpoint in ("last", "best"):
+        srcc = values(tmp_path / "worse", checkpoint, "quality", "srcc")
+        plcc = values(tmp_path / "worse", checkpoint, "quality", "plcc")
+        found = cells(text, checkpoint, "worse")
         assert found[2] == f"{srcc.mean():.4f} ± {srcc.std(ddof=1):.4f} ↓"
         assert found[3] == f"{plcc.mean():.4f} ± {plcc.std(ddof=1):.4f}"
-        assert cells(text, moment, "quality", "worse")[3].endswith(" ↓")
-        assert not any(mark in "".join(cells(text, moment, "whole")) for mark in "↑↓")
+        assert cells(text, checkpoint, "quality", "worse")[3].endswith(" ↓")
+        assert not any(mark in "".join(cells(text, checkpoint, "whole")) for mark in "↑↓")
     assert "- ↑ ↓: SRCC differs from whole, p Holm < 0.05\n" in text
     assert "p Holm: corrected for the number of rows that are compared, in each epoch and target by itself" in text
     assert "- **split**: reference, seed 42: prompt-disjoint draws as in the reference code; folds overlap" in text
@@ -95,16 +95,10 @@ def test_the_page_shows_both_moments_and_marks_what_is_significant(rows, tmp_pat
     assert cells(better, "last", "whole")[2].endswith(" ↑") and "SRCC minus that of worse" in better
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []
-    assert holm([0.02, math.nan])[0] == 0.02
-
-
 def test_a_significance_that_holm_takes_back_is_not_marked(rows) -> None:
-    cell = compare_rows(rows).cells["last", "quality"]["worse"]
-    assert cell.test is not None and cell.test.p_corrected < cell.p_holm < 0.01
-    marks = [dataclasses.replace(cell, p_holm=p).mark for p in (0.049, 0.05, math.nan)]
+    found = compare_rows(rows).differences["last", "quality", "worse"]
+    assert found.test.p < found.p_holm < 0.01
+    marks = [dataclasses.replace(found, p_holm=p).mark for p in (0.049, 0.05, math.nan)]
     assert marks == ["↓", "", ""]
 
 
@@ -157,14 +151,12 @@ def test_what_cannot_be_compared_is_told(rows, tmp_path: Path) -> None:
         "fewer": write_run(tmp_path / "fewer", noise=2.0, folds=(1, 2, 4), num_folds=5, epochs=3),
     }
     text = write_ablation(tmp_path / "out", [rows[0], *(row(name, folder) for name, folder in others.items())])
-    assert text.count("- leaks: not compared with whole, other images were held out\n") == 1
+    assert text.count("- leaks: not compared with whole, other images were held out in fold 0\n") == 1
     assert "- leaks: split: image\\_random, seed 7: prompts leak between parts: do not compare" in text
     assert "- scores: not compared with whole, the scores of quality are others\n" in text
-    assert "- folds: not compared with whole, no common fold\n" in text
+    assert "- folds: not compared with whole, no common fold, 6 to 8 against 0 to 5\n" in text
     assert "- fewer: compared with whole over the folds both have, 1, 2, 4\n" in text
-    assert {name for _, _, name, _, _ in compare_rows([rows[0], *(row(*o) for o in others.items())]).differences} == {
-        "fewer"
-    }
+    assert {key[2] for key in compare_rows([rows[0], *(row(*o) for o in others.items())]).differences} == {"fewer"}
     assert not any(mark in "".join(cells(text, "last", "leaks")) for mark in "↑↓")
 
 
@@ -188,11 +180,21 @@ def test_one_fold_has_no_test(tmp_path: Path) -> None:
     assert "- b: quality, last epoch: n = 1: a paired test needs two folds or more\n" in text
 
 
-def test_rows_that_only_evaluated_have_one_moment(tmp_path: Path) -> None:
+def test_rows_that_only_evaluated_have_one_checkpoint(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, epochs=None, noise=noise) for name, noise in (("a", 0.3), ("b", 2.0))]
     text = write_ablation(tmp_path / "out", [row(run.name, run) for run in runs])
     assert cells(text, "checkpoint", "a") and "| last" not in text and "| best" not in text
     assert "epoch}" not in (tmp_path / "out/ablation.tex").read_text()
+
+
+def test_a_line_break_in_a_name_stays_in_its_comment(rows, tmp_path: Path) -> None:
+    names = ["a\nb", "c\rd\u2028e"]
+    folders = [row(names[0], tmp_path / "worse"), row(names[1], None)]
+    text = write_ablation(tmp_path / "out", [rows[0], *(dataclasses.replace(f, state="x\ny") for f in folders)])
+    latex = (tmp_path / "out/ablation.tex").read_text()
+    starts = ("%", "\\", "{", "Row", " & ")
+    assert all(line.startswith(starts) for line in latex.splitlines()) and "% c d e: not finished (x y)" in latex
+    assert "- c d e: not finished (x y)" in text and "| a b " in text
 
 
 def test_latex_and_names_with_special_signs(rows, tmp_path: Path) -> None:

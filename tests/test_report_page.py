@@ -10,7 +10,7 @@ from fake_runs import HOSTILE, edit, page, write_run
 
 from ipiqa.files import write_json
 from ipiqa.report import load_run
-from ipiqa.report.residuals import group_residuals, image_residuals
+from ipiqa.report.residuals import group_residuals, image_residuals, pooled
 from ipiqa.report.tables import number
 
 
@@ -42,12 +42,13 @@ def test_page_holds_every_part_and_loads_nothing(run_dir) -> None:
 
 def test_everything_from_the_data_is_escaped(tmp_path) -> None:
     run_dir = write_run(tmp_path / "<b>run</b>", targets=(HOSTILE,), prompts=[HOSTILE, HOSTILE])
-    (run_dir / "config.yaml").write_text(f"name: '{HOSTILE}'")
+    (run_dir / "config.yaml").write_text(f"run: {{}}\nname: '{HOSTILE}'")
     (run_dir / "command.txt").write_text(HOSTILE)
     write_json(run_dir / "environment.json", {HOSTILE: HOSTILE, "list": [HOSTILE]})
 
     def change(scores):
         scores["dataset"]["name"] = scores["split"]["kind"] = scores["split"]["sha256"] = HOSTILE
+        scores["best"]["metrics"][HOSTILE][HOSTILE] = 0.5
         scores["best"]["metrics"][HOSTILE]["notes"] = [HOSTILE]
 
     for fold in range(3):
@@ -87,17 +88,17 @@ def test_residuals_average_an_image_over_folds(tmp_path) -> None:
     rows = ["a.jpg,p,g,1,1,2,1,0,0\nb.jpg,p,g,3,3,2,3,0,0\n", "a.jpg,p,g,1,1,4,1,0,0\na.jpg,p,g,2,1,2,1,0,0\n"]
     for fold, text in enumerate(rows):
         (run_dir / f"fold_0{fold}" / "predictions.csv").write_text(header + text)
-    images = image_residuals(load_run(run_dir), "quality", "best")
-    assert [(r.image, r.mos, r.prediction, r.residual) for r in images] == [
+    images = image_residuals(pooled(load_run(run_dir), "quality", "best"))
+    assert [(r.image, r.mos, r.prediction, r.residual) for r in images.itertuples()] == [
         ("a.jpg", 1, 3, 2), ("a.jpg", 2, 2, 0), ("b.jpg", 3, 2, -1),
     ]  # fmt: skip
-    (group,) = group_residuals(images)
+    (group,) = group_residuals(images).itertuples()
     assert (group.num_images, group.mean, group.mean_absolute) == (3, pytest.approx(1 / 3), 1)
 
 
 def test_worst_images_stand_on_the_page(run_dir) -> None:
-    images = image_residuals(load_run(run_dir), "alignment", "best")
-    text = page(run_dir).text.split("Largest errors: alignment")[1]
+    images = list(image_residuals(pooled(load_run(run_dir), "alignment", "best")).itertuples())
+    text = "".join(page(run_dir).text.split("Largest errors: alignment")[1].splitlines())
     for image in (images[0], images[9], images[-1], images[-10]):
         cells = f"{image.image}{image.prompt}{number(image.mos)}{number(image.prediction)}{image.residual:+.3f}"
         assert cells in text
@@ -111,6 +112,6 @@ def test_an_empty_prediction_is_left_out(run_dir) -> None:
     lines[1] = ",".join([*cells[:-4], "", *cells[-3:]])  # best_quality
     path.write_text("\n".join(lines))
     run = load_run(run_dir)
-    assert len(image_residuals(run, "quality", "best")) == 359
-    assert len(image_residuals(run, "alignment", "best")) == 360
+    assert len(image_residuals(pooled(run, "quality", "best"))) == 359
+    assert len(image_residuals(pooled(run, "alignment", "best"))) == 360
     assert "No curve: 1 of 360 predictions are not finite" in page(run_dir).text

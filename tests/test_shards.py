@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import itertools
 import json
 import logging
+import tarfile
+import tracemalloc
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,16 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import HealthCheck, given, settings, strategies
 from tar_shards import make, pair, png, write_shards, write_tar
 
+from ipiqa.datasets.loaders import Loading
 from ipiqa.datasets.shard_reader import Sample, ShardReader, Skipped, shuffled
-from ipiqa.datasets.shard_stream import HeldOutBatches, ShardBatches
+from ipiqa.datasets.shard_stream import ShardBatches
 from ipiqa.datasets.shards import Shards
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
 
-pytest.importorskip("webdataset", reason="the extra [shards] is not installed")
+pytest.importorskip("braceexpand", reason="the extra [shards] is not installed")
 
 PROCESSOR = SquashProcessor(8)
 READER = ShardReader(("png",), "txt", None)
@@ -31,16 +37,18 @@ def tokenize(prompts: list[str]) -> torch.Tensor:
     return torch.tensor([[int(word) for word in prompt.split()] for prompt in prompts])
 
 
+def loading(**changes: Any) -> Loading:
+    return Loading(**({"batch_size": 2, "eval_batch_size": 2, "seed": 1, "num_workers": 0} | changes))
+
+
 def train(dataset: Shards, epoch: int = 0, first_step: int = 0, **changes: Any) -> ShardBatches:
-    given = {"batch_size": 2, "seed": 1, "rank": 0, "world_size": 1, "num_workers": 0, "pin_memory": False}
-    batches = dataset.train_batches(PROCESSOR, tokenize, **(given | changes))
+    batches = dataset.train_batches(PROCESSOR, tokenize, loading(**changes))
     batches.set_epoch(epoch, first_step)
     return batches
 
 
-def held_out(dataset: Shards, **changes: Any) -> HeldOutBatches:
-    given = {"batch_size": 2, "rank": 0, "world_size": 1, "num_workers": 0, "pin_memory": False}
-    return dataset.val_batches(PROCESSOR, tokenize, **(given | changes))
+def held_out(dataset: Shards, **changes: Any) -> ShardBatches:
+    return dataset.val_batches(PROCESSOR, tokenize, loading(**changes))
 
 
 def seen(batches: Iterable[dict[str, torch.Tensor]]) -> list[tuple[int, int]]:
@@ -93,8 +101,8 @@ def test_fewer_shards_than_streams(tmp_path: Path, world_size: int, num_workers:
     assert sorted(itertools.chain(*ranks)) == everything(1, 12)
 
 
-def test_epochs_go_on_where_the_last_one_stopped(tmp_path: Path) -> None:
-    dataset = make(write_shards(tmp_path, 6, 4))
+def test_every_shard_has_its_turn_over_the_epochs(tmp_path: Path) -> None:
+    dataset = make(write_shards(tmp_path, 6, 4), shuffle_buffer=0)
     epochs = [seen(train(dataset, epoch)) for epoch in range(6)]
     assert sorted(itertools.chain(*epochs[:3])) == sorted(itertools.chain(*epochs[3:])) == everything(6, 4)
     assert [{shard for shard, _ in epoch} for epoch in epochs[:3]] != [{s for s, _ in epoch} for epoch in epochs[3:]]
@@ -291,19 +299,6 @@ def test_wrong_endings_are_told_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_images_decode_from_memory_as_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(np.random.RandomState(0).randint(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
-    content = path.read_bytes()
-    assert torch.equal(PROCESSOR.decode(path), PROCESSOR.decode(content, "x"))
-    for broken, problem in ((content[:300], "cannot be decoded"), (b"", "is not an image: it has 0 bytes")):
-        with pytest.raises(DataError, match=f"'x.tar: 7' {problem}"):
-            PROCESSOR.decode(broken, "x.tar: 7")
-        path.write_bytes(broken)
-        with pytest.raises(DataError, match=f"'{path}' {problem}"):
-            PROCESSOR.decode(path)
-
-
 def test_each_part_counts_its_own(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [*pair(0, 0), ("b.png", b""), *pair(0, 2), ("d.png", b"")])
     counts = []
@@ -311,3 +306,62 @@ def test_each_part_counts_its_own(tmp_path: Path) -> None:
         skipped = Skipped()
         counts.append(([n for n, _ in READER.samples([path], skipped, part, 2)], dict(skipped.counts)))
     assert counts == [([0, 2], {}), ([], {"without prompt": 2})]
+
+
+def test_members_of_any_claimed_size_are_not_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [*pair(0, 0), ("1.png", png(0, 1)), ("1.txt", b"x" * (1 << 20) + b"x")])
+    sparse = tarfile.TarInfo("2.png")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[482], header[483:495] = 0, b"%011o\0" % (3 << 30)  # no more maps; the true size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    end = (tmp_path / "end.tar").read_bytes() if write_tar(tmp_path / "end.tar", pair(0, 3)) else b""
+    path.write_bytes(path.read_bytes().rstrip(b"\0").ljust(-(-len(path.read_bytes().rstrip(b"\0")) // 512) * 512, b"\0")
+                     + bytes(header) + end)  # fmt: skip
+    skipped = Skipped()
+    tracemalloc.start()
+    names = [sample.name[-4:] for _, sample in READER.samples([path], skipped)]
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert names == ["0000", "0003"] and skipped.counts == {"too large": 2}
+
+
+def test_names_of_any_size_are_not_read(tmp_path: Path) -> None:
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 200 << 20
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(long.tobuf(tarfile.GNU_FORMAT) + bytes(60 << 20), compresslevel=1))
+    skipped = Skipped()
+    tracemalloc.start()
+    assert list(READER.samples([path], skipped)) == [] and skipped.counts == {"unreadable tar": 1}
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("prompt", ["[" * 100_000, '{"p": ' + "9" * 5000 + "}", '{"p": 7}', "[1]", '{"p": ["a"]}'])
+def test_json_that_holds_no_prompt(tmp_path: Path, prompt: str) -> None:
+    path = write_tar(tmp_path / "a.tar", [("1.png", png(0, 1)), ("1.json", prompt.encode())])
+    skipped = Skipped()
+    assert list(ShardReader(("png",), "json", "p").samples([path], skipped)) == []
+    assert skipped.counts == {"without prompt": 1}
+
+
+@settings(
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(strategies.data())
+def test_whatever_a_shard_holds_is_read_or_counted(tmp_path: Path, data: strategies.DataObject) -> None:
+    compression = data.draw(strategies.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))
+    path = write_tar(tmp_path / "a.tar", [*pair(0, 0), *pair(0, 1)], compression)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(strategies.integers(1, 8))):
+        content[data.draw(strategies.integers(0, min(len(content), 1600) - 1))] = data.draw(strategies.integers(0, 255))
+    path.write_bytes(content[: data.draw(strategies.integers(0, len(content)))])
+    skipped = Skipped()
+    for _, sample in READER.samples([path], skipped):
+        with contextlib.suppress(DataError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            PROCESSOR.decode(sample.image, sample.name)
+    with contextlib.suppress(DataError):
+        list(held_out(make(str(path))))

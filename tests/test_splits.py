@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.tables import names_sha256, reference_splits, write_table
 
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
-from ipiqa.datasets.splits import SPLIT_KINDS, make_split
+from ipiqa.datasets.splits import SPLIT_KINDS, _natural, make_split
 from ipiqa.datasets.table import AnnotationTable, ReferenceDraw
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 
@@ -27,15 +28,12 @@ TABLE = make([str(group) for group in range(20) for _ in range(3)])
 
 
 @pytest.mark.parametrize("database", ["agiqa1k", "agiqa3k"])
-def test_reference_splits(shared: Path, database: str) -> None:
-    reference = json.loads((shared / "reference" / f"splits_{database}.json").read_text())
-    if database == "agiqa1k":
-        table = Agiqa1k(annotations=str(shared / "data" / database / "AIGC_MOS_Zscore.xlsx"), images="x").load()
-    else:
-        table = Agiqa3k(annotations=str(shared / "data" / database / "data.csv"), images="x").load()
-    for fold, held_out in enumerate(reference["val"]):
-        split = make_split(table, kind="reference", seed=reference["seed"], fold=fold, num_folds=10)
-        assert split.to_json(table)["val"] == held_out
+def test_reference_splits(database: str, tmp_path: Path) -> None:
+    dataset = Agiqa1k if database == "agiqa1k" else Agiqa3k
+    table = dataset(annotations=str(write_table(tmp_path, database)), images="x").load()
+    for fold, expected in enumerate(reference_splits(database)):
+        split = make_split(table, kind="reference", seed=42, fold=fold, num_folds=10)
+        assert names_sha256(split.to_json(table)["val"]) == expected
     if database == "agiqa1k":
         sizes = [len(make_split(table, kind="reference", seed=42, fold=fold, num_folds=10).val) for fold in range(10)]
         assert (min(sizes), max(sizes)) == (132, 316)
@@ -125,6 +123,11 @@ def test_image_random_cuts_groups_but_not_an_image() -> None:
         [0, 2],
         [1, 3],
     )
+
+
+def test_numbers_as_groups_are_in_order_of_value() -> None:
+    labels = ["10", "9", "09", "b", "9" * 5000, "0"]
+    assert sorted(labels, key=_natural) == ["0", "09", "9", "10", "9" * 5000, "b"]
 
 
 def test_json() -> None:

@@ -9,12 +9,12 @@ import tempfile
 import warnings
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import standin
 from safetensors.torch import save_file
 
 from ipiqa.errors import DataError, IpiqaError
@@ -33,9 +33,7 @@ def test_torchscript_archive_gives_the_tensors_torch_jit_would(tiny_rn50: Path) 
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
 
 
-def test_archive_state_dict_and_safetensors_build_the_same_towers(
-    tiny_rn50: Path, standin: ModuleType, tmp_path: Path
-) -> None:
+def test_archive_state_dict_and_safetensors_build_the_same_towers(tiny_rn50: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": standin.state_dict(standin.TINY, 0)}, tmp_path / "plain.pt")
     assert convert_to_safetensors(tiny_rn50, tmp_path / "clip.safetensors") == 156
     towers = []

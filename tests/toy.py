@@ -21,6 +21,7 @@ dataset:
   annotations: {folder}/data.csv
   images: {folder}/images
   image_cache: false
+  cache_dir: {folder}/cache
 split: {{kind: holdout, seed: 1}}
 run:
   output_dir: {folder}/output/toy

@@ -19,7 +19,8 @@ def add_commands(commands: Any) -> None:
         "ablate",
         help="run a grid of changes of a config and compare them",
         description="Run every point of a grid that is not finished, and write one table of all that are. "
-        "Started again, it goes on where it was stopped.",
+        "A point that cannot be run is reported and the others run (status 2). Started again, it goes on where it was "
+        "stopped.",
     )
     parser.add_argument(
         "--grid", required=True, metavar="YAML", help="grid file, e.g. ipiqa/projects/agiqa3k/ablation.yaml"
@@ -38,12 +39,12 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     """
     number, _, count = (text or "1/1").partition("/")
     try:
-        found = int(number), int(count)
+        shard = int(number), int(count)
     except ValueError:
-        found = 0, 0
-    if not 1 <= found[0] <= found[1]:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"--shard: {text!r} is no share of the points. Write I/N with I from 1 to N, such as 1/3.")
-    return found
+    return shard
 
 
 def ablate(arguments: argparse.Namespace) -> int:
@@ -64,20 +65,22 @@ def ablate(arguments: argparse.Namespace) -> int:
             print(_plan(grid, chosen))
         return 0
     try:
-        run_points(chosen)
-    except Interrupted as error:  # told here, because this command goes on without --resume
+        failures = run_points(chosen)
+    except Interrupted as error:  # reported here, because this command goes on without --resume
         if dist.is_main():
             print(f"ipiqa: stopped {error}. The state is saved; go on with the same command", file=sys.stderr)
         return 128 + error.signal_number
     if not dist.is_main():
         return 0
-    rows = rows_of(grid)
+    rows = rows_of(grid, failures)
     if all(row.run is None for row in rows):
         print(f"{grid.output_dir}: no point is finished, so there is no table yet")
-        return 0
-    print(write_ablation(grid.output_dir, rows))
-    print(f"Table: {grid.output_dir}/ablation.md  .csv  .tex  .json")
-    return 0
+    else:
+        print(write_ablation(grid.output_dir, rows))
+        print(f"Table: {grid.output_dir}/ablation.md  .csv  .tex  .json")
+    for name, problem in failures.items():
+        print(f"ipiqa: row {name!r}: {problem}", file=sys.stderr)
+    return 2 if failures else 0
 
 
 def _plan(grid: Grid, chosen: list[Point]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ipiqa.errors import ConfigError
+from ipiqa.registry import file_path, shorten
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,26 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return arguments
 
 
+def whole_number(flag: str, low: int, high: int) -> Callable[[str], int]:
+    """Returns the `type` of an argument that takes a whole number from `low` to `high`; others are a ConfigError."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ConfigError(f"{flag}: {shorten(text)} is out of range. Give a whole number from {low} to {high}.")
+        return number
+
+    return read
+
+
+def path(flag: str) -> Callable[[str], str]:
+    """Returns the `type` of an argument that names a file or folder; a text that no file can bear is a ConfigError."""
+    return lambda text: file_path(text, flag)
+
+
 def load(arguments: argparse.Namespace) -> Any:
     """Returns the config the arguments describe."""
     from ipiqa.config.loading import load_config
@@ -60,5 +81,5 @@ def parse_folds(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--folds: {text!r} is no list of folds. Write numbers from 0 with commas, such as 0,3."
+            f"--folds: {shorten(text)} is no list of folds. Write numbers from 0 with commas, such as 0,3."
         ) from None

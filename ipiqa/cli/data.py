@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load, path, whole_number
+from ipiqa.config.settings import MAX_FOLDS
 
 
 def add_commands(commands: Any) -> None:
@@ -19,35 +20,25 @@ def add_commands(commands: Any) -> None:
     check.set_defaults(run=run_check)
     split = actions.add_parser("split", help="write the split of one fold", description="Write the split of one fold.")
     add_config_arguments(split)
-    split.add_argument("--fold", type=int, required=True, metavar="K", help="number of the fold, from 0")
-    split.add_argument("--out", metavar="FILE", help="json file to write; default standard output")
+    fold = whole_number("--fold", 0, MAX_FOLDS - 1)
+    split.add_argument("--fold", type=fold, required=True, metavar="K", help="number of the fold, from 0")
+    split.add_argument("--out", type=path("--out"), metavar="FILE", help="json file to write; default standard output")
     split.set_defaults(run=run_split)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Prints what is wrong with a dataset: every image that is missing or cannot be decoded, by name."""
     from ipiqa.build import make_dataset, make_processor
-    from ipiqa.datasets import checks
     from ipiqa.engine import log
+    from ipiqa.errors import DataError
 
     log.set_up()
     config = load(arguments)
-    dataset, processor = make_dataset(config), make_processor(config)
-    table = dataset.load()
-    if table.image_dir.is_dir():
-        missing = checks.missing_images(table)
-        unusable = checks.unusable_images(table, processor, full=True)
-        for line in [*(f"missing: {name}" for name in missing), *unusable]:
-            print(line)
-        if not missing:
-            checks.refuse_unusable(unusable, table.num_images)
-    dataset.check_images(table, processor)  # tells of a missing folder and of missing images
-    print(
-        f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts, "
-        f"{len(set(table.groups))} groups: all usable"
-    )
-    for target, scores in zip(table.target_names, table.scores.T, strict=True):
-        print(f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}")
+    findings = make_dataset(config).check(make_processor(config))
+    print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
+    if findings.refusal:
+        raise DataError(findings.refusal)
+    print(*findings.summary, sep="\n")
     return 0
 
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load, parse
+from ipiqa.cli.arguments import add_config_arguments, load, parse, whole_number
+from ipiqa.cli.guard import guarded
+from ipiqa.config.settings import MAX_SEED
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a pre-training run."""
     add_config_arguments(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of training (run.seed)")
+    parser.add_argument("--seed", type=whole_number("--seed", 0, MAX_SEED), metavar="N", help="seed (run.seed)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -49,9 +51,6 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
 
 def script(argv: Sequence[str] | None = None) -> int:
     """Runs pretrain_image2prompt.py and returns its exit status."""
-    from ipiqa.cli import guarded
-
     parser = argparse.ArgumentParser(description="Image2Prompt pre-training of an image tower.")
     add_pretrain_arguments(parser)
-    arguments = parse(parser, argv)
-    return guarded(lambda: run_pretrain(arguments))
+    return guarded(lambda: run_pretrain(parse(parser, argv)))

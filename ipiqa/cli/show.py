@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load, path
 
 
 def add_commands(commands: Any) -> None:
@@ -22,7 +22,13 @@ def add_commands(commands: Any) -> None:
     report = commands.add_parser(
         "report", help="sum up a run, or compare two", description="Sum up the folds of a run; with two, compare them."
     )
-    report.add_argument("runs", nargs="+", metavar="DIR", help="run folder; a second one is compared with the first")
+    report.add_argument(
+        "runs",
+        nargs="+",
+        type=path("report"),
+        metavar="DIR",
+        help="run folder; a second one is compared with the first",
+    )
     report.set_defaults(run=run_report)
 
     env = commands.add_parser(
@@ -35,8 +41,8 @@ def add_commands(commands: Any) -> None:
         help="write CLIP weights as safetensors",
         description="Convert CLIP weights, e.g. RN50.pt, to safetensors.",
     )
-    convert.add_argument("source", help="RN50.pt or another weights file")
-    convert.add_argument("target", help="safetensors file to write")
+    convert.add_argument("source", type=path("source"), help="RN50.pt or another weights file")
+    convert.add_argument("target", type=path("target"), help="safetensors file to write")
     convert.set_defaults(run=run_convert)
 
 

@@ -6,16 +6,20 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load, parse, parse_folds
+from ipiqa.cli.arguments import add_config_arguments, load, parse, parse_folds, whole_number
+from ipiqa.cli.guard import guarded
+from ipiqa.config.settings import MAX_FOLDS, MAX_SEED
 from ipiqa.errors import ConfigError
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a training run."""
     add_config_arguments(parser)
-    parser.add_argument("--num_cv", "--num-cv", type=int, metavar="K", help="number of folds (run.num_folds)")
+    num_folds = whole_number("--num_cv", 1, MAX_FOLDS)
+    parser.add_argument("--num_cv", "--num-cv", type=num_folds, metavar="K", help="number of folds (run.num_folds)")
     parser.add_argument("--folds", metavar="0,3", help="train only these folds, counted from 0; default all")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of training (run.seed); splits keep split.seed")
+    seed = whole_number("--seed", 0, MAX_SEED)
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of training (run.seed); splits keep split.seed")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -61,9 +65,6 @@ def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
 
 def script(dataset: str, argv: Sequence[str] | None = None) -> int:
     """Runs a train script of one dataset and returns its exit status."""
-    from ipiqa.cli import guarded
-
     parser = argparse.ArgumentParser(description=f"Train and evaluate k folds on {dataset}.")
     add_train_arguments(parser)
-    arguments = parse(parser, argv)
-    return guarded(lambda: train(arguments, dataset))
+    return guarded(lambda: train(parse(parser, argv), dataset))

@@ -20,7 +20,7 @@ import ipiqa.models
 import ipiqa.processors
 import ipiqa.tasks  # noqa: F401
 from ipiqa import registry
-from ipiqa.config import reference
+from ipiqa.config import reference, yaml_file
 from ipiqa.config.settings import RunConfig, SplitConfig
 from ipiqa.errors import ConfigError, did_you_mean
 from ipiqa.models.checkpoints import check_qa_token
@@ -31,11 +31,13 @@ __all__ = ["Config", "list_registered", "load_config"]
 
 logger = logging.getLogger("ipiqa")
 
-MAX_IMAGE_SIZE = 8192  # pixels; the tables of positions grow with its square
+MAX_KEYS = 20  # between the dots of a key
+MAX_IMAGE_SIZE = 2048  # pixels; the tables of positions grow with its square
 
 PARTS = ("model", "dataset", "processor", "task")
 SETTINGS = {"split": SplitConfig, "run": RunConfig}
 SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
+CONTENT = f"A config has the sections {', '.join(SECTIONS)}."
 DEFAULTS: dict[str, Any] = {
     "processor": {"name": "squash"},
     "task": {"name": "quality_regression"},
@@ -77,7 +79,7 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
         ConfigError: a file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of
             range.
     """
-    path = Path(cfg_path)
+    path = Path(registry.file_path(str(cfg_path), "--cfg-path"))
     file, is_translated = _read_with_bases(path, ())
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -86,7 +88,7 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
             raise ConfigError(
                 f"{override!r}: the base of a file cannot be changed from outside. Give another --cfg-path."
             )
-        changes = _merge(changes, _nested(key, value))
+        _set(changes, key, value)
     # All changes count as one file: a setting given beside a new name is meant for the part of that name.
     settings = _interpolate(_merge(_merge(DEFAULTS, file), changes), path)
     try:
@@ -94,7 +96,7 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
     except ConfigError as error:
         if not is_translated:
             raise
-        raise ConfigError(reference.add_their_name(str(error))) from None
+        raise ConfigError(reference.with_reference_key(str(error))) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -109,20 +111,22 @@ def parse_override(text: str) -> tuple[str, Any]:
         ConfigError: there is no "=", or a part of the key is empty.
     """
     key, equals, value = text.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"{text!r}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10.")
-    value = value.strip()
+    parts = key.split(".")
+    if not equals or not all(part.strip() for part in parts) or len(parts) > MAX_KEYS:
+        raise ConfigError(
+            f"{registry.shorten(text)}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10."
+        )
+    key, value = key.strip(), value.strip()
     try:
-        # OmegaConf's reader, so that 1e-4 is a number here as it is in a file
-        found = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or set(found) != {"value"}:
-        return key.strip(), value
-    loaded = found["value"]
+        content = yaml_file.parse(f"value: {value}")
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict) or set(content) != {"value"}:
+        return key, value
+    loaded = content["value"]
     # Nothing after "=" is the empty text, and " #" in a path begins no comment.
     is_bare = value.lower() not in ("null", "~") if loaded is None else value[:1] not in ("'", '"')
-    return key.strip(), value if is_bare and (loaded is None or isinstance(loaded, str)) else loaded
+    return key, value if is_bare and (loaded is None or isinstance(loaded, str)) else loaded
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], bool]:
@@ -137,7 +141,9 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any
         return (_translate(own, path) if is_reference else own), is_reference
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {base!r} is not a file name. Give one relative to this file.")
-    inherited, is_translated = _read_with_bases(path.parent / base, (*chain, path.resolve()))
+    inherited, is_translated = _read_with_bases(
+        path.parent / registry.file_path(base, f"{path}: base"), (*chain, path.resolve())
+    )
     return _merge(inherited, own), is_translated
 
 
@@ -159,55 +165,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         folder = path if path.is_dir() else path.parent
         files = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
         raise ConfigError(f"{where} {what}.{did_you_mean(path.name, files)} Configs are in ipiqa/projects/*/*.yaml.")
-    text = read_text(path)
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is None or not root.value:
-            raise ConfigError(f"{path}: is empty. A config has the sections {', '.join(SECTIONS)}.")
-        if not isinstance(root, yaml.MappingNode):
-            kind = "a list" if isinstance(root, yaml.SequenceNode) else f"the text {root.value[:40]!r}"
-            raise ConfigError(f"{path}: holds {kind}, not a mapping. A config has the sections {', '.join(SECTIONS)}.")
-        content = OmegaConf.to_container(OmegaConf.create(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{position(error)}: {_yaml_problem(error, text)}") from None
-    except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())[:160]}. Give a plain YAML mapping.") from None
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def read_text(path: Path) -> str:
-    """Returns the text of a YAML file.
-
-    Raises:
-        ConfigError: it cannot be read, or is no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-        raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
-
-
-def position(error: Exception) -> str:
-    """Returns ", line 7" of an error that knows its line, "" of any other."""
-    mark = getattr(error, "problem_mark", None)
-    return f", line {mark.line + 1}" if mark is not None else ""
-
-
-def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
-    problem = " ".join(str(getattr(error, "problem", None) or error).split())
-    if "duplicate key" in problem:
-        return f"{problem}. Each setting stands once in its section."
-    mark = getattr(error, "problem_mark", None)
-    line = text.split("\n")[mark.line] if mark is not None and mark.line <= text.count("\n") else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "a tab. YAML is indented with spaces only."
-    return f"no valid YAML ({problem}). Check indentation, colons and quotes there."
+    return yaml_file.read_mapping(path, CONTENT)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """Returns `base` with the settings of `over`, mappings merged key by key.
+    """Returns `base` with the settings of `over`, sections merged key by key; a mapping that is a value is replaced.
 
     Where `over` names another part, inherited settings that only the old part takes are dropped, so that an ablation is
     one line.
@@ -222,27 +184,36 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = 
         for key in _keys(kind, base.get("name")) - _keys(kind, over["name"]):
             out.pop(key, None)
     for key, value in over.items():
-        part = key if key in registry.KINDS else None
-        old, new = _spelt_out(out.get(key), part), _spelt_out(value, part)
-        out[key] = _merge(old, new, part) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+        old, new = _as_section(out.get(key), key), _as_section(value, key)
+        is_section = _is_section(key) and isinstance(old, Mapping) and isinstance(new, Mapping)
+        out[key] = _merge(old, new, key if key in registry.KINDS else None) if is_section else new
     return out
 
 
+def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets one setting of nested ones in place; sections are made where they are missing."""
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = _as_section(settings.get(section), section)
+        settings[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        settings = settings[section]
+    settings.update(_merge({last: settings[last]} if last in settings else {}, {last: value}))
+
+
+def _is_section(key: str) -> bool:
+    """Returns whether the mapping under a key holds settings; any other mapping is the value of a setting."""
+    return key in SETTINGS or key in registry.KINDS
+
+
 def _keys(kind: str, name: object) -> set[str]:
-    """Returns the keys a part takes; none where no part has this name, which is told later."""
+    """Returns the keys a part takes; none where no part has this name, which is reported later."""
     return set(registry.keys_of(kind, name)) if isinstance(name, str) and name in list_registered(kind) else set()
 
 
-def _spelt_out(section: Any, kind: str | None) -> Any:
-    """Returns the section that `head: mlp` is short for."""
-    is_name = kind is not None and isinstance(section, str) and "${" not in section
-    return {"name": section} if is_name else section
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+def _as_section(value: Any, key: str) -> Any:
+    """Returns the section that `head: mlp` is short for; any other value as it is."""
+    is_name = key in registry.KINDS and isinstance(value, str) and "${" not in value
+    return {"name": value} if is_name else value
 
 
 def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -261,15 +232,22 @@ def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_values(value: Any, where: str) -> None:
-    """Refuses numbers past 64 bits, and OmegaConf's ${function:argument}: a config means the same on every machine."""
+    """Refuses texts that are not UTF-8, numbers past 64 bits, and OmegaConf's ${function:argument}.
+
+    A config means the same on every machine.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_values(item, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list):
         for item in value:
             _check_values(item, where)
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{where}: {registry.shorten(value)} is not UTF-8. Write it in UTF-8.")
     elif isinstance(value, str) and _has_call(value):
-        raise ConfigError(f"{where}: {value!r} calls a function. Write the value itself, or ${{section.setting}}.")
+        raise ConfigError(
+            f"{where}: {registry.shorten(value)} calls a function. Write the value itself, or ${{section.setting}}."
+        )
     elif isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError(f"{where}: a whole number of {value.bit_length()} bits is out of range. Give a smaller one.")
 
@@ -311,7 +289,7 @@ def _resolve(settings: dict[str, Any]) -> Config:
             raise ConfigError(
                 f"{key}: no such section.{_near_section(key)} There are: {', '.join(SECTIONS)}, and base."
             )
-    _answer_reference_keys(settings)
+    _refuse_reference_keys(settings)
     check_qa_token(settings.get("model"))
     size = _image_size(settings.get("image_size"))
     parts = {}
@@ -344,17 +322,16 @@ def _near_section(key: str) -> str:
     return did_you_mean(key, (*SECTIONS, "base"))
 
 
-def _answer_reference_keys(settings: Mapping[str, Any]) -> None:
-    """Answers a key of the reference code with ours, before the registry calls it unknown."""
+def _refuse_reference_keys(settings: Mapping[str, Any]) -> None:
+    """Refuses keys of the reference code with ours, before the registry calls them unknown."""
     for section in ("model", "dataset", "run"):
         content = settings.get(section)
         if not isinstance(content, Mapping):
             continue
         ours = registry.settings_of(RunConfig) if section == "run" else _keys(section, content.get("name"))
         for key in content:
-            answer = reference.answer(f"{section}.{key}") if key not in ours else None
-            if answer is not None:
-                raise ConfigError(answer)
+            if key not in ours and f"{section}.{key}" in reference.KEYS:
+                raise ConfigError(reference.suggest_our_key(f"{section}.{key}"))
 
 
 def _image_size(size: Any) -> int:

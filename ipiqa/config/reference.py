@@ -1,6 +1,6 @@
 """YAML files in the form published with the reference code, read as ours.
 
-The list of keys is closed: each does what it says, is answered in a note, or is an error. Nothing is ignored silently.
+The list of keys is closed: each does what it says, is mentioned in a note, or is an error. Nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -11,64 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.registry import shorten
 
-# reference key -> where its value goes here; None: nowhere, see `answer`
-KEYS: dict[str, str | None] = {
-    "model.arch": "model.name",
-    "model.base_ckpt": "model.image_encoder.weights",
-    "model.input_resolution": "image_size",
-    "model.output_dim": "dataset.targets",
-    "model.load_finetuned": "run.checkpoint",
-    "model.finetuned": "run.checkpoint",
-    "model.head_scale": "run.head_learning_rate_scale",
-    "model.use_mlp_head": "model.head.name",
-    "model.dropout_rate": "model.head.dropout",
-    "model.freeze_text": "model.prompt_encoder.freeze",
-    "model.qa_token": "model.prompt_encoder.train_embeddings",
-    "dataset.data_path": "dataset.annotations",
-    "dataset.vis_root": "dataset.images",
-    "dataset.transform_train": "processor",
-    "dataset.transform_val": "processor",
-    "run.task": "dataset.name",
-    "run.resume_ckpt_path": "run.checkpoint",
-    "run.lr_sched": "run.schedule",
-    "run.lr_decay_rate": "run.learning_rate_decay",
-    "run.warmup_lr": "run.warmup_learning_rate",
-    "run.warmup_steps": "run.warmup_steps",
-    "run.min_lr": "run.min_learning_rate",
-    "run.init_lr": "run.learning_rate",
-    "run.lr_layer_decay": "run.layer_decay",
-    "run.weight_decay": "run.weight_decay",
-    "run.beta2": "run.beta2",
-    "run.batch_size": "run.batch_size",
-    "run.batch_size_val": "run.eval_batch_size",
-    "run.num_worker": "run.num_workers",
-    "run.max_epoch": "run.max_epochs",
-    "run.log_freq": "run.log_every",
-    "run.accum_grad_iters": "run.accumulate_steps",
-    "run.grad_norm_clip": "run.clip_grad_norm",
-    "run.output_dir": "run.output_dir",
-    "run.evaluate": "run.evaluate",
-    "run.eval_freq": "run.eval_every",
-    "run.save_freq": "run.save_every",
-    "run.amp": "run.amp",
-    "run.device": "run.device",
-    "run.distributed": None,
-    "run.dist_url": None,
-    "run.seed": "run.seed",
-}
-# Of these, the value is ours as it stands.
-COPIED = [
-    "run.lr_sched", "run.lr_decay_rate", "run.warmup_lr", "run.warmup_steps", "run.min_lr", "run.init_lr",
-    "run.lr_layer_decay", "run.weight_decay", "run.beta2", "run.batch_size", "run.batch_size_val", "run.num_worker",
-    "run.max_epoch", "run.log_freq", "run.accum_grad_iters", "run.grad_norm_clip", "run.output_dir", "run.evaluate",
-    "run.eval_freq", "run.seed", "model.head_scale", "model.dropout_rate", "model.base_ckpt", "model.input_resolution",
-    "dataset.data_path", "dataset.vis_root",
-]  # fmt: skip
-# Of these, what they say is compared or told, not carried over.
-NOTED_APART = (
-    "model.output_dim", "model.load_finetuned", "model.finetuned", "run.resume_ckpt_path", "run.save_freq",
-)  # fmt: skip
+# reference key -> ours, which takes the value as it stands
+_COPIED = {
+    "model.base_ckpt": "model.image_encoder.weights", "model.input_resolution": "image_size",
+    "model.head_scale": "run.head_learning_rate_scale", "model.dropout_rate": "model.head.dropout",
+    "dataset.data_path": "dataset.annotations", "dataset.vis_root": "dataset.images",
+    "run.lr_sched": "run.schedule", "run.lr_decay_rate": "run.learning_rate_decay",
+    "run.warmup_lr": "run.warmup_learning_rate", "run.warmup_steps": "run.warmup_steps",
+    "run.min_lr": "run.min_learning_rate", "run.init_lr": "run.learning_rate", "run.lr_layer_decay": "run.layer_decay",
+    "run.weight_decay": "run.weight_decay", "run.beta2": "run.beta2", "run.batch_size": "run.batch_size",
+    "run.batch_size_val": "run.eval_batch_size", "run.num_worker": "run.num_workers", "run.max_epoch": "run.max_epochs",
+    "run.log_freq": "run.log_every", "run.accum_grad_iters": "run.accumulate_steps",
+    "run.grad_norm_clip": "run.clip_grad_norm", "run.output_dir": "run.output_dir", "run.evaluate": "run.evaluate",
+    "run.eval_freq": "run.eval_every", "run.seed": "run.seed",
+}  # fmt: skip
+# reference key -> ours, whose value follows from it; None: there is no such setting here
+_TRANSLATED = {
+    "model.arch": "model.name", "model.use_mlp_head": "model.head.name",
+    "model.freeze_text": "model.prompt_encoder.freeze", "model.qa_token": "model.prompt_encoder.train_embeddings",
+    "dataset.transform_train": "processor", "dataset.transform_val": "processor", "run.task": "dataset.name",
+    "run.amp": "run.amp", "run.device": "run.device", "run.distributed": None, "run.dist_url": None,
+}  # fmt: skip
+# reference key -> ours; compared, or mentioned in a note of its own
+_NOTED = {
+    "model.output_dim": "dataset.targets", "model.load_finetuned": "run.checkpoint",
+    "model.finetuned": "run.checkpoint", "run.resume_ckpt_path": "run.checkpoint", "run.save_freq": "run.save_every",
+}  # fmt: skip
+KEYS: dict[str, str | None] = {**_COPIED, **_TRANSLATED, **_NOTED}
 TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}
 TRANSFORMS = {
     "dataset.transform_train": "image_train_processor",
@@ -91,23 +62,21 @@ def is_reference_format(settings: Mapping[str, Any]) -> bool:
     return not is_ours and any(mark in given for mark in _MARKS)
 
 
-def answer(key: str) -> str | None:
-    """Returns what to tell someone who sets a key of the reference code in our config, or None for any other key.
+def suggest_our_key(key: str) -> str:
+    """Returns what to say to someone who sets a key of the reference code in our config.
 
-    >>> answer("run.init_lr")
+    >>> suggest_our_key("run.init_lr")
     'run.init_lr: a key of the reference code. Here it is run.learning_rate.'
     """
-    if key not in KEYS:
-        return None
     ours = KEYS[key]
     here = "Here the number of processes is what torchrun starts" if ours is None else f"Here it is {ours}"
     return f"{key}: a key of the reference code. {here}."
 
 
-def add_their_name(message: str) -> str:
-    """Returns a message about one of our settings with the name that it has in the reference's file.
+def with_reference_key(message: str) -> str:
+    """Returns a message about one of our settings with the key that it has in the reference's file.
 
-    >>> add_their_name("run.max_epochs: 0 is out of range.")
+    >>> with_reference_key("run.max_epochs: 0 is out of range.")
     'run.max_epochs: 0 is out of range. In the file it is run.max_epoch.'
     """
     where = message.partition(": ")[0]
@@ -140,9 +109,9 @@ def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
     out: dict[str, Any] = {}
     notes = _renamed(given)
     warnings: list[str] = []
-    for key in COPIED:
+    for key, ours in _COPIED.items():
         if key in given:
-            _put(out, str(KEYS[key]), given[key])
+            _put(out, ours, given[key])
     _model(given, out, where)
     _resolution(given, where)
     _dataset(given, out, notes, where)
@@ -157,7 +126,7 @@ def _renamed(given: Mapping[str, Any]) -> list[str]:
     """Returns one note for each section: the keys that are called something else here."""
     notes = ["written for the reference code; `ipiqa config show` prints it in our form"]
     for section in ("model", "dataset", "run"):
-        keys = [key for key in given if key.startswith(f"{section}.") and key not in NOTED_APART]
+        keys = [key for key in given if key.startswith(f"{section}.") and key not in _NOTED]
         pairs = [f"{key} as {KEYS[key]}" for key in keys if KEYS[key] not in (key, None)]
         if pairs:
             notes.append("read " + ", ".join(pairs))
@@ -174,7 +143,7 @@ def _refuse_unknown(settings: Mapping[str, Any], given: Mapping[str, Any], where
             )
         if not isinstance(content, Mapping):
             raise ConfigError(
-                f"{where}: {section}: {content!r} is not a mapping. Write its settings under it, indented."
+                f"{where}: {section}: {shorten(content)} is not a mapping. Write its settings under it, indented."
             )
     for key in given:
         if key not in KEYS:
@@ -200,7 +169,7 @@ def _need(given: Mapping[str, Any], key: str, where: str) -> Any:
 def _flag(given: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     value = given.get(key, default)
     if not isinstance(value, bool):
-        raise ConfigError(f"{where}: {key}: {value!r} is not true or false.")
+        raise ConfigError(f"{where}: {key}: {shorten(value)} is not true or false.")
     return value
 
 
@@ -242,7 +211,7 @@ def _resolution(given: Mapping[str, Any], where: str) -> None:
 
 def _dataset(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
     task = _need(given, "run.task", where)
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         near = did_you_mean(str(task), TASKS)
         raise ConfigError(f"{where}: run.task: {task!r} is unknown.{near} There are: {', '.join(TASKS)}.")
     name, num_targets = TASKS[task]

@@ -4,11 +4,63 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from ipiqa.errors import ConfigError
+from ipiqa.registry import FilePath
 
-MAX_WORKERS = 256  # per process; each is a process of its own
+MAX_FOLDS = 1000
+MAX_SEED = 2**32 - 1
+
+
+class Range(NamedTuple):
+    """The numbers a setting may have; `high` None: any finite one."""
+
+    low: float
+    high: float | None = None
+    without_low: bool = False
+    without_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        is_high = self.high is not None and (value > self.high or (self.without_high and value == self.high))
+        return not is_high and (value > self.low if self.without_low else value >= self.low)
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"above {self.low}" if self.without_low else f"{self.low} or more"
+        if not self.without_low and not self.without_high:
+            return f"from {self.low} to {self.high}"
+        low = f"above {self.low}" if self.without_low else f"at least {self.low}"
+        return f"{low} and {'below' if self.without_high else 'at most'} {self.high}"
+
+
+RANGES = {
+    "split.seed": Range(0, MAX_SEED),
+    "split.train_fraction": Range(0, 1, without_low=True, without_high=True),
+    "run.num_folds": Range(1, MAX_FOLDS),
+    "run.seed": Range(0, MAX_SEED),
+    "run.max_epochs": Range(1, 100_000),
+    "run.batch_size": Range(1, 65_536),
+    "run.eval_batch_size": Range(1, 65_536),
+    "run.learning_rate": Range(0),
+    "run.head_learning_rate_scale": Range(0),
+    "run.layer_decay": Range(0, 1, without_low=True),
+    "run.weight_decay": Range(0),
+    "run.beta2": Range(0, 1, without_high=True),
+    "run.warmup_learning_rate": Range(-1),
+    "run.warmup_steps": Range(0, 10**9),
+    "run.min_learning_rate": Range(0),
+    "run.learning_rate_decay": Range(0, 1, without_low=True),
+    "run.accumulate_steps": Range(1, 65_536),
+    "run.clip_grad_norm": Range(0, without_low=True),
+    "run.num_workers": Range(0, 256),  # per process; each is a process of its own
+    "run.val_fraction": Range(0, 1, without_high=True),
+    "run.eval_every": Range(1, 100_000),
+    "run.save_every": Range(1, 100_000),
+    "run.log_every": Range(1, 10**9),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +73,14 @@ class SplitConfig:
 
     def check(self) -> None:
         """Raises ConfigError when a value is out of range."""
-        _check(
-            "split.train_fraction", self.train_fraction, 0 < self.train_fraction < 1, "between 0 and 1, both excluded"
-        )
-        _check("split.seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        _check_ranges(self, "split")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How a run goes."""
 
-    output_dir: str  # folder of the run
+    output_dir: FilePath  # folder of the run
     num_folds: int = 10
     seed: int = 42  # of everything random in training; splits have split.seed
     max_epochs: int = 100
@@ -62,38 +111,14 @@ class RunConfig:
     save_every: int = 1  # epochs between two last.pt
     log_every: int = 50  # steps
     evaluate: bool = False  # score run.checkpoint, or a zero-shot model, on every fold instead of training
-    checkpoint: str | None = None  # whole-model weights to start from or to evaluate: a file, or a run folder
+    checkpoint: FilePath | None = None  # whole-model weights to start from or to evaluate: a file, or a run folder
 
     def check(self) -> None:
         """Raises ConfigError when a value is out of range or two do not go together."""
-        for name in ("num_folds", "max_epochs", "batch_size", "eval_batch_size", "accumulate_steps", "eval_every",
-                     "save_every", "log_every"):  # fmt: skip
-            _check(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("learning_rate", "head_learning_rate_scale", "weight_decay", "warmup_steps", "min_learning_rate"):
-            _check(f"run.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _check_ranges(self, "run")
         for name, value in (("output_dir", self.output_dir), ("checkpoint", self.checkpoint)):
             if value is not None and not value.strip():
                 raise ConfigError(f"run.{name}: empty. Give a path{' or null' if name == 'checkpoint' else ''}.")
-        _check("run.seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
-        warmup = self.warmup_learning_rate
-        _check(
-            "run.warmup_learning_rate",
-            warmup,
-            not math.isnan(warmup),
-            "0 or more, or below 0 to start at learning_rate",
-        )
-        _check("run.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
-        _check("run.beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
-        _check("run.val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "at least 0 and below 1")
-        if self.num_workers is not None:
-            _check(
-                "run.num_workers", self.num_workers, 0 <= self.num_workers <= MAX_WORKERS, f"from 0 to {MAX_WORKERS}"
-            )
-        if self.clip_grad_norm is not None:
-            _check("run.clip_grad_norm", self.clip_grad_norm, self.clip_grad_norm > 0, "above 0, or null")
-        if self.learning_rate_decay is not None:
-            decay = self.learning_rate_decay
-            _check("run.learning_rate_decay", decay, 0 < decay <= 1, "above 0 and at most 1, or null")
         if self.schedule != "constant_lr" and self.min_learning_rate > self.learning_rate:
             raise ConfigError(
                 f"run.min_learning_rate: {self.min_learning_rate!r} is above run.learning_rate, "
@@ -105,6 +130,8 @@ class RunConfig:
             )
 
 
-def _check(where: str, value: float, fits: bool, expected: str) -> None:
-    if not fits or math.isinf(value):  # nan never fits
-        raise ConfigError(f"{where}: {value!r} is out of range. Give a number {expected}.")
+def _check_ranges(settings: Any, section: str) -> None:
+    for name, value in vars(settings).items():
+        allowed = RANGES.get(f"{section}.{name}")
+        if allowed is not None and value is not None and value not in allowed:
+            raise ConfigError(f"{section}.{name}: {value!r} is out of range. Give a number {allowed}.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ import torch
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.files import content_sha256
+
+_LISTER = "list them with: ipiqa data check --cfg-path ..."
 
 
 class ImageReader(Protocol):
@@ -28,11 +31,11 @@ class ImageReader(Protocol):
     def key(self) -> str:
         """All that decides the decoded pixels, apart from the file."""
 
-    def verify(self, path: Path, *, full: bool = False) -> None:
-        """Raises DataError when the header, or with `full` the pixels, cannot be used."""
+    def verify(self, path: Path) -> None:
+        """Raises DataError when the header cannot be used."""
 
-    def decode(self, path: Path) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S); raises DataError when the file cannot be used."""
+    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
+        """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
 
 
 def num_threads() -> int:
@@ -41,80 +44,77 @@ def num_threads() -> int:
     return min(cores, 16)
 
 
-def missing_images(table: AnnotationTable) -> list[str]:
-    """Returns the names of the images that are not there, each once, in table order."""
-    return [name for name in dict.fromkeys(table.names) if not (table.image_dir / name).is_file()]
+@dataclass
+class Findings:
+    """What a look at a dataset has found.
+
+    Attributes:
+        problems: one line for each image or shard that cannot be used.
+        refusal: why nothing can be trained on this dataset, "" where it can.
+        summary: what the dataset holds, in lines.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    refusal: str = ""
+    summary: list[str] = field(default_factory=list)
 
 
-def unusable_images(table: AnnotationTable, reader: ImageReader, *, full: bool) -> list[str]:
-    """Returns one message per image that is there and cannot be used, in table order.
+def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> Findings:
+    """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
     Args:
         table: names and folder of the images.
         reader: judges one file.
         full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
+        hint: where to get the images, for messages.
     """
-    paths = [table.image_dir / name for name in dict.fromkeys(table.names) if (table.image_dir / name).is_file()]
-    return failures(lambda path: reader.verify(path, full=full), paths)
+    if not table.image_dir.is_dir():
+        return Findings(refusal=f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
 
+    look = reader.decode if full else reader.verify
 
-def failures(look: Callable[[Path], None], paths: Sequence[Path]) -> list[str]:
-    """Returns the messages of the DataErrors that looking at each file raises; several files are looked at at once."""
-
-    def problem(path: Path) -> str | None:
+    def problem(path: Path) -> str:
         try:
             look(path)
         except DataError as error:
             return str(error)
-        return None
+        return ""
 
+    names = dict.fromkeys(table.names)
+    missing = dict.fromkeys(name for name in names if not (table.image_dir / name).is_file())
     with ThreadPoolExecutor(num_threads()) as pool:
-        return [message for message in pool.map(problem, paths) if message]
+        looks = pool.map(problem, [table.image_dir / name for name in names if name not in missing])
+        unusable = [message for message in looks if message]
+    refusal = describe_unusable(unusable, table.num_images) if unusable else ""
+    if missing:
+        refusal = (
+            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
+            f"first {next(iter(missing))!r}. Check the path, or {_LISTER}"
+        )
+    return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
 
-def check_images(
-    table: AnnotationTable, reader: ImageReader, *, full: bool = False, hint: str = "Check the path."
-) -> None:
-    """Raises when the folder, or any image of the table, is missing or cannot be used.
+def describe_unusable(messages: Sequence[str], num_images: int) -> str:
+    """Returns the one line about images that cannot be used, with their number and the first."""
+    first = f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]}"
+    return f"{first} Replace them, or {_LISTER}"
+
+
+def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
+    """Returns the sha256 of the whole image file of each row, in table order.
 
     Args:
         table: names and folder of the images.
-        reader: judges one file.
-        full: decode every pixel instead of reading headers.
-        hint: where to get the images.
+        memory: file that keeps the hashes between runs; see `files.content_sha256`.
 
     Raises:
-        DataError: with the number of images concerned and the first of them.
-    """
-    if not table.image_dir.is_dir():
-        raise DataError(f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
-    lister = "list them with: ipiqa data check --cfg-path ..."
-    missing = missing_images(table)
-    if missing:
-        raise DataError(
-            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
-            f"first {missing[0]!r}. Check the path, or {lister}"
-        )
-    refuse_unusable(unusable_images(table, reader, full=full), table.num_images)
-
-
-def refuse_unusable(messages: Sequence[str], num_images: int) -> None:
-    """Raises DataError when there is any message about an image, with their number and the first."""
-    if messages:
-        raise DataError(
-            f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]} "
-            "Replace them, or list them with: ipiqa data check --cfg-path ..."
-        )
-
-
-def image_hashes(table: AnnotationTable) -> tuple[str, ...]:
-    """Returns the sha256 of the whole image file of each row, in table order.
-
-    Raises:
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     names = list(dict.fromkeys(table.names))
-    hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names]), strict=True))
+    try:
+        hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names], memory), strict=True))
+    except OSError as error:
+        raise DataError(f"dataset.images: '{error.filename}' cannot be read: {error.strerror}.") from error
     return tuple(hash_of[name] for name in table.names)
 
 

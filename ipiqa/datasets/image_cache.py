@@ -1,7 +1,9 @@
 """Images by row number, decoded once and kept in one memory-mapped file for all epochs, folds and runs.
 
-The file is a header of 4,096 bytes and then one uint8 image (S, S, 3) after the other. Its name and header hold a hash
-of everything that decides its content, so it is current when they match, and nothing in it is ever interpreted.
+The file is a header of 4,096 bytes, one uint8 image (S, S, 3) after the other, and the CRC-32 of each. Its name and
+header hold a hash of everything that decides its content: the processor, and the whole content of every image file. So
+it is current when they match, wherever the images lie, and nothing in it is ever interpreted. Whoever reads it holds a
+shared lock on it, and only a file that nobody reads is removed to make room for another.
 """
 
 from __future__ import annotations
@@ -13,16 +15,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ipiqa.datasets.checks import ImageReader, num_threads, refuse_unusable
+from ipiqa.datasets.checks import ImageReader, describe_unusable, num_threads
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 
@@ -45,37 +48,91 @@ class ImageSource(Protocol):
 
 
 class DecodedImages:
-    """Images decoded each time they are asked for."""
+    """Images decoded each time they are asked for.
 
-    def __init__(self, paths: list[Path], reader: ImageReader) -> None:
-        self.paths, self.reader = paths, reader
+    Args:
+        paths: of each row's image.
+        hashes: sha256 of each file; a file with another content is refused.
+        reader: decodes one file.
+    """
+
+    def __init__(self, paths: Sequence[Path], hashes: Sequence[str], reader: ImageReader) -> None:
+        self.paths, self.hashes, self.reader = paths, hashes, reader
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Returns the uint8 image (S, S, 3) of one row.
+
+        Raises:
+            DataError: the file cannot be used, or is not the one that was hashed.
+        """
+        path = self.paths[row]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"'{path}' cannot be read: {error.strerror}.") from error
+        if hashlib.sha256(content).hexdigest() != self.hashes[row]:
+            raise DataError(f"'{path}' has changed since this run began. Leave the images alone while it lasts.")
+        return self.reader.decode(content, str(path)).permute(1, 2, 0).contiguous().numpy()
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
-        size = self.reader.image_size
-        images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
-        for image, row in zip(images, rows, strict=True):
-            image.copy_(self.reader.decode(self.paths[row]).permute(1, 2, 0))
-        return images.permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack([self.pixels(row) for row in rows])).permute(0, 3, 1, 2)
 
 
 class CachedImages:
-    """Images copied out of a cache file. Its pages belong to the system's file cache, shared by all processes."""
+    """Images copied out of a cache file. Its pages belong to the system's file cache, shared by all processes.
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], slots: np.ndarray) -> None:
-        self.path, self.shape, self.slots = path, shape, slots
-        self.images = np.memmap(path, dtype=np.uint8, mode="r", offset=HEADER_BYTES, shape=shape)
+    Each image is compared with its checksum when this process first reads it. One that does not match is decoded again
+    and written in its place.
+
+    Args:
+        path: cache file.
+        slots: (N,) int64, which of its images each row has.
+        decoded: the images themselves.
+    """
+
+    def __init__(self, path: Path, slots: np.ndarray, decoded: DecodedImages) -> None:
+        self.path, self.slots, self.decoded = path, slots, decoded
+        size, count = decoded.reader.image_size, int(slots.max()) + 1
+        with path.open("rb") as file:  # the maps keep the open file, and its lock, as long as the images are in use
+            _try_lock(file, shared=True)
+            self.images = np.memmap(file, np.uint8, "r", offset=HEADER_BYTES, shape=(count, size, size, 3))
+            self.checksums = np.memmap(file, "<u4", "r", offset=HEADER_BYTES + self.images.size, shape=(count,))
+        self.checked, self.repaired = np.zeros(count, dtype=bool), 0
 
     def __reduce__(self) -> Any:  # a spawned worker maps the file again; pickling the map would copy every image
-        return CachedImages, (self.path, self.shape, self.slots)
+        return CachedImages, (self.path, self.slots, self.decoded)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
-        images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        for image, slot in zip(images.numpy(), self.slots[rows], strict=True):
+        images = np.empty((len(rows), *self.images.shape[1:]), dtype=np.uint8)
+        for image, row in zip(images, rows, strict=True):
+            slot = self.slots[row]
             image[:] = self.images[slot]
-        return images.permute(0, 3, 1, 2)
+            if not self.checked[slot]:
+                if zlib.crc32(image) != self.checksums[slot]:
+                    image[:] = self._repaired(row)
+                self.checked[slot] = True
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def _repaired(self, row: int) -> np.ndarray:
+        """Returns the image of a row, decoded and written to the file; whoever else does so writes the same bytes."""
+        pixels, slot = self.decoded.pixels(row), int(self.slots[row])
+        logger.log(
+            logging.DEBUG if self.repaired else logging.WARNING,  # one line a process, however much is damaged
+            "image cache: '%s' is damaged, first at the pixels of '%s'; decoding what is damaged again",
+            *(self.path, self.decoded.paths[row]),
+        )
+        self.repaired += 1
+        with contextlib.suppress(OSError), self.path.open("r+b") as file:
+            file.seek(HEADER_BYTES + slot * pixels.size)
+            file.write(pixels.data)
+            file.seek(HEADER_BYTES + self.images.size + 4 * slot)
+            file.write(_checksum(pixels))
+        return pixels
 
 
-def open_images(table: AnnotationTable, reader: ImageReader, *, cache_dir: Path, limit_gb: float) -> ImageSource:
+def open_images(
+    table: AnnotationTable, hashes: Sequence[str], reader: ImageReader, *, cache_dir: Path, limit_gb: float
+) -> ImageSource:
     """Returns the images of a table, from its cache file, which is built if it is not there or not intact.
 
     Both ways of reading give the same bytes. Where the file would pass the limit, or cannot be written, a warning says
@@ -83,123 +140,169 @@ def open_images(table: AnnotationTable, reader: ImageReader, *, cache_dir: Path,
 
     Args:
         table: names and folder of the images.
+        hashes: sha256 of each row's image file.
         reader: decodes one file.
         cache_dir: folder of cache files, made if need be.
-        limit_gb: largest file to build, in 10**9 bytes; 0 builds none.
+        limit_gb: most that the files in this folder may take together, in 10**9 bytes; those used longest ago are
+            removed for a new one. 0 builds none.
 
     Raises:
         DataError: images are missing or cannot be decoded.
     """
-    decoded = DecodedImages(table.image_paths, reader)
+    decoded = DecodedImages(table.image_paths, hashes, reader)
     if limit_gb <= 0:
         return decoded
-    names = sorted(set(table.names))
-    shape = (len(names), reader.image_size, reader.image_size, 3)
-    size = HEADER_BYTES + int(np.prod(shape, dtype=np.int64))
+    distinct = sorted(set(hashes))
+    slot_of = {digest: slot for slot, digest in enumerate(distinct)}
+    slots = np.array([slot_of[digest] for digest in hashes], dtype=np.int64)
+    shape = (len(distinct), reader.image_size, reader.image_size, 3)
+    size = HEADER_BYTES + int(np.prod(shape, dtype=np.int64)) + 4 * len(distinct)
     if size > limit_gb * 1e9:
         logger.warning(
             "image cache: %d images take %.1f GB, more than dataset.cache_limit_gb %g; decoding them in every epoch",
-            *(len(names), size / 1e9, limit_gb),
+            *(len(distinct), size / 1e9, limit_gb),
         )
         return decoded
-    key = _key(table.image_dir, names, reader.key)
+    key = hashlib.sha256(json.dumps([2, reader.key, distinct]).encode()).hexdigest()
     path, header = cache_dir / f"{key[:32]}.images", _header(key, shape)
     try:
         if not _intact(path, header, size):
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with _lock(path.with_suffix(".lock")) as locked:
+            with _lock(cache_dir / "build.lock") as locked:
                 if not _intact(path, header, size):  # another process may have built it while this one waited
-                    partial = path.with_suffix(".partial" if locked else f".{os.getpid()}.partial")
-                    _build(path, partial, header, [table.image_dir / name for name in names], reader, size)
-        slot_of = {name: slot for slot, name in enumerate(names)}
-        return CachedImages(path, shape, np.array([slot_of[name] for name in table.names], dtype=np.int64))
+                    if path.is_file():
+                        logger.warning("image cache: '%s' is damaged; building it again", path)
+                    _make_room(cache_dir, size, limit_gb * 1e9, locked)
+                    _build(path, path.with_suffix(f".{os.getpid()}.partial"), header, decoded, slots, size)
+        images = CachedImages(path, slots, decoded)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used now
+        return images
     except OSError as error:
         reason = error.strerror or str(error)
         logger.warning("image cache: cannot use '%s' (%s); decoding images in every epoch", path, reason)
         return decoded
 
 
-def _key(image_dir: Path, names: list[str], reader_key: str) -> str:
-    """Returns a hash of the reader and of name, size and time of change of each file."""
-    files = []
-    for name in names:
-        try:
-            status = (image_dir / name).stat()
-        except OSError as error:
-            raise DataError(f"dataset.images: '{image_dir / name}' cannot be read: {error.strerror}.") from error
-        files.append((name, status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(json.dumps([1, reader_key, str(image_dir.resolve()), files]).encode()).hexdigest()
-
-
 def _header(key: str, shape: tuple[int, ...]) -> bytes:
-    text = json.dumps({"content": "ipiqa image cache", "format": 1, "key": key, "dtype": "uint8", "shape": shape})
+    text = json.dumps({"content": "ipiqa image cache", "format": 2, "key": key, "dtype": "uint8", "shape": shape})
     return text.encode().ljust(HEADER_BYTES - 1) + b"\n"
 
 
+def _checksum(pixels: np.ndarray) -> bytes:
+    return zlib.crc32(pixels.data).to_bytes(4, "little")
+
+
 def _intact(path: Path, header: bytes, size: int) -> bool:
-    """Returns whether the file is the one the header describes; says so when something else has its name."""
+    """Returns whether the file is there and the one that the header describes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        intact = path.stat().st_size == size and file.read(HEADER_BYTES) == header
-    if not intact:
-        logger.warning("image cache: '%s' is damaged; building it again", path)
-    return intact
+        return path.stat().st_size == size and file.read(HEADER_BYTES) == header
+
+
+def _try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Locks a file until it is closed or its process ends; returns whether it did, None where files have no locks."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOLCK, "no file locks here")
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        return None
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Holds a lock among processes, released when this one ends; gives False where files have no locks."""
-    with path.open("a") as file:
-        try:
-            if fcntl is None:
-                raise OSError(errno.ENOLCK, "no file locks here")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("image cache: another process is building it; waiting")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            locked = True
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise
-            locked = False
-        yield locked
+    """Holds the lock of those who build; gives False where files have no locks."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # links are not followed
+    with os.fdopen(os.open(path, flags, 0o666)) as file:
+        locked = _try_lock(file)
+        if locked is False:
+            logger.info("image cache: another process is building; waiting")
+            locked = _try_lock(file, wait=True)
+        yield bool(locked)
 
 
-def _build(path: Path, partial: Path, header: bytes, sources: list[Path], reader: ImageReader, size: int) -> None:
+def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
+    """Removes what killed builds have left, and the files used longest ago until another of this size fits.
+
+    Raises:
+        OSError: it does not fit beside those that are in use.
+    """
+    if locked:  # nobody else builds
+        for path in folder.glob("*.partial"):
+            path.unlink(missing_ok=True)
+    files = sorted((path.stat().st_mtime_ns, path) for path in folder.glob("*.images"))
+    sizes = {path: path.stat().st_size for _, path in files}
+    surplus, removed = sum(sizes.values()) + size - limit, []
+    for _, path in files:
+        if surplus > 0 and _remove_unused(path):
+            surplus -= sizes[path]
+            removed.append(path)
+    if removed:
+        logger.info(
+            "image cache: removed %d unused files (%.2f GB) under '%s' to stay within dataset.cache_limit_gb",
+            *(len(removed), sum(sizes[path] for path in removed) / 1e9, folder),
+        )
+    if surplus > 0:
+        raise OSError(errno.EDQUOT, "the files in use fill dataset.cache_limit_gb")
+
+
+def _remove_unused(path: Path) -> bool:
+    """Removes a file unless a process has it locked; returns whether it did."""
+    try:
+        with path.open("r+b") as file:
+            if not _try_lock(file):
+                return False
+            path.unlink()
+        return True
+    except OSError:  # somebody else's
+        return False
+
+
+def _build(path: Path, partial: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray, size: int) -> None:
     """Writes the cache file: under another name first, so that it is never seen half-written.
 
     Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     """
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB do not fit on the disk")
-    logger.info("image cache: decoding %d images once to '%s' (%.2f GB)", len(sources), path, size / 1e9)
+    rows = np.unique(slots, return_index=True)[1].tolist()  # one of each distinct image, by slot
+    logger.info("image cache: decoding %d images once to '%s' (%.2f GB)", len(rows), path, size / 1e9)
 
-    def decode(source: Path) -> np.ndarray | str:
+    problems: dict[int, str] = {}
+
+    def decode(row: int) -> np.ndarray | None:
         try:
-            return reader.decode(source).permute(1, 2, 0).contiguous().numpy()
+            return decoded.pixels(row)
         except DataError as error:
-            return str(error)
+            problems[row] = str(error)
+            return None
 
-    problems: list[str] = []
+    checksums = bytearray()
     try:
         with (
-            partial.open("wb") as file,
+            partial.open("xb") as file,  # made here, never written through a link
             ThreadPoolExecutor(num_threads()) as pool,
-            tqdm(total=len(sources), desc="decoding", unit="image", disable=None, leave=False) as bar,
+            tqdm(total=len(rows), desc="decoding", unit="image", disable=None, leave=False) as bar,
         ):
             file.write(header)
-            for start in range(0, len(sources), CHUNK):
-                for image in pool.map(decode, sources[start : start + CHUNK]):
-                    if isinstance(image, str):
-                        problems.append(image)
-                    else:
+            for start in range(0, len(rows), CHUNK):
+                for image in pool.map(decode, rows[start : start + CHUNK]):
+                    if image is not None:
                         file.write(image.data)
+                        checksums += _checksum(image)
                     bar.update()
+            file.write(checksums)
             file.flush()
             os.fsync(file.fileno())
-        refuse_unusable(problems, len(sources))
+        if problems:
+            raise DataError(describe_unusable([problems[row] for row in sorted(problems)], len(rows)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ipiqa.datasets.checks import ImageReader, check_images
+from ipiqa.datasets.checks import Findings, ImageReader, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.prompts import describe
+from ipiqa.registry import FilePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +24,21 @@ class ImageFolder(ABC):
     Attributes:
         images: folder of the images.
         image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
-        cache_dir: folder of those files.
-        cache_limit_gb: a larger cache is not built; images are then decoded each time.
+        cache_dir: folder of those files, and of the hashes of the images.
+        cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
     """
 
-    images: str
+    has_scores: ClassVar[bool] = True
+    streamed: ClassVar[bool] = False
+
+    images: FilePath
     image_cache: bool = True
-    cache_dir: str = "cache/images"
+    cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache_limit_gb < math.inf:
+            raise ConfigError(f"dataset.cache_limit_gb: {self.cache_limit_gb:g} is not a size. Give one such as 16.")
 
     @abstractmethod
     def load(self) -> AnnotationTable:
@@ -45,11 +58,28 @@ class ImageFolder(ABC):
         """Number of scores of an image; 0 where only prompts are known."""
         return 0
 
-    def check_images(self, table: AnnotationTable, processor: ImageReader, *, full: bool = False) -> None:
-        """Raises when an image is missing or cannot be used; see `checks.check_images`."""
-        check_images(table, processor, full=full, hint=self.hint)
+    def check_images(self, table: AnnotationTable, processor: ImageReader) -> None:
+        """Raises DataError when an image is missing or, by its header, cannot be used."""
+        if refusal := look_at_images(table, processor, full=False, hint=self.hint).refusal:
+            raise DataError(refusal)
 
-    def open_images(self, table: AnnotationTable, processor: ImageReader) -> ImageSource:
+    def check(self, processor: ImageReader) -> Findings:
+        """Decodes every image, and says what the table holds."""
+        table = self.load()
+        findings = look_at_images(table, processor, full=True, hint=self.hint)
+        counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
+        findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
+        for target, scores in zip(table.target_names, table.scores.T, strict=True):
+            findings.summary.append(
+                f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"
+            )
+        return findings
+
+    def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
+        """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""
+        return image_hashes(table, Path(self.cache_dir) / "hashes")
+
+    def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: ImageReader) -> ImageSource:
         """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
         limit_gb = self.cache_limit_gb if self.image_cache else 0.0
-        return open_images(table, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)
+        return open_images(table, hashes, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,29 @@ from ipiqa.errors import DataError
 _ORDER = 3  # last number of the RandomState seed: a stream that splits and flips do not share
 
 Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a process loads batches.
+
+    Attributes:
+        batch_size: images in a training batch of one process.
+        eval_batch_size: images in any other batch.
+        seed: seed of the order.
+        rank: number of this process.
+        world_size: number of processes.
+        num_workers: worker processes; None chooses.
+        pin_memory: whether batches are bound for a GPU.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int | None = None
+    pin_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,9 +84,10 @@ class TrainSampler(Sampler[np.ndarray]):
     each process takes its contiguous slice: W processes with batch B / W see the batches of one process with batch B.
     """
 
-    def __init__(self, rows: np.ndarray, *, batch_size: int, seed: int, fold: int, rank: int, world_size: int) -> None:
-        self.rows, self.batch_size, self.rank, self.global_size = rows, batch_size, rank, batch_size * world_size
-        self.seed, self.fold, self.epoch, self.first_step = seed, fold, 0, 0
+    def __init__(self, rows: np.ndarray, loading: Loading, fold: int) -> None:
+        self.rows, self.batch_size, self.rank, self.seed = rows, loading.batch_size, loading.rank, loading.seed
+        self.global_size = loading.batch_size * loading.world_size
+        self.fold, self.epoch, self.first_step = fold, 0, 0
 
     def __len__(self) -> int:
         return len(self.rows) // self.global_size
@@ -87,25 +113,41 @@ class BatchLoader(DataLoader[Any]):
         sampler.epoch, sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
-        for batch in super().__iter__():
+        for batch in deliver(super().__iter__):
             if isinstance(batch, Failure):
                 raise DataError(batch.message)
             yield batch
 
 
+def deliver(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yields what the workers of a DataLoader make.
+
+    PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
+    optimizer step, too. Here it is found when the next batch is asked for, and what is trained so far can be saved.
+
+    Args:
+        start: begins a round of a DataLoader.
+
+    Raises:
+        DataError: a worker was killed.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    batches = start()
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"run.num_workers: {error}. Something has killed it, as happens where memory is short. "
+            "Take fewer, or run.num_workers=0, and go on with --resume."
+        ) from None
+
+
 def train_loader(
-    table: AnnotationTable,
-    images: ImageSource,
-    tokens: torch.Tensor,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    seed: int,
-    fold: int,
-    rank: int,
-    world_size: int,
-    num_workers: int | None,
-    pin_memory: bool,
+    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading, *, fold: int
 ) -> BatchLoader:
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
@@ -114,20 +156,14 @@ def train_loader(
         images: images by row.
         tokens: (N, context) int64, token ids by row.
         rows: row numbers to train on.
-        batch_size: images in a batch of one process.
-        seed: seed of the order.
+        loading: whose batches, and how.
         fold: number of the fold, which has an order of its own.
-        rank: number of this process.
-        world_size: number of processes.
-        num_workers: worker processes; None chooses.
-        pin_memory: whether batches are bound for a GPU.
 
     Raises:
         DataError: the rows do not fill one global batch.
     """
-    check_batch_size(len(rows), batch_size, world_size)
-    sampler = TrainSampler(rows, batch_size=batch_size, seed=seed, fold=fold, rank=rank, world_size=world_size)
-    return _loader(TableBatches(table, images, tokens), sampler, num_workers, pin_memory)
+    check_batch_size(len(rows), loading.batch_size, loading.world_size)
+    return _loader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
 
 
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
@@ -141,39 +177,27 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str 
 
 
 def eval_loader(
-    table: AnnotationTable,
-    images: ImageSource,
-    tokens: torch.Tensor,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    num_workers: int | None,
-    pin_memory: bool,
+    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading
 ) -> BatchLoader:
     """Returns the batches of this process's share of the rows: over all processes, every row exactly once.
 
     Args: as in `train_loader`.
     """
-    own = rows[rank::world_size]
-    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    return _loader(TableBatches(table, images, tokens), batches, num_workers, pin_memory)
+    own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
+    batches = [own[start : start + size] for start in range(0, len(own), size)]
+    return _loader(TableBatches(table, images, tokens), batches, loading)
 
 
 def _loader(
-    batches: TableBatches,
-    sampler: Sampler[np.ndarray] | Sequence[np.ndarray],
-    num_workers: int | None,
-    pin_memory: bool,
+    batches: TableBatches, sampler: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
 ) -> BatchLoader:
-    workers = suggest_workers(batches.images) if num_workers is None else num_workers
+    workers = suggest_workers(batches.images) if loading.num_workers is None else loading.num_workers
     return BatchLoader(
         batches,
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=loading.pin_memory,
         persistent_workers=workers > 0,
     )
 

@@ -9,19 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows
-from ipiqa.datasets.table import AnnotationTable, find_column, refuse_outside, require_text
+from ipiqa.datasets.table import AnnotationTable, Layout, make_table
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.files import require_package
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +37,15 @@ class TablePairs(ImageFolder):
 
     has_scores: ClassVar[bool] = False
 
-    annotations: str
+    annotations: FilePath
     image: str = "image"
     prompt: str = "prompt"
 
     def load(self) -> AnnotationTable:
-        path = Path(self.annotations).expanduser()
-        here = f"dataset.annotations: '{path}'"
-        if path.suffix.lower() == ".parquet" and path.is_file():
-            names, prompts = _read_parquet(path, [self.image, self.prompt], here)
-            places = [f"row {number}" for number in range(1, len(names) + 1)]
-        else:
-            rows = read_rows(path, "dataset.annotations", self.hint)
-            columns = [str(column) for column in rows.columns]
-            names, prompts = (
-                [str(cell) for cell in rows.iloc[:, find_column(columns, [wanted], here)]]
-                for wanted in (self.image, self.prompt)
-            )
-            places = [f"{rows.index.name} {number}" for number in rows.index]
-        for what, cells in (("image name", names), ("prompt", prompts)):
-            require_text(cells, what, places, here, f"Give every row a {what}.")
-        return _pair_table(names, prompts, places, here, Path(self.images).expanduser())
+        path, layout = Path(self.annotations), Layout(image=[self.image], prompt=[self.prompt], targets={})
+        rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
+        here, images = f"dataset.annotations: '{path}'", Path(self.images)
+        return make_table(rows, layout, here=here, image_dir=images, duplicates="mean")
 
 
 @register("dataset", "diffusiondb")
@@ -84,11 +68,18 @@ class DiffusionDB(ImageFolder):
         return f"Get DiffusionDB from {DIFFUSIONDB_URL} and unpack its parts."
 
     def load(self) -> AnnotationTable:
-        root = Path(self.images).expanduser()
+        import pandas
+
+        root = Path(self.images)
         names: list[str] = []
         prompts: list[str] = []
         empty: list[str] = []
-        for part in self._chosen_parts(root):
+        here = f"dataset.images: '{root}'"
+        try:
+            parts = self._chosen_parts(root)
+        except OSError as error:
+            raise DataError(f"{here} cannot be read: {error.strerror}.") from error
+        for part in parts:
             for file, prompt in _read_part(part / f"{part.name}.json").items():
                 name = f"{part.name}/{file}"
                 if prompt.strip():
@@ -96,13 +87,15 @@ class DiffusionDB(ImageFolder):
                     prompts.append(prompt)
                 else:
                     empty.append(name)
-        here = f"dataset.images: '{root}'"
         if empty:
             total = len(empty) + len(names)
             logger.warning("%s: %d of %d images left out, empty prompt, first %r", here, len(empty), total, empty[0])
         if not names:
             raise DataError(f"{here} names no image with a prompt. {self.hint}")
-        return _pair_table(names, prompts, names, here, root)
+        layout = Layout(image=["image"], prompt=["prompt"], targets={})
+        places = pandas.Index(names, name="file", dtype=object)
+        rows = pandas.DataFrame({"image": names, "prompt": prompts}, places, dtype=object)
+        return make_table(rows, layout, here=here, image_dir=root, duplicates="mean")
 
     def _chosen_parts(self, root: Path) -> list[Path]:
         if self.parts is not None and self.parts < 1:
@@ -139,7 +132,7 @@ def _read_part(path: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{here} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DataError(f"{here} is not JSON ({error}). {form}") from error
     if not isinstance(content, dict):
         raise DataError(f"{here} holds a {type(content).__name__}. {form}")
@@ -148,65 +141,6 @@ def _read_part(path: Path) -> dict[str, str]:
     }
     bare = [file for file, prompt in prompts.items() if not isinstance(prompt, str)]
     if bare:
-        raise DataError(f"{here}: {len(bare)} of {len(prompts)} images have no prompt 'p', first {bare[0]!r}. {form}")
+        first = shorten(bare[0])
+        raise DataError(f"{here}: {len(bare)} of {len(prompts)} images have no prompt 'p', first {first}. {form}")
     return prompts
-
-
-def _read_parquet(path: Path, wanted: Sequence[str], here: str) -> list[list[str]]:
-    """Returns the cells of the wanted columns as text, "" for null; no other column is read."""
-    arrow = require_package("pyarrow", here)
-    parquet = require_package("pyarrow.parquet", here)
-    try:
-        file = parquet.ParquetFile(path)
-        columns = file.schema_arrow.names
-        chosen = [columns[find_column(columns, [spelling], here)] for spelling in wanted]
-        table = file.read(columns=chosen)
-    except (OSError, arrow.ArrowException) as error:
-        raise DataError(f"{here} is not a parquet file that can be read ({type(error).__name__}).") from error
-    if not table.num_rows:
-        raise DataError(f"{here} has columns but no rows.")
-    cells = []
-    for column in chosen:
-        try:
-            texts = table.column(column).cast(arrow.string()).to_pylist()
-        except arrow.ArrowException as error:
-            kind = table.schema.field(column).type
-            raise DataError(
-                f"{here}: column {column!r} holds {kind}, not text. Write file names and prompts."
-            ) from error
-        cells.append([text or "" for text in texts])
-    return cells
-
-
-def _pair_table(
-    names: Sequence[str], prompts: Sequence[str], places: Sequence[str], here: str, image_dir: Path
-) -> AnnotationTable:
-    """Returns the table of these pairs; a pair that stands there twice is taken once.
-
-    Raises:
-        DataError: a name leaves the folder, or an image has two prompts.
-    """
-    refuse_outside(names, places, here)
-    row_of: dict[str, int] = {}
-    differing: list[str] = []
-    for row, name in enumerate(names):
-        first = row_of.setdefault(str(PurePosixPath(name)), row)
-        if prompts[first] != prompts[row]:
-            differing.append(f"{name!r} ({places[first]}, {places[row]})")
-    if differing:
-        raise DataError(
-            f"{here}: {len(differing)} rows give an image another prompt than a row before, first {differing[0]}. "
-            "One image has one prompt: correct the table."
-        )
-    kept = list(row_of.values())
-    if len(kept) < len(names):
-        logger.warning("%s: %d rows repeat an earlier row and are left out", here, len(names) - len(kept))
-    texts = tuple(prompts[row] for row in kept)
-    return AnnotationTable(
-        names=tuple(names[row] for row in kept),
-        prompts=texts,
-        scores=np.zeros((len(kept), 0)),
-        targets=(),
-        groups=texts,
-        image_dir=image_dir,
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ipiqa.files import require_package
+MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
 
 
 @dataclass
@@ -35,15 +36,19 @@ class Skipped:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first = self.first or where
 
-    def take(self) -> tuple[dict[str, int], str]:
-        """Returns counts and first, and forgets them."""
-        taken = self.counts, self.first
+    def take(self) -> Skipped:
+        """Returns what is counted so far, and forgets it."""
+        taken = Skipped(self.counts, self.first)
         self.counts, self.first = {}, ""
         return taken
 
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        return f"{sum(self.counts.values())} members skipped: {reasons}; first '{self.first}'"
+        return f"{self.total} members skipped: {reasons}; first '{self.first}'"
 
 
 @dataclass(frozen=True)
@@ -82,60 +87,72 @@ class ShardReader:
             limit: number of samples to look at, over all parts; None for all.
         """
         broken = skipped if part == 0 else Skipped()
-        members = ((shard, sample) for shard in shards for sample in self._members(shard, broken))
-        for number, (shard, found) in enumerate(itertools.islice(members, limit)):
+        everything = itertools.chain.from_iterable(self._samples(shard, broken) for shard in shards)
+        for number, (name, members) in enumerate(itertools.islice(everything, limit)):
             if number % num_parts != part:
                 continue
-            name = f"{shard}: {found['__key__']}"
-            image = next((found[ending] for ending in self.images if ending in found), None)
-            prompt = self._prompt(found)
-            if image is None:
+            ending = next((ending for ending in self.images if ending in members), "")
+            image = members.get(ending)
+            prompt = self._prompt(members.get(self.prompt) or b"")
+            if not ending:
                 skipped.add("without image", name)
+            elif image is None or members.get(self.prompt, b"") is None:
+                skipped.add("too large", name)
             elif not prompt:
                 skipped.add("without prompt", name)
             else:
                 yield number, Sample(name, image, prompt)
 
-    def _members(self, shard: Path, skipped: Skipped) -> Iterator[dict[str, Any]]:
-        """Yields the samples of a shard as {"__key__": name, ending: content}."""
-        tars: Any = require_package("webdataset.tariterators", "dataset.name: 'shards'")
-        wanted = {*self.images, self.prompt}
-        lost = False
+    def _samples(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+        """Yields the samples of a shard: a name for messages, and ending -> content, None where that is too large."""
+        for key, group in itertools.groupby(self._members(shard, skipped), key=lambda member: member[0]):
+            members: dict[str, bytes | None] = {}
+            for _, ending, content in group:
+                if ending in members:
+                    skipped.add("twice in their shard", f"{shard}: {key}.{ending}")
+                else:
+                    members[ending] = content
+            yield f"{shard}: {key}", members
 
-        def select(name: str) -> bool:
-            ending = tars.base_plus_ext(name)[1]
-            return ending is not None and ending.lower() in wanted
-
-        def count(error: Exception) -> bool:
-            nonlocal lost
-            if isinstance(error, ValueError):
-                skipped.add("twice in their shard", f"{shard}: {str(error.args[0]).partition(': ')[0]}")
-            elif not lost:  # a broken archive is told of several times
-                lost = True
-                skipped.add("unreadable tar", str(shard))
-            return True
-
+    def _members(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, str, bytes | None]]:
+        """Yields (key, ending, content) of the members that are wanted, in their order."""
         try:
-            # Opened here: webdataset itself would run what stands behind "pipe:" in a name.
-            with shard.open("rb") as file:
-                opened = [{"url": str(shard), "stream": file}]
-                files = tars.tar_file_expander(opened, handler=count, select_files=select)
-                yield from tars.group_by_keys(files, handler=count)
+            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Entry) as archive:
+                for entry in archive:
+                    archive.members = []  # type: ignore[attr-defined]  # or the archive would remember every one
+                    stem, dot, ending = entry.name.rpartition("/")[2].partition(".")
+                    ending = ending.lower()
+                    if not (stem and dot and entry.isreg()) or ending not in (*self.images, self.prompt):
+                        continue
+                    most = MAX_PROMPT_BYTES if ending == self.prompt else MAX_IMAGE_BYTES
+                    opened = archive.extractfile(entry) if 0 <= entry.size <= most else None
+                    yield entry.name[: -len(ending) - 1], ending, None if opened is None else opened.read()
                 if shard.suffix == ".tar" and not _read_to_its_end(file):
-                    count(EOFError())
-        except OSError as error:
-            count(error)
+                    skipped.add("unreadable tar", str(shard))
+        except Exception:  # a damaged archive breaks tarfile and the decompressors below it in many ways
+            skipped.add("unreadable tar", str(shard))
 
-    def _prompt(self, found: dict[str, Any]) -> str:
-        """Returns the prompt of a sample, "" where there is none."""
+    def _prompt(self, content: bytes) -> str:
+        """Returns the prompt in a member, "" where there is none."""
         try:
-            text = found.get(self.prompt, b"").decode("utf-8-sig")
+            text: Any = content.decode("utf-8-sig")
             if self.key is not None:
-                content = json.loads(text)
-                text = content.get(self.key) if isinstance(content, dict) else ""
-        except ValueError:  # not UTF-8, or not JSON
+                values = json.loads(text)
+                text = values.get(self.key) if isinstance(values, dict) else ""
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
             return ""
         return text.strip() if isinstance(text, str) else ""
+
+
+class _Entry(tarfile.TarInfo):
+    """The head of a member. tarfile reads names and notes that have members of their own whole, into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in b"LKxgX" and entry.size > MAX_PROMPT_BYTES:
+            raise tarfile.ReadError("a name of any size")
+        return entry
 
 
 def _read_to_its_end(file: BinaryIO) -> bool:

@@ -3,15 +3,13 @@
 Memory holds one shuffle buffer of undecoded samples per worker, however many shards there are. What a stream (one
 worker of one process) reads is a pure function of (seed, epoch, rank, worker, world size, number of workers):
 
-* All shards, permuted anew for every pass, follow each other in one endless row. An epoch starts where the shards end
-  that were assigned to the epoch before, so that no shard comes again before all have come. As many shards are assigned
-  as hold the samples of an epoch, if all hold as many as the first one.
-* The streams take turns in that row. Where shards are fewer, each stream reads all of them and takes every n-th sample.
-* A stream shuffles through a buffer, which it empties at the end of a pass and of the shards assigned to the epoch: no
-  sample comes twice in a pass.
+* All shards, permuted anew for every pass, follow each other in one endless row. An epoch starts in it where about the
+  samples of the epochs before end, so that every shard has its turn.
+* A stream reads every n-th shard to the end of the pass through a shuffle buffer, which it then empties: no sample
+  comes twice in a pass. Where shards are fewer than streams, each stream reads all of them and takes every n-th sample.
 
-A run is saved between epochs, so `samples_per_epoch` decides how much an interruption can cost. A stream can be taken
-up within an epoch too; it then reads and decodes again what came before: which images can be used shows only then.
+A run that is resumed within an epoch reads and decodes that epoch from its start and leaves out the steps it has taken,
+so `samples_per_epoch` decides what an interruption can cost.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ipiqa.datasets.loaders import Batch, Failure
+from ipiqa.datasets.checks import ImageReader, num_threads
+from ipiqa.datasets.loaders import Batch, Failure, Loading, deliver
 from ipiqa.datasets.shard_reader import Sample, ShardReader, Skipped, shuffled
 from ipiqa.errors import DataError
 
@@ -36,35 +34,28 @@ logger = logging.getLogger(__name__)
 
 _ORDER, _BUFFER = 5, 6  # last numbers of the RandomState seeds: streams that nothing else draws from
 
-Tokenize = Callable[[list[str]], torch.Tensor]
-Delivery = tuple[Batch | Failure | None, dict[str, int], str]  # a worker's batch, and what it skipped on the way
+Tokenize = Callable[[Sequence[str]], torch.Tensor]
+Delivery = tuple[Batch | Failure | None, Skipped]  # a worker's batch, and what it skipped on the way
 
 
-class MemoryReader(Protocol):
-    """What streaming needs of an image processor."""
-
-    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S); raises DataError when it cannot be used."""
+def decode(processor: ImageReader, sample: Sample, skipped: Skipped) -> torch.Tensor | None:
+    """Returns the uint8 image (3, S, S) of a sample; None, and counts it, where it cannot be decoded."""
+    try:
+        return processor.decode(sample.image, sample.name)
+    except DataError:
+        skipped.add("not decodable", sample.name)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where samples come from, and what makes a batch of them."""
+class Streaming:
+    """Where samples come from, and what makes batches of them."""
 
     reader: ShardReader
-    shards: tuple[Path, ...]
-    processor: MemoryReader
+    shards: Sequence[Path]
+    processor: ImageReader
     tokenize: Tokenize
-    batch_size: int
-    rank: int
-    world_size: int
-
-    def decode(self, sample: Sample, skipped: Skipped) -> torch.Tensor | None:
-        try:
-            return self.processor.decode(sample.image, sample.name)
-        except DataError:
-            skipped.add("not decodable", sample.name)
-            return None
+    loading: Loading
 
     def batch(self, decoded: Sequence[tuple[int, torch.Tensor, str]]) -> Batch:
         """Returns images uint8 (B, 3, S, S) channels_last, tokens int64 (B, context), rows int64 (B,)."""
@@ -72,35 +63,32 @@ class Source:
         images = torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
         return {"images": images, "tokens": self.tokenize(list(prompts)), "rows": torch.tensor(rows)}
 
-
-def _worker() -> tuple[int, int]:
-    """Returns the number of this worker and of all workers of its process."""
-    info = get_worker_info()
-    return (info.id, info.num_workers) if info is not None else (0, 1)
+    def worker(self) -> tuple[int, int, int, int]:
+        """Returns (this worker, workers of its process, this stream, streams of all processes)."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        return worker, workers, self.loading.rank * workers + worker, self.loading.world_size * workers
 
 
 class TrainStream(IterableDataset[Delivery]):
     """The training batches of one process; each of its workers gives every n-th."""
 
-    def __init__(self, source: Source, *, steps: int, seed: int, shuffle_buffer: int, per_shard: int) -> None:
-        self.source, self.steps, self.seed, self.shuffle_buffer = source, steps, seed, shuffle_buffer
-        self.per_shard, self.epoch, self.first_step = per_shard, 0, 0
+    def __init__(self, streaming: Streaming, *, steps: int, shuffle_buffer: int, shards_per_epoch: int) -> None:
+        self.streaming, self.steps, self.shuffle_buffer = streaming, steps, shuffle_buffer
+        self.shards_per_epoch, self.epoch = shards_per_epoch, 0
 
     def __iter__(self) -> Iterator[Delivery]:
-        worker, workers = _worker()
-        turn = (self.first_step + worker) % workers  # the loader asks worker 0 first, whichever step comes first
-        source, skipped = self.source, Skipped()
-        decoded = self._decoded(source.rank * workers + turn, source.world_size * workers, skipped)
-        own = range(turn, self.steps, workers)
-        for step in own if own and own[-1] >= self.first_step else ():
-            row = (step * source.world_size + source.rank) * source.batch_size
+        loading, skipped = self.streaming.loading, Skipped()
+        worker, workers, stream, num_streams = self.streaming.worker()
+        decoded = self._decoded(stream, num_streams, skipped)
+        for step in range(worker, self.steps, workers):
+            row = (step * loading.world_size + loading.rank) * loading.batch_size
             try:
-                taken = [(row + i, *pair) for i, pair in enumerate(itertools.islice(decoded, source.batch_size))]
+                taken = [(row + i, *pair) for i, pair in enumerate(itertools.islice(decoded, loading.batch_size))]
             except DataError as error:
-                yield Failure(str(error)), *skipped.take()
+                yield Failure(str(error)), skipped.take()
                 return
-            if step >= self.first_step:
-                yield source.batch(taken), *skipped.take()
+            yield self.streaming.batch(taken), skipped.take()
 
     def _decoded(self, stream: int, num_streams: int, skipped: Skipped) -> Iterator[tuple[torch.Tensor, str]]:
         """Yields image and prompt without end.
@@ -108,93 +96,59 @@ class TrainStream(IterableDataset[Delivery]):
         Raises:
             DataError: every shard has been tried and none had a usable image.
         """
-        source = self.source
-        random = np.random.RandomState([self.seed, self.epoch, stream, _BUFFER])
-        part = (stream, num_streams) if len(source.shards) < num_streams else (0, 1)
-        tried: set[Path] = set()
-        for shards in self._stretches(stream, num_streams):
-            samples = (sample for _, sample in source.reader.samples(shards, skipped, *part))
-            usable = 0
-            for sample in shuffled(samples, self.shuffle_buffer, random):
-                image = source.decode(sample, skipped)
+        streaming, shards = self.streaming, self.streaming.shards
+        seed = streaming.loading.seed
+        random = np.random.RandomState([seed, self.epoch, stream, _BUFFER])
+        by_sample = len(shards) < num_streams
+        first_pass, place = divmod(self.epoch * self.shards_per_epoch, len(shards))
+        tried: set[Path] = set()  # without a usable image
+        for number in itertools.count(first_pass):
+            order = np.random.RandomState([seed, number, _ORDER]).permutation(len(shards))[place:]
+            own = [shards[chosen] for chosen in (order if by_sample else order[stream::num_streams])]
+            samples = streaming.reader.samples(own, skipped, *((stream, num_streams) if by_sample else (0, 1)))
+            place, usable = 0, 0
+            for sample in shuffled((sample for _, sample in samples), self.shuffle_buffer, random):
+                image = decode(streaming.processor, sample, skipped)
                 if image is not None:
                     usable += 1
                     yield image, sample.prompt
-            tried = set() if usable else tried.union(shards)
-            if len(tried) == len(source.shards):
+            tried = set() if usable else tried.union(own)
+            if len(tried) == len(shards):
                 why = f"{skipped}." if skipped.counts else f"They hold too few samples for {num_streams} workers."
-                raise DataError(f"dataset.shards: no usable image in {len(tried)} shards. {why}")
-
-    def _stretches(self, stream: int, num_streams: int) -> Iterator[list[Path]]:
-        """Yields the shards that a stream reads in turn, without end, a list for each time that it fills its buffer.
-
-        A list ends with a pass, and with what is assigned to the epoch: the buffer draws nothing of the next one.
-        """
-        shards = self.source.shards
-        together = len(shards) < num_streams
-        width = 1 if together else num_streams
-        samples = self.steps * self.source.batch_size * self.source.world_size
-        assigned = math.ceil(samples / width / self.per_shard) * width
-        position = self.epoch * assigned + (0 if together else stream)  # in the endless row of passes
-        while True:
-            number, place = divmod(position, len(shards))
-            order = np.random.RandomState([self.seed, number, _ORDER]).permutation(len(shards))
-            left = (self.epoch + 1) * assigned - position
-            own = order[place : place + left if left > 0 else None : width]
-            yield [shards[chosen] for chosen in own]
-            position += len(own) * width
+                raise DataError(f"dataset.shards: no usable image in {len(shards)} shards. {why}")
 
 
 class HeldOutStream(IterableDataset[Delivery]):
     """One process's share of the first samples of the held-out shards, in their order."""
 
-    def __init__(self, source: Source, *, num_samples: int) -> None:
-        self.source, self.num_samples = source, num_samples
+    def __init__(self, streaming: Streaming, *, num_samples: int) -> None:
+        self.streaming, self.num_samples, self.epoch = streaming, num_samples, 0
+        loading = streaming.loading
+        self.steps = math.ceil(num_samples / loading.world_size / loading.eval_batch_size)  # at most
 
     def __iter__(self) -> Iterator[Delivery]:
-        worker, workers = _worker()
-        source, skipped = self.source, Skipped()
-        stream, num_streams = source.rank * workers + worker, source.world_size * workers
-        decoded: list[tuple[int, torch.Tensor, str]] = []
-        for number, sample in source.reader.samples(source.shards, skipped, stream, num_streams, self.num_samples):
-            image = source.decode(sample, skipped)
-            if image is not None:
-                decoded.append((number, image, sample.prompt))
-            if len(decoded) == source.batch_size:
-                yield source.batch(decoded), *skipped.take()
-                decoded = []
-        yield source.batch(decoded) if decoded else None, *skipped.take()
-
-
-def _deliver(
-    stream: TrainStream | HeldOutStream, num_workers: int, pin_memory: bool, skipped: Skipped, setting: str
-) -> Iterator[Batch]:
-    """Yields the batches of a stream, adds up what its workers skip, and says so at the end.
-
-    The workers live for one round: they then know its epoch without being told.
-    """
-    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
-    for batch, counts, first in loader:
-        for reason, count in counts.items():
-            skipped.add(reason, first, count)
-        if isinstance(batch, Failure):
-            raise DataError(batch.message)
-        if batch is not None:
-            yield batch
-    if skipped.counts:
-        logger.warning("%s: %s", setting, skipped)
+        streaming, skipped = self.streaming, Skipped()
+        _, _, stream, num_streams = streaming.worker()
+        samples = streaming.reader.samples(streaming.shards, skipped, stream, num_streams, self.num_samples)
+        images = ((number, decode(streaming.processor, sample, skipped), sample.prompt) for number, sample in samples)
+        usable = ((number, image, prompt) for number, image, prompt in images if image is not None)
+        while batch := list(itertools.islice(usable, streaming.loading.eval_batch_size)):
+            yield streaming.batch(batch), skipped.take()
+        yield None, skipped.take()
 
 
 class ShardBatches:
-    """The training batches of one process, equally many on every process.
+    """The batches of one process: of training equally many on every one, of the held-out part each sample once.
 
     Attributes:
+        num_workers: worker processes; the order of training depends on their number.
         skipped: what could not be used in this epoch so far.
     """
 
-    def __init__(self, stream: TrainStream, num_workers: int, pin_memory: bool) -> None:
-        self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
-        self.skipped = Skipped()
+    def __init__(self, stream: TrainStream | HeldOutStream, setting: str) -> None:
+        self.stream, self.setting, self.first_step, self.skipped = stream, setting, 0, Skipped()
+        chosen = stream.streaming.loading.num_workers
+        self.num_workers = min(num_threads(), 8) if chosen is None else chosen
 
     def __len__(self) -> int:
         """Returns the steps of a whole epoch."""
@@ -202,35 +156,35 @@ class ShardBatches:
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them)."""
-        self.stream.epoch, self.stream.first_step = epoch, first_step
+        self.stream.epoch, self.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:
-        self.skipped = Skipped()
-        return _deliver(self.stream, self.num_workers, self.pin_memory, self.skipped, "dataset.shards")
+        """Yields the batches, and says at the end what was skipped.
 
-
-class HeldOutBatches:
-    """The held-out batches of one process: over all processes, every sample once.
-
-    Attributes:
-        skipped: what could not be used in this round so far.
-    """
-
-    def __init__(self, stream: HeldOutStream, num_workers: int, pin_memory: bool) -> None:
-        self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
-        self.skipped = Skipped()
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches.
+        The workers live for one round: they then know its epoch without being told.
 
         Raises:
-            DataError: none of the samples can be used.
+            DataError: no image can be used, or a worker was killed.
         """
-        self.skipped = Skipped()
-        empty = True
-        for batch in _deliver(self.stream, self.num_workers, self.pin_memory, self.skipped, "dataset.val_shards"):
-            empty = False
-            yield batch
-        if empty and (self.skipped.counts or self.stream.source.rank == 0):  # the others' share may be empty
-            why = f"{self.skipped}." if self.skipped.counts else "They hold no samples."
-            raise DataError(f"dataset.val_shards: no usable image in {len(self.stream.source.shards)} shards. {why}")
+        skipped = self.skipped = Skipped()
+        if self.first_step == self.stream.steps:  # nothing is left of the epoch
+            return
+        loading = self.stream.streaming.loading
+        loader = DataLoader(
+            self.stream, batch_size=None, num_workers=self.num_workers, pin_memory=loading.pin_memory
+        )  # fmt: skip
+        steps = 0
+        for batch, passed_over in deliver(loader.__iter__):
+            for reason, count in passed_over.counts.items():
+                skipped.add(reason, passed_over.first, count)
+            if isinstance(batch, Failure):
+                raise DataError(batch.message)
+            if batch is not None:
+                steps += 1
+                if steps > self.first_step:
+                    yield batch
+        if skipped.counts:
+            logger.warning("%s: %s", self.setting, skipped)
+        if not steps and (skipped.counts or loading.rank == 0):  # the others' share may be empty
+            why = f"{skipped}." if skipped.counts else "They hold no samples."
+            raise DataError(f"{self.setting}: no usable image in {len(self.stream.streaming.shards)} shards. {why}")

@@ -136,14 +136,16 @@ def _check(
         raise ConfigError(f"run.val_fraction: {val_fraction:g} is not from 0 to below 1.")
 
 
-def _natural(label: str) -> tuple[bool, int, str]:
+def _natural(label: str) -> tuple[bool, int, str, str]:
     """Sorts numbers by value, before words, so that prompt id n is group n.
 
     >>> sorted(["10", "b", "9", "a"], key=_natural)
     ['9', '10', 'a', 'b']
     """
-    number = label.isascii() and label.isdigit()
-    return not number, int(label) if number else 0, label
+    if not (label.isascii() and label.isdigit()):
+        return True, 0, "", label
+    digits = label.lstrip("0")  # int() refuses more than 4,300 of them
+    return False, len(digits), digits, label
 
 
 def _permutation(groups: Sequence[str], seed: int, fold: int, train_fraction: float) -> set[str]:

@@ -1,7 +1,6 @@
-"""Annotation tables: one row an image, its prompt and its mean opinion scores, read from csv, tsv, xlsx or json lines.
+"""Annotation tables: one row an image, its prompt and its mean opinion scores.
 
-A file is read as text, cell by cell, so that a prompt "NA", "null" or "007" stays what it is; only the score columns
-become numbers. Whatever is wrong with a table is found here, before anything is trained.
+Whatever is wrong with the cells of a table is found here, before anything is trained.
 """
 
 from __future__ import annotations
@@ -9,21 +8,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
+import posixpath
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Literal, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ipiqa.errors import DataError, did_you_mean
+from ipiqa.datasets.readers import is_utf8
+from ipiqa.errors import DataError
+from ipiqa.prompts import same_prompts
+from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas
 
+logger = logging.getLogger(__name__)
+
 DuplicateRule = Literal["auto", "error", "keep", "mean"]
 ReferenceDraw = Literal["permutation", "bernoulli"]
+
+LONGEST_NAME = 1_000  # characters of an image file name
+LONGEST_TEXT = 20_000  # characters of a prompt or group; CLIP reads some 300 of a prompt
+_LEAVES_FOLDER = re.compile(r"[/\\]|.:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)  # absolute, on a drive, or ".." in it
 
 
 @dataclass(frozen=True)
@@ -84,38 +96,6 @@ class AnnotationTable:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-# -------------------------------------------------------------------------------------------------- finding columns
-
-
-def _plain(heading: str) -> str:
-    return "".join(c for c in heading.casefold() if c.isalnum())
-
-
-def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
-    """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven.
-
-    >>> find_column(["Prompt", "MOS quality"], ["mos_quality", "quality"], "table.csv")
-    1
-
-    Raises:
-        DataError: no such column, or several that could be it.
-    """
-    for same in (lambda heading, spelling: heading == spelling, lambda h, s: _plain(h) == _plain(s)):
-        for spelling in spellings:
-            found = [position for position, heading in enumerate(columns) if same(heading, spelling)]
-            if len(found) > 1:
-                named = ", ".join(repr(columns[position]) for position in found)
-                raise DataError(f"{here} has {len(found)} columns for {spelling!r}: {named}. Rename all but one.")
-            if found:
-                return found[0]
-    near = next((words for words in (did_you_mean(s, columns) for s in spellings) if words), "")
-    wanted = repr(spellings[0]) + "".join(f" (or {s!r})" for s in spellings[1:])
-    raise DataError(f"{here} has no column {wanted}.{near} Its columns are: {', '.join(map(repr, columns))}.")
-
-
-# --------------------------------------------------------------------------------------------------- rows to a table
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What to take from a table file.
@@ -124,27 +104,35 @@ class Layout:
         image: spellings of the column of image file names, the preferred one first.
         prompt: spellings of the prompt column.
         targets: what is scored -> spellings of its score column.
-        group: how an (image name, prompt) pair tells its group, or the name of a group column.
-        mos_range: lowest and highest score that can be right; None accepts every finite number.
+        group: how an image name tells its group, or the name of a group column; None groups by prompt, where prompts
+            are the same which the model reads alike.
+        mos_range: lowest and highest score that can be right.
         known_duplicates: names that the published table bears twice and `duplicates: auto` keeps.
+        reference_draw: see `AnnotationTable`.
     """
 
     image: Sequence[str]
     prompt: Sequence[str]
     targets: Mapping[Target, Sequence[str]]
-    group: Callable[[str, str], str] | str
-    mos_range: tuple[float, float] | None = None
+    group: Callable[[str], str] | str | None = None
+    mos_range: tuple[float, float] = (-math.inf, math.inf)
     known_duplicates: frozenset[str] = frozenset()
     reference_draw: ReferenceDraw | None = None
+
+    @property
+    def columns(self) -> list[Sequence[str]]:
+        """Spellings of each column to read: image, prompt, targets, group."""
+        group = [[self.group]] if isinstance(self.group, str) else []
+        return [self.image, self.prompt, *self.targets.values(), *group]
 
 
 def make_table(
     rows: pandas.DataFrame, layout: Layout, *, here: str, image_dir: Path, duplicates: DuplicateRule
-) -> tuple[AnnotationTable, list[str]]:
-    """Returns the table that the rows hold, checked, and a warning for each duplicate that was kept or averaged.
+) -> AnnotationTable:
+    """Returns the table that the rows hold, checked; warns of duplicates kept or averaged, and of prompts cut apart.
 
     Args:
-        rows: what `read_rows` returned.
+        rows: what `read_rows` returned for `layout.columns`.
         layout: what to take.
         here: setting and file, for messages.
         image_dir: folder the image names are relative to.
@@ -152,28 +140,40 @@ def make_table(
             `auto`, which keeps those known from the published table and refuses others.
 
     Raises:
-        DataError: a column is missing, or a cell cannot be right; all cells of a kind are counted, the first is shown.
+        DataError: a cell cannot be right; all cells of a kind are counted, the first is shown.
     """
-    columns = [str(column) for column in rows.columns]
-    places = [f"{rows.index.name} {number}" for number in rows.index]
-
-    def column(spellings: Sequence[str]) -> list[str]:
-        return [str(cell) for cell in rows.iloc[:, find_column(columns, spellings, here)]]
-
-    names, prompts = column(layout.image), column(layout.prompt)
-    cells = {target.name: column(spellings) for target, spellings in layout.targets.items()}
-    require_text(names, "image name", places, here)
-    refuse_outside(names, places, here)
-    require_text(prompts, "prompt", places, here)
-    scores = np.stack([_numbers(c, target, places, here, layout.mos_range) for target, c in cells.items()], axis=1)
+    names, prompts, *others = (rows.iloc[:, position].tolist() for position in range(rows.shape[1]))
+    check = _Cells(here, rows.index)
+    check.text(names, "image name", LONGEST_NAME)
+    check.refuse(
+        [leaves_folder(name) for name in names], names, "name an image outside the image folder",
+        "Write names relative to dataset.images, without '..'.",
+    )  # fmt: skip
+    check.text(prompts, "prompt", LONGEST_TEXT)
+    scores = np.zeros((len(names), len(layout.targets)))
+    for column, target in enumerate(layout.targets):
+        scores[:, column] = check.numbers(others[column], f"{target.name} score", layout.mos_range)
+    alike = same_prompts(prompts)
     if isinstance(layout.group, str):
-        groups = column([layout.group])
-        require_text(groups, "group", places, here)
+        groups = others[-1]
+        check.text(groups, "group", LONGEST_TEXT)
     else:
-        groups = [layout.group(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
+        groups = alike if layout.group is None else [layout.group(name) for name in names]
 
-    kept, warnings = _settle_duplicates(names, prompts, groups, scores, places, here, layout, duplicates)
-    table = AnnotationTable(
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        rows_of[posixpath.normpath(name)].append(row)
+    several = {name: same for name, same in rows_of.items() if len(same) > 1}
+    known = layout.known_duplicates if duplicates == "auto" else frozenset()
+    check.duplicates(several, list(zip(prompts, groups, strict=True)), scores, duplicates, known)
+    check.cut_prompts(alike, groups)
+    surplus: set[int] = set()
+    if duplicates == "mean":
+        for same in several.values():
+            scores[same[0]] = scores[same].mean(axis=0)
+            surplus.update(same[1:])
+    kept = [row for row in range(len(names)) if row not in surplus]
+    return AnnotationTable(
         names=tuple(names[row] for row in kept),
         prompts=tuple(prompts[row] for row in kept),
         scores=scores[kept],
@@ -182,19 +182,6 @@ def make_table(
         image_dir=image_dir,
         reference_draw=layout.reference_draw,
     )
-    return table, warnings
-
-
-def _refuse(here: str, bad: Sequence[str], num_rows: int, what: str, remedy: str) -> NoReturn:
-    raise DataError(f"{here}: {len(bad)} of {num_rows} rows {what}, first {bad[0]}. {remedy}")
-
-
-def require_text(
-    cells: Sequence[str], what: str, places: Sequence[str], here: str, remedy: str = "Fill in every row."
-) -> None:
-    """Raises DataError where a cell is empty."""
-    if empty := [place for cell, place in zip(cells, places, strict=True) if not cell.strip()]:
-        _refuse(here, empty, len(cells), f"have an empty {what}", remedy)
 
 
 def leaves_folder(name: str) -> bool:
@@ -203,77 +190,96 @@ def leaves_folder(name: str) -> bool:
     >>> [leaves_folder(name) for name in ("a/b.jpg", "../a.jpg", "/etc/passwd", "C:a.jpg", "a..b.jpg")]
     [False, True, True, True, False]
     """
-    return "\0" in name or any(p.anchor or ".." in p.parts for p in (PurePosixPath(name), PureWindowsPath(name)))
+    return _LEAVES_FOLDER.match(name) is not None
 
 
-def refuse_outside(names: Sequence[str], places: Sequence[str], here: str) -> None:
-    """Raises DataError where an image name points outside the image folder."""
-    if outside := [f"{n!r} ({place})" for n, place in zip(names, places, strict=True) if leaves_folder(n)]:
-        remedy = "Write names relative to dataset.images, without '..'."
-        _refuse(here, outside, len(names), "name an image outside the image folder", remedy)
+class _Cells:
+    """Checks of whole columns; a message counts the bad rows and shows the first."""
 
+    def __init__(self, here: str, index: pandas.Index) -> None:
+        self.here, self.index = here, index
 
-def _numbers(
-    cells: Sequence[str], target: str, places: Sequence[str], here: str, limits: tuple[float, float] | None
-) -> np.ndarray:
-    """Returns (N,) float64 scores of one target."""
-    values, texts, infinite, outside = [], [], [], []
-    for cell, place in zip(cells, places, strict=True):
-        try:
-            value = float(cell.replace("_", "x"))  # float() would read "1_0" as ten
-        except ValueError:
-            texts.append(f"{cell!r} ({place})")
-            continue
-        values.append(value)
-        if not math.isfinite(value):
-            infinite.append(f"{cell!r} ({place})")
-        elif limits and not limits[0] <= value <= limits[1]:
-            outside.append(f"{cell} ({place})")
-    score = f"{'an' if target[:1] in tuple('aeiou') else 'a'} {target} score"
-    if texts:
-        _refuse(here, texts, len(cells), f"have {score} that is not a number", "Write numbers such as 2.75.")
-    if infinite:
-        _refuse(here, infinite, len(cells), f"have {score} that is not finite", "Correct or remove these rows.")
-    if outside and limits:
+    def places(self, rows: Sequence[int]) -> str:
+        """Returns where rows stand in their file, the first of them."""
+        return ", ".join(f"{self.index.name} {self.index[row]}" for row in rows[:5])
+
+    def refuse(self, bad: Sequence[bool] | np.ndarray, cells: Sequence[str], what: str, remedy: str) -> None:
+        """Raises DataError if any row is bad."""
+        if rows := np.flatnonzero(bad).tolist():
+            first = f"{shorten(cells[rows[0]])} ({self.places(rows[:1])})"
+            raise DataError(f"{self.here}: {len(rows)} of {len(cells)} rows {what}, first {first}. {remedy}")
+
+    def text(self, cells: Sequence[str], what: str, longest: int) -> None:
+        """Raises DataError where a cell is empty, too long or nothing that a text file can hold."""
+        remedy = "Fill in every row; merged cells and formulas without a stored value count as empty."
+        self.refuse([not cell.strip() for cell in cells], cells, f"have an empty {what}", remedy)
+        long = [len(cell) > longest for cell in cells]
+        self.refuse(long, cells, f"have {_with_article(what)} of more than {longest:,} characters", "Shorten it.")
+        odd = ["\0" in cell or not is_utf8(cell) for cell in cells]
+        self.refuse(odd, cells, f"have {_with_article(what)} that is not UTF-8 text", "Save the table again as UTF-8.")
+
+    def numbers(self, cells: Sequence[str], what: str, limits: tuple[float, float]) -> np.ndarray:
+        """Returns (N,) float64 scores.
+
+        Raises:
+            DataError: a cell is not a finite number, or outside the limits.
+        """
+        values = np.array([_number(cell) for cell in cells])
+        bad = f"have {_with_article(what)}"
+        self.refuse(~np.isfinite(values), cells, f"{bad} that is not a finite number", "Write numbers such as 2.75.")
+        outside = (values < limits[0]) | (values > limits[1])
         scale = f"{limits[0]:g} to {limits[1]:g}"
-        _refuse(here, outside, len(cells), f"have {score} outside {scale}", "Check the column and its scale.")
-    return np.array(values, dtype=np.float64)
+        self.refuse(outside, cells, f"{bad} outside {scale}", "Check the column and its scale.")
+        return values
 
+    def duplicates(
+        self,
+        several: Mapping[str, Sequence[int]],
+        meanings: Sequence[tuple[str, str]],
+        scores: np.ndarray,
+        rule: DuplicateRule,
+        known: frozenset[str],
+    ) -> None:
+        """Warns of images in several rows; raises DataError where the rule or a second prompt or group forbids them."""
 
-def _settle_duplicates(
-    names: list[str],
-    prompts: list[str],
-    groups: list[str],
-    scores: np.ndarray,
-    places: list[str],
-    here: str,
-    layout: Layout,
-    rule: DuplicateRule,
-) -> tuple[list[int], list[str]]:
-    """Returns the rows to keep and a warning per duplicate; with `mean`, the first row's scores become the mean."""
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        rows_of.setdefault(str(PurePosixPath(name)), []).append(row)
-    several = {name: rows for name, rows in rows_of.items() if len(rows) > 1}
-    known = layout.known_duplicates if rule == "auto" else frozenset()
-    refused = [name for name in several if name not in known] if rule in ("auto", "error") else []
-    if refused:
-        first = f"{refused[0]!r} ({', '.join(places[row] for row in several[refused[0]])})"
-        raise DataError(
-            f"{here}: {len(refused)} images stand in several rows, first {first}. "
-            "Remove the surplus rows, or set dataset.duplicates to keep or mean."
-        )
-    kept, warnings = list(range(len(names))), []
-    for name, rows in several.items():
-        if len({(prompts[row], groups[row]) for row in rows}) > 1:
-            raise DataError(
-                f"{here}: {name!r} stands in {', '.join(places[row] for row in rows)} in different groups "
-                "or with different prompts. One image has one prompt: correct the table."
+        def message(names: Sequence[str], what: str) -> str:
+            rows = several[names[0]][:5]
+            first = f"first {names[0]!r} ({self.places(rows)})"
+            if scores.shape[1]:
+                first += " with the scores " + ", ".join("/".join(f"{score:.4g}" for score in scores[r]) for r in rows)
+            return f"{self.here}: {len(names)} images stand in several rows{what}, {first}"
+
+        if differing := [name for name, rows in several.items() if len({meanings[row] for row in rows}) > 1]:
+            remedy = "One image has one prompt: correct the table."
+            raise DataError(f"{message(differing, ' with different prompts or groups')}. {remedy}")
+        if surplus := [name for name in several if rule in ("auto", "error") and name not in known]:
+            remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
+            raise DataError(f"{message(surplus, '')}. {remedy}")
+        if several:
+            kept = "kept as rows of their own"
+            once = "made one row" + (" of their mean" if scores.shape[1] else "")
+            logger.warning("%s; %s", message(list(several), ""), once if rule == "mean" else kept)
+
+    def cut_prompts(self, alike: Sequence[str], groups: Sequence[str]) -> None:
+        """Warns where rows whose prompts the model reads alike stand in several groups."""
+        groups_of = defaultdict(set)
+        for prompt, group in zip(alike, groups, strict=True):
+            groups_of[prompt].add(group)
+        if cut := [prompt for prompt, labels in groups_of.items() if len(labels) > 1]:
+            logger.warning(
+                "%s: %d of %d prompts, as the model reads them, stand in several groups, first %s. "
+                "A split may train on prompts that it holds out: group by prompt to prevent it.",
+                *(self.here, len(cut), len(groups_of), shorten(cut[0])),
             )
-        done = "kept as rows of their own" if rule != "mean" else "replaced by their mean"
-        given = ", ".join("/".join(f"{score:.4g}" for score in scores[row]) for row in rows)
-        warnings.append(f"{here}: {name!r} stands in {len(rows)} rows with the scores {given}; {done}.")
-        if rule == "mean":
-            scores[rows[0]] = scores[rows].mean(axis=0)
-            kept = [row for row in kept if row not in rows[1:]]
-    return kept, warnings
+
+
+def _with_article(what: str) -> str:
+    return f"{'an' if what[:1] in tuple('aeiou') else 'a'} {what}"
+
+
+def _number(cell: str) -> float:
+    """Returns the number in a cell; not-a-number where there is none."""
+    try:
+        return float(cell) if "_" not in cell else math.nan  # float() would read "1_0" as ten
+    except ValueError:
+        return math.nan

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load
+from ipiqa.cli.arguments import add_config_arguments, load, path, whole_number
+from ipiqa.config.settings import MAX_SEED
 
 
 def add_commands(commands: Any) -> None:
@@ -17,8 +18,9 @@ def add_commands(commands: Any) -> None:
         description="Render the synthetic demo dataset, in the form of AGIQA-3k.",
     )
     _add_rendering(data, out="folder to write", seed=0)
+    num_prompts = whole_number("--num-prompts", 1, 10_000)
     data.add_argument(
-        "--num-prompts", type=int, default=300, metavar="N", help="prompts, ten images each (default: %(default)s)"
+        "--num-prompts", type=num_prompts, default=300, metavar="N", help="ten images each (default: %(default)s)"
     )
     data.set_defaults(run=run_data)
     pairs = commands.add_parser(
@@ -27,7 +29,8 @@ def add_commands(commands: Any) -> None:
         description="Render pictures and their prompts; no prompt of the demo dataset is among them.",
     )
     _add_rendering(pairs, out="the demo's folder", seed=1)
-    pairs.add_argument("--num", type=int, default=8192, metavar="N", help="pairs (default: %(default)s)")
+    num_pairs = whole_number("--num", 1, 100_000)
+    pairs.add_argument("--num", type=num_pairs, default=8192, metavar="N", help="pairs (default: %(default)s)")
     pairs.set_defaults(run=run_pairs)
     encoders = commands.add_parser(
         "demo-encoders",
@@ -35,16 +38,20 @@ def add_commands(commands: Any) -> None:
         description="Train tiny encoders on rendered picture-prompt pairs.",
     )
     add_config_arguments(encoders)
-    encoders.add_argument("--num-pairs", type=int, metavar="N", help="rendered pairs to train on")
-    encoders.add_argument("--epochs", type=int, metavar="N", help="times to go through them")
+    num_pairs = whole_number("--num-pairs", 256, 100_000)  # one batch at least
+    encoders.add_argument("--num-pairs", type=num_pairs, metavar="N", help="rendered pairs to train on")
+    epochs = whole_number("--epochs", 1, 1000)
+    encoders.add_argument("--epochs", type=epochs, metavar="N", help="times to go through them")
     encoders.set_defaults(run=run_encoders)
 
 
 def _add_rendering(parser: argparse.ArgumentParser, *, out: str, seed: int) -> None:
-    parser.add_argument("--out", default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=seed, metavar="N", help="seed of everything (default: %(default)s)")
+    where, size = path("--out"), whole_number("--image-size", 16, 512)
+    parser.add_argument("--out", type=where, default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
+    seeds = whole_number("--seed", 0, MAX_SEED)
+    parser.add_argument("--seed", type=seeds, default=seed, metavar="N", help="of everything (default: %(default)s)")
     parser.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)"
+        "--image-size", type=size, default=64, metavar="PX", help="side of the images (default: %(default)s)"
     )
 
 
@@ -63,13 +70,11 @@ def run_data(arguments: argparse.Namespace) -> int:
 def run_pairs(arguments: argparse.Namespace) -> int:
     """Writes pairs.csv and its pictures beside the demo dataset."""
     from ipiqa.datasets.readers import read_rows
-    from ipiqa.demo.database import write_demo_pairs
-    from ipiqa.errors import ConfigError
+    from ipiqa.demo.database import refuse_other_dataset, write_demo_pairs
 
-    if arguments.num < 1:
-        raise ConfigError(f"--num: {arguments.num} is no number of pairs. Give 1 or more.")
     folder = Path(arguments.out)
-    table = read_rows(folder / "data.csv", "--out", "Make it with: ipiqa demo-data.")
+    refuse_other_dataset(folder)
+    table = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")
     prompts = sorted(set(table["prompt"]))
     write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")

@@ -31,6 +31,8 @@ from ipiqa.demo.scenes import (
     render,
     with_errors,
 )
+from ipiqa.errors import ConfigError
+from ipiqa.files import write_text
 
 NUM_RATERS = 20
 RATER_STD = 1.0  # of one rater's opinion around the truth, on the scale 0 to 5
@@ -47,7 +49,8 @@ GENERATORS = {
 Job = TypeVar("Job")
 Done = TypeVar("Done")
 
-README = """These images and scores are synthetic: rendered by `ipiqa demo-data`, judged by simulated raters.
+MARK = "These images and scores are synthetic: rendered by `ipiqa demo-data`"  # its README.txt begins so
+README = """{mark}, judged by simulated raters.
 They show that the framework works and say nothing about real images. Seed {seed}, {size} px.
 """
 
@@ -116,19 +119,35 @@ def _in_processes(
         return list(tqdm(results, total=len(jobs), desc=description, leave=False, disable=None))
 
 
+def refuse_other_dataset(folder: Path) -> None:
+    """Raises ConfigError when a folder holds a table or README.txt that `write_demo_dataset` has not made."""
+    readme = folder / "README.txt"
+    is_demo = readme.is_file() and readme.read_bytes().startswith(MARK.encode())
+    others = [path.name for path in (folder / "data.csv", readme) if path.exists() and not is_demo]
+    if others:
+        raise ConfigError(
+            f"--out: '{folder}' holds a {others[0]} that `ipiqa demo-data` has not made. Give another folder."
+        )
+
+
 def write_demo_dataset(
     folder: Path, *, seed: int = 0, num_prompts: int = 300, image_size: int = 64, processes: int | None = None
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
     Args:
-        folder: made if need be; files of an earlier call are replaced.
+        folder: made if need be; files of an earlier call are replaced, another dataset is not.
         seed: of everything.
         num_prompts: each is drawn by every generator.
         image_size: side of the images, in pixels.
         processes: to render in; None for one per core.
+
+    Raises:
+        ConfigError: the folder holds another dataset.
     """
+    refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "README.txt", README.format(mark=MARK, seed=seed, size=image_size))
     pictures, rows, truth = [], [], []
     for prompt_id, asked in enumerate(draw_prompts(num_prompts, seed)):
         for number, (generator, (error_rate, distortion)) in enumerate(GENERATORS.items()):
@@ -150,8 +169,7 @@ def write_demo_dataset(
     header = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    (folder / "data.csv").write_text(out.getvalue(), encoding="utf-8")
-    (folder / "README.txt").write_text(README.format(seed=seed, size=image_size), encoding="utf-8")
+    write_text(folder / "data.csv", out.getvalue())
     return _summary(np.array(truth), num_prompts)
 
 

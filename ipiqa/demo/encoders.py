@@ -1,7 +1,7 @@
-"""A short Image2Prompt-style warm-up for tiny encoders: no released CLIP is small enough to be trained on in minutes.
+"""A short contrastive training for tiny encoders: no released CLIP is small enough to be trained on in minutes.
 
 Image and prompt encoder learn together that a picture's feature is nearest to its own prompt's (in-batch contrastive,
-Radford et al. 2021), with each prompt's near miss among the wrong answers (as Yuksekgonul et al. 2023 do). The paper's
+Radford et al. 2021), with each prompt's near miss among the wrong ones (as Yuksekgonul et al. 2023 do). The paper's
 own Image2Prompt pre-training keeps the text tower fixed; here both towers start from noise.
 """
 
@@ -11,30 +11,35 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
 from ipiqa import registry
 from ipiqa.build import make_dataset, make_processor
 from ipiqa.config.loading import Config
 from ipiqa.demo.database import Pairs, render_pairs
+from ipiqa.engine.predict import Batch, predict
+from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
 from ipiqa.files import replacing
 from ipiqa.models.towers.clip_image import ImageEncoder
 from ipiqa.models.towers.clip_text import PromptEncoder
 from ipiqa.prompts import tokenize
+from ipiqa.tasks.image2prompt import ImageToPrompt
+from ipiqa.training.pretraining import describe_metrics
 
 logger = logging.getLogger("ipiqa")
-
-Normalise = Callable[[torch.Tensor], torch.Tensor]  # uint8 images (B, 3, S, S) -> float32
 
 FORMAT = 3  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
@@ -46,7 +51,11 @@ QUERY_SCALE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """Settings of the warm-up."""
+    """Settings of the warm-up; the learning rate climbs over 50 steps and falls along half a cosine.
+
+    Raises:
+        ConfigError: fewer pairs than one batch, or no epoch.
+    """
 
     num_pairs: int = 16384
     epochs: int = 4
@@ -54,6 +63,19 @@ class WarmUp:
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, lowest in (("num-pairs", self.num_pairs, self.batch_size), ("epochs", self.epochs, 1)):
+            if value < lowest:
+                raise ConfigError(f"--{flag}: {value} is too few. Give {lowest} or more.")
+
+    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+        """Sets the learning rate of a step and returns it."""
+        steps = self.num_pairs // self.batch_size  # of an epoch
+        done = epoch * steps + step
+        decay = 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
+        optimizer.param_groups[0]["lr"] = rate = self.learning_rate * min(1.0, (done + 1) / 50) * decay
+        return rate
 
 
 def warm_up(config: Config, settings: WarmUp) -> Path:
@@ -70,37 +92,20 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
     table = make_dataset(config).load()
-    described = {
-        "format": FORMAT,
-        "image_size": config.image_size,
-        "table": table.sha256,
-        **sections,
-        **asdict(settings),
-    }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    if path.exists():
-        if _digest_of(path) == digest:
-            logger.info("%s is there already, made with these settings", path)
-            return path
-        if _digest_of(path) is None:
-            raise ConfigError(
-                f"{path}: not made by the warm-up, so not overwritten. Name another file in the encoders' weights."
-            )
+    origin = {"format": FORMAT, "image_size": config.image_size, "table": table.sha256, **sections, **asdict(settings)}
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    if path.exists() and _digest_of(path) == digest:
+        logger.info("%s is there already, made with these settings", path)
+        return path
     pairs = render_pairs(
-        settings.num_pairs + NUM_TEST,
-        seed=settings.seed,
-        image_size=config.image_size,
+        settings.num_pairs + NUM_TEST, seed=settings.seed, image_size=config.image_size,
         exclude=sorted(set(table.prompts)),
-    )
+    )  # fmt: skip
     torch.manual_seed(settings.seed)
-    image_encoder: ImageEncoder = registry.build(
-        "image_encoder", sections["image_encoder"], "model.image_encoder", {"image_size": config.image_size}
-    )
-    prompt_encoder: PromptEncoder = registry.build(
-        "prompt_encoder", sections["prompt_encoder"], "model.prompt_encoder", {}
-    )
-    _train(image_encoder, prompt_encoder, pairs, make_processor(config).normalise, settings)
-    tensors = {**image_encoder.clip_tensors(), **prompt_encoder.clip_tensors()}
+    contexts: dict[str, dict[str, Any]] = {"image_encoder": {"image_size": config.image_size}, "prompt_encoder": {}}
+    model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", context) for p, context in contexts.items()))
+    _train(model, pairs, make_processor(config).normalise, settings)
+    tensors = {**model.image_encoder.clip_tensors(), **model.prompt_encoder.clip_tensors()}
     with replacing(path, "wb") as file:
         file.write(serialise({n: t.contiguous() for n, t in tensors.items()}, metadata={"warm_up": digest}))
     return path
@@ -115,96 +120,97 @@ def _target(config: Config) -> Path:
     return Path(files.pop())
 
 
-def _digest_of(path: Path) -> str | None:
-    """Returns the settings hash inside a file of the warm-up, or None for any other file."""
-    from safetensors import SafetensorError, safe_open
+def _digest_of(path: Path) -> str:
+    """Returns the settings hash inside a file of the warm-up.
 
+    Raises:
+        ConfigError: the file was made by something else.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("warm_up")
-    except (SafetensorError, OSError):
-        return None
+            return str((file.metadata() or {})["warm_up"])
+    except (SafetensorError, OSError, KeyError):
+        raise ConfigError(
+            f"{path}: not made by the warm-up, so not overwritten. Name another file in the encoders' weights."
+        ) from None
 
 
-def _train(
-    image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, pairs: Pairs, normalise: Normalise, settings: WarmUp
-) -> None:
-    """Trains both encoders in place."""
-    images, prompts, misses = torch.from_numpy(pairs.images), tokenize(pairs.prompts), tokenize(pairs.near_misses)
-    # Each picture must also be nearest to the words for its distortion; else the features learn to overlook it.
-    looks = sorted(set(pairs.looks))
-    look_tokens, look_of = tokenize(looks), torch.tensor([looks.index(text) for text in pairs.looks])
-    count, size = len(images) - NUM_TEST, settings.batch_size
-    log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-    parameters = [p for p in (*image_encoder.parameters(), *prompt_encoder.parameters(), log_scale) if p.requires_grad]
+class TwoTowers(nn.Module):
+    """An image and a prompt encoder, and the learned factor on their cosines; trains in bf16."""
+
+    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder) -> None:
+        super().__init__()
+        self.image_encoder, self.prompt_encoder = image_encoder, prompt_encoder
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns features (B, D) of normalised images (B, 3, S, S) and (N, D) of tokens (N, context), float32."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            image_features, text_features = self.image_encoder(images)[1], self.prompt_encoder(tokens)
+        return image_features.float(), text_features.float()
+
+
+def matching_loss(images: torch.Tensor, texts: torch.Tensor, looks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of three cross-entropies of scaled cosines: image to prompt, prompt to image, image to look.
+
+    Without the last one the features learn to overlook distortions.
+
+    Args:
+        images: (B, D) image features.
+        texts: (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks.
+        looks: (B,) which look each image has.
+        scale: factor on the cosines.
+    """
+
+    def logits(texts: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T * scale
+
+    own, count = torch.arange(len(images)), len(images)
+    prompts = logits(texts[: 2 * count])
+    contrastive = functional.cross_entropy(prompts, own) + functional.cross_entropy(prompts[:, :count].T, own)
+    return contrastive + functional.cross_entropy(logits(texts[2 * count :]), looks)
+
+
+def _train(model: TwoTowers, pairs: Pairs, normalise: Callable[[torch.Tensor], torch.Tensor], settings: WarmUp) -> None:
+    """Trains both encoders in place; a training that is interrupted leaves nothing and starts anew."""
+    count, size, epochs = settings.num_pairs, settings.batch_size, settings.epochs
+    task, device = ImageToPrompt(), torch.device("cpu")
+    look_names = sorted(set(pairs.looks))
+    look_of = torch.tensor([look_names.index(text) for text in pairs.looks])
+    prompts, near_misses, looks = map(tokenize, (pairs.prompts, pairs.near_misses, look_names))
+    order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped
+
+    def batch_of(rows: Sequence[int]) -> Batch:
+        images = torch.from_numpy(pairs.images[rows])
+        return {"rows": torch.tensor(rows), "images": normalise(images), "tokens": prompts[rows]}
+
+    def start_epoch(epoch: int, first_step: int) -> None:
+        rows = np.random.default_rng([settings.seed, 5, epoch]).permutation(count)
+        order[:] = rows[: len(order) * size].reshape(-1, size).tolist()
+
+    def compute_loss(module: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
+        rows = batch["rows"]
+        images, texts = module(batch["images"], torch.cat([batch["tokens"], near_misses[rows], looks]))
+        return matching_loss(images, texts, look_of[rows], model.log_scale.exp())
+
+    def evaluate(module: nn.Module) -> Evaluation:
+        held_out = batch_of(range(count, count + NUM_TEST))
+        rows, outputs = predict(module, [held_out], task.outputs, device=device)
+        metrics, value = task.measure(outputs, None, rows)
+        logger.info("warm-up, held out: %s", describe_metrics(metrics))
+        return Evaluation(value, metrics, torch.empty(0))
+
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
-    )
-    batches = [batch for epoch in range(settings.epochs) for batch in _batches(count, size, settings.seed, epoch)]
-    bar = tqdm(batches, desc="warm-up of the encoders", disable=None)
-    for step, rows in enumerate(bar):
-        decay = 0.5 * (1 + math.cos(math.pi * step / len(batches)))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (step + 1) / 50) * decay
-        with torch.autocast("cpu", torch.bfloat16):
-            _, image_features = image_encoder(normalise(images[rows]))
-            text_features = prompt_encoder(torch.cat([prompts[rows], misses[rows], look_tokens]))
-        image_features, text_features = image_features.float(), text_features.float()
-        prompt_features, look_features = text_features[: 2 * size], text_features[2 * size :]
-        loss = contrastive_loss(image_features, prompt_features, log_scale.exp())
-        loss = loss + look_loss(image_features, look_features, look_of[rows], log_scale.exp())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        bar.set_postfix_str(f"loss {loss.item():.3f}")
-    image_encoder.eval()
-    prompt_encoder.eval()
+        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.98),
+        weight_decay=settings.weight_decay, fused=True,
+    )  # fmt: skip
+    loader: DataLoader = DataLoader(range(count), batch_sampler=order, collate_fn=batch_of)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="ipiqa-") as folder:
+        Trainer(
+            model=model, optimizer=optimizer, schedule=settings, train_loader=loader, start_epoch=start_epoch,
+            compute_loss=compute_loss, evaluate=evaluate, folder=Path(folder), identity={}, spec={},
+            seed=(settings.seed,), device=device, max_epochs=epochs, eval_every=epochs, save_every=epochs,
+            label="warm-up, ",
+        ).fit()  # fmt: skip
     with torch.no_grad():
-        prompt_encoder.text_projection.mul_(QUERY_SCALE)
-        found = image_encoder(normalise(images[count:]))[1]
-        features = prompt_encoder(torch.cat([prompts[count:], misses[count:]]))
-    recall, right = (100 * share for share in retrieval(found, features))
-    logger.info(
-        "warm-up: the right prompt among %d: %.1f %%; preferred to its near miss: %.1f %%", NUM_TEST, recall, right
-    )
-
-
-def _batches(count: int, size: int, seed: int, epoch: int) -> list[torch.Tensor]:
-    """Returns the row numbers of an epoch's batches, the last partial one dropped."""
-    order = torch.from_numpy(np.random.default_rng([seed, 5, epoch]).permutation(count))
-    return list(order[: count // size * size].split(size))
-
-
-def contrastive_loss(images: torch.Tensor, prompts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Returns the sum of both directions' cross-entropies.
-
-    Args:
-        images: (B, D) image features.
-        prompts: (2 B, D): the prompts of the images, then their near misses, which only images are compared with.
-        scale: factor on the cosines.
-    """
-    logits = functional.normalize(images, dim=1) @ functional.normalize(prompts, dim=1).T * scale
-    right = torch.arange(len(images))
-    return functional.cross_entropy(logits, right) + functional.cross_entropy(logits[:, : len(images)].T, right)
-
-
-def look_loss(images: torch.Tensor, looks: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Returns the cross-entropy of telling by cosine which words describe each picture's distortion.
-
-    Args:
-        images: (B, D) image features.
-        looks: (L, D) features of all the descriptions.
-        right: (B,) which of them is right.
-        scale: factor on the cosines.
-    """
-    logits = functional.normalize(images, dim=1) @ functional.normalize(looks, dim=1).T * scale
-    return functional.cross_entropy(logits, right)
-
-
-def retrieval(images: torch.Tensor, prompts: torch.Tensor) -> tuple[float, float]:
-    """Returns (recall@1 among the B right prompts, share of images nearer to their prompt than to its near miss)."""
-    cosines = functional.normalize(images, dim=1) @ functional.normalize(prompts, dim=1).T
-    count = len(images)
-    own, near = cosines[:, :count].diagonal(), cosines[:, count:].diagonal()
-    is_first = cosines[:, :count].argmax(1) == torch.arange(count)
-    return float(is_first.float().mean()), float((own > near).float().mean())
+        model.prompt_encoder.text_projection.mul_(QUERY_SCALE)

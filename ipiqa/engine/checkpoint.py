@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,11 @@ import torch
 from ipiqa.errors import DataError
 from ipiqa.files import FORMAT, CodeInFileError, read_data, refuse_newer, replacing
 
-logger = logging.getLogger("ipiqa")
+ANEW = "Delete it to start this fold anew."
 
-_ANEW = "Delete it to start this fold anew."
+
+class UnusableError(DataError):
+    """A checkpoint that is damaged or holds something else: an older one may do."""
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -46,45 +46,19 @@ def load(path: Path) -> dict[str, Any]:
     """Returns a checkpoint; nothing in it is ever run.
 
     Raises:
-        DataError: the file is damaged, holds more than data, or was written by a newer version.
+        UnusableError: the file is damaged, or holds more or something else than a checkpoint does.
+        DataError: the file cannot be read at all, or was written by a newer version.
     """
     try:
         state = read_data(path)
     except CodeInFileError as error:
-        raise DataError(f"{path}: refused, {error}. A checkpoint holds tensors and numbers only. {_ANEW}") from None
+        raise UnusableError(f"{path}: refused, {error}. A checkpoint holds tensors and numbers only. {ANEW}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions and its disk.") from None
         reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise DataError(f"{path}: damaged or cut off ({reason}). {_ANEW}") from None
+        raise UnusableError(f"{path}: damaged or cut off ({reason}). {ANEW}") from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise DataError(f"{path}: not a checkpoint of this framework. Start from its weights with run.checkpoint.")
+        raise UnusableError(f"{path}: not a checkpoint of this framework. Start from its weights with run.checkpoint.")
     refuse_newer(state, f"{path}:")
     return state
-
-
-def load_newest(paths: list[Path], check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-    """Returns the first state of a training in the list that can be read, or None when none of the files exists.
-
-    Args:
-        paths: newest first. A damaged file is named in a warning and the next one is used.
-        check: raises when the checkpoint must not be continued.
-
-    Raises:
-        DataError: files are there but none can be read.
-    """
-    last_error = None
-    for path in paths:
-        if not path.exists():
-            continue
-        try:
-            state = load(path)
-            if "optimizer" not in state:
-                raise DataError(f"{path}: holds weights but not the state of a training. {_ANEW}")
-        except DataError as error:
-            logger.warning("%s Looking for the one before it.", error)
-            last_error = error
-            continue
-        check(state)
-        return state
-    if last_error is not None:
-        raise last_error
-    return None

@@ -7,40 +7,79 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ipiqa import dist
+from ipiqa.engine.stop import Interrupted
+from ipiqa.errors import IpiqaError
 
 logger = logging.getLogger("ipiqa")
+
+
+class _Screen:
+    """Standard error, written to as long as anybody reads it: training outlives its terminal."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return sys.stderr.isatty()
+        except (ValueError, AttributeError):
+            return False
+
+
+_SCREEN = _Screen()
+
+
+def progress_bar(description: str, total: int | None = None, first: int = 0) -> tqdm[Any]:
+    """Returns a bar that rank 0 shows on a terminal, `first` of `total` steps done."""
+    shown = None if dist.is_main() else True  # None: where there is a terminal
+    return tqdm(desc=description, total=total, initial=first, leave=False, disable=shown, file=_SCREEN)
 
 
 class _BarSafeHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=_SCREEN)
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Sends the messages of this framework to standard error; processes other than rank 0 speak of errors only."""
-    logger.handlers = [_BarSafeHandler()]
-    logger.handlers[0].setFormatter(logging.Formatter("%(message)s"))
-    logger.setLevel(level if dist.is_main() else logging.ERROR)
+def set_up() -> None:
+    """Sends the messages of this framework to standard error; processes other than rank 0 speak of errors only.
+
+    Lines on single steps are shown where no progress bar is.
+    """
+    logging.raiseExceptions = False  # a log that cannot be written ends no training
+    handler = _BarSafeHandler(logging.INFO if _SCREEN.isatty() else logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if dist.is_main() else logging.ERROR)
     logger.propagate = False
 
 
 @contextlib.contextmanager
 def recording(path: Path) -> Iterator[None]:
-    """Appends every message within the block to a file; in processes other than rank 0, nothing happens."""
-    if not dist.is_main():
-        yield
-        return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Appends every message of rank 0 within the block to a file, and the error that ends the block on any rank."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=not dist.is_main())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(handler)
+    if dist.is_main():
+        logger.addHandler(handler)
     try:
         yield
+    except BaseException as error:
+        trace = None if isinstance(error, (IpiqaError, Interrupted)) else (type(error), error, error.__traceback__)
+        where = f"process {dist.rank()}: " if dist.world_size() > 1 else ""
+        line = f"{where}{'stopped ' * isinstance(error, Interrupted)}{error or type(error).__name__}"
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, "%s", (line,), trace))
+        raise
     finally:
         logger.removeHandler(handler)
         handler.close()

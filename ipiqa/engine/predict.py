@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ipiqa import dist
+from ipiqa.engine.log import progress_bar
 from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.stop import Interrupted, StopSignals
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,6 +35,7 @@ def predict(
     amp: str = "none",
     prompts: PromptCache | None = None,
     description: str = "",
+    stop: StopSignals | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (rows (N,), predictions (N, T) float32), sorted by row, the same on every process.
 
@@ -47,22 +49,34 @@ def predict(
         amp: see `autocast`.
         prompts: features kept from batch to batch; None keeps them for this call alone.
         description: for the progress bar.
+        stop: asked between batches, where there is nothing to save.
+
+    Raises:
+        Interrupted: a signal came to any of the processes.
     """
     dist.broadcast_buffers(model)
     prompts = prompts or PromptCache.of(model)
     was_training = model.training
     model.eval()
     rows, predictions = [], []
-    quiet = None if dist.is_main() else True
-    for batch in tqdm(batches, desc=description, leave=False, disable=quiet):
-        with autocast(device, amp):
-            if prompts is not None and "tokens" in batch:
-                batch = batch | {"tokens": prompts(batch["tokens"])}
-            output = forward(model, batch)
-        rows.append(batch["rows"].numpy())
-        predictions.append(output.float().cpu().numpy())
+    signal_number = None
+    with progress_bar(description, len(batches) if isinstance(batches, Sized) else None) as bar:
+        for batch in batches:
+            signal_number = None if stop is None else stop.signal_number
+            if signal_number is not None:
+                break
+            with autocast(device, amp):
+                if prompts is not None and "tokens" in batch:
+                    batch = batch | {"tokens": prompts(batch["tokens"])}
+                output = forward(model, batch)
+            rows.append(batch["rows"].numpy())
+            predictions.append(output.float().cpu().numpy())
+            bar.update()
     model.train(was_training)
-    shares = dist.gather((rows, predictions))
+    shares = dist.gather((rows, predictions, signal_number))
+    signals = [share[2] for share in shares if share[2] is not None]
+    if signals:
+        raise Interrupted(f"in {description}", signals[0])
     all_rows = np.concatenate([r for share in shares for r in share[0]])
     all_predictions = np.concatenate([p for share in shares for p in share[1]])
     order = np.argsort(all_rows, kind="stable")

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ipiqa import dist
-from ipiqa.engine import checkpoint
-from ipiqa.engine.optim import Schedule
+from ipiqa.engine import checkpoint, log
 from ipiqa.engine.predict import Batch, autocast
+from ipiqa.engine.progress import Clock, Progress, read_progress
 from ipiqa.engine.stop import Interrupted, StopSignals
+from ipiqa.errors import DataError
 from ipiqa.files import without_nan, write_text
 
 logger = logging.getLogger("ipiqa")
@@ -45,6 +46,13 @@ class TrainLoader(Protocol):
     def __len__(self) -> int: ...
 
 
+class LearningRate(Protocol):
+    """The learning rate of every step."""
+
+    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+        """Sets the rate of a step, counted from 0 within its epoch, and returns it."""
+
+
 @dataclass
 class Evaluation:
     """What one evaluation found: the value that selects the best epoch, and what goes into the log and the files."""
@@ -52,18 +60,6 @@ class Evaluation:
     value: float
     metrics: dict[str, Any]
     predictions: torch.Tensor  # (N, T)
-
-
-@dataclass
-class Progress:
-    """How far training has come; `epoch` and `step` count what is finished."""
-
-    epoch: int = 0
-    step: int = 0  # within the epoch
-    loss_sum: float = 0.0  # over the steps of the epoch
-    best_epoch: int = 0
-    best_value: float = -math.inf
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -76,7 +72,7 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: LearningRate
     train_loader: TrainLoader
     start_epoch: Callable[[int, int], None]  # (epoch, first step): tells the loader which draw comes next
     compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]  # (model, batch, epoch) -> scalar
@@ -99,10 +95,12 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     evaluation: Evaluation | None = None  # the newest one
     _rate: float = field(default=0.0, init=False)
+    _saved_best: int = field(default=0, init=False)  # the best epoch that last.pt refers to
+    _clock: Clock = field(default_factory=Clock, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        module = self.forward_module or self.model
+        module = self.model if self.forward_module is None else self.forward_module
         self.parallel: nn.Module = module
         if dist.world_size() > 1:
             # Buffers are broadcast before each evaluation instead of before each step: BatchNorm does not read them
@@ -122,6 +120,11 @@ class Trainer:
         """The weights of the best epoch so far."""
         return self.folder / "best.pt"
 
+    @property
+    def _previous(self) -> tuple[Path, Path]:
+        """The state before last.pt, and the best weights that it or last.pt refers to where best.pt is newer."""
+        return self.folder / "previous.pt", self.folder / "previous_best.pt"
+
     def fit(self) -> None:
         """Trains to the last epoch from wherever `progress` stands.
 
@@ -130,6 +133,7 @@ class Trainer:
             NonFiniteLossError: training has gone wrong; nothing of that step is kept.
             DataError: a checkpoint could not be written.
         """
+        self._clock = Clock()
         while self.progress.epoch < self.max_epochs:
             self._train_epoch()
             epoch = self.progress.epoch
@@ -139,31 +143,37 @@ class Trainer:
                 self.save()
             if epoch < self.max_epochs:
                 self._stop_if_requested()
-        (self.folder / "previous.pt").unlink(missing_ok=True)
+        if dist.is_main():
+            for path in self._previous:
+                path.unlink(missing_ok=True)
 
     def _train_epoch(self) -> None:
         progress, total = self.progress, len(self.train_loader)
         epoch, first = progress.epoch, progress.step
         self.model.train()
         self.start_epoch(epoch, first)
-        bar = tqdm(
-            total=total,
-            initial=first,
-            desc=f"{self.label}epoch {epoch + 1}/{self.max_epochs}",
-            leave=False,
-            disable=None if dist.is_main() else True,
-        )
-        with bar:
+        self._clock.start_epoch()
+        with log.progress_bar(f"{self.label}epoch {epoch + 1}/{self.max_epochs}", total, first) as bar:
             for step, batch in enumerate(self.train_loader, start=first):
                 loss = self._train_step(batch, epoch, step, total)
                 progress.step, progress.loss_sum = step + 1, progress.loss_sum + loss
+                self._clock.count(len(batch["rows"]))
                 bar.update()
                 if progress.step % self.log_every == 0:
                     bar.set_postfix_str(f"loss {progress.loss_sum / progress.step:.4f}")
-                    logger.debug("%sepoch %d step %d/%d loss %.5f", self.label, epoch + 1, progress.step, total, loss)
+                if progress.step % self.log_every == 0 and progress.step < total:
+                    logger.debug("%s", self._state_in_words(epoch, progress.step, total, loss))
                 if self._updates_at(step, total) and progress.step < total:
                     self._stop_if_requested()
         self._close_epoch(total)
+
+    def _state_in_words(self, epoch: int, step: int, total: int, loss: float) -> str:
+        """Returns a whole line on a step: where it stands, how fast it goes and how long it will take."""
+        left = (self.max_epochs - epoch) * total - step
+        return (
+            f"{self.label}epoch {epoch + 1}/{self.max_epochs} step {step}/{total}: loss {loss:.5f}, "
+            f"learning rate {self._rate:.3g}, {self._clock.in_words(left)}"
+        )
 
     def _train_step(self, batch: Batch, epoch: int, step: int, total: int) -> float:
         """Runs one batch forward and backward, and the optimizer where an accumulation group ends; returns the loss."""
@@ -199,6 +209,7 @@ class Trainer:
         progress = self.progress
         losses = dist.gather(progress.loss_sum / max(total, 1))
         mean_loss = sum(losses) / len(losses)
+        logger.info("%s", self._state_in_words(progress.epoch, total, total, mean_loss))
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
         progress.history.append(
             {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
@@ -211,13 +222,15 @@ class Trainer:
         self.evaluation = self.evaluate(self.model)
         progress.history[-1] |= {"metrics": self.evaluation.metrics, "value": self.evaluation.value}
         is_best = self.evaluation.value > progress.best_value
+        # A run that is continued from last.pt needs the best weights of then: they are kept until last.pt is newer.
+        kept = self._previous[1] if 0 < progress.best_epoch == self._saved_best else None
         if is_best:
             progress.best_epoch, progress.best_value = progress.epoch, self.evaluation.value
         if dist.is_main():
             lines = (json.dumps(without_nan(row)) for row in progress.history)
             write_text(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
             if is_best:
-                checkpoint.save(self.best_path, self.model_state())
+                checkpoint.save(self.best_path, self.model_state(), previous=kept)
 
     def _stop_if_requested(self) -> None:
         if dist.any_process(self.stop.requested(), self.device):
@@ -236,17 +249,32 @@ class Trainer:
             "evaluation": found,
         }
 
+    def best_evaluation(self) -> Evaluation:
+        """Returns what the best epoch had in its evaluation, from best.pt.
+
+        Raises:
+            DataError: the file is damaged or holds something else.
+        """
+        state = checkpoint.load(self.best_path)
+        try:
+            return Evaluation(**state["evaluation"])
+        except (KeyError, TypeError):
+            raise DataError(f"{self.best_path}: holds no evaluation. {checkpoint.ANEW}") from None
+
     def save(self) -> None:
         """Writes `last.pt`: everything that training needs to go on. Rank 0 writes, the others wait."""
         dist.broadcast_buffers(self.model)
+        loss_sums = dist.gather(self.progress.loss_sum)  # each process has its own
         if dist.is_main():
             state = {
                 **self.model_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
+                "loss_sums": loss_sums,
             }
-            checkpoint.save(self.last_path, state, previous=self.folder / "previous.pt")
+            checkpoint.save(self.last_path, state, previous=self._previous[0])
+        self._saved_best = self.progress.best_epoch
         dist.barrier()
 
     def restore(self, check: Callable[[dict[str, Any]], None]) -> bool:
@@ -258,13 +286,79 @@ class Trainer:
         Raises:
             DataError: checkpoints are there but none can be read.
         """
-        state = checkpoint.load_newest([self.last_path, self.folder / "previous.pt"], check)
-        if state is None:
+        path = dist.on_main(lambda: self._newest(check))
+        path = dist.from_main(path)
+        if path is None:
             return False
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        if state["evaluation"] is not None:
-            self.evaluation = Evaluation(**state["evaluation"])
+        self._take_up(path, checkpoint.load(path))
         return True
+
+    def _newest(self, check: Callable[[dict[str, Any]], None]) -> Path | None:
+        """Returns the file of the newest whole state, its best weights in best.pt, or None where no file is there.
+
+        Raises:
+            DataError: files are there and none can be continued.
+        """
+        error = None
+        for path in (self.last_path, self._previous[0]):
+            if not path.exists():
+                continue
+            try:
+                state = checkpoint.load(path)
+                saved = read_progress(path, state, self.max_epochs, len(self.train_loader))
+                check(state)
+                self._restore_best(path, saved.best_epoch)
+            except checkpoint.UnusableError as unusable:
+                logger.warning("%s", unusable)
+                error = error or unusable
+                continue
+            return path
+        if error is not None:
+            raise error
+        self.best_path.unlink(missing_ok=True)  # of a job that was killed before its first last.pt
+        return None
+
+    def _restore_best(self, path: Path, epoch: int) -> None:
+        """Puts the weights of a state's best epoch into best.pt, where a job that was killed may have left later ones.
+
+        Raises:
+            UnusableError: they are gone.
+        """
+        if epoch == 0:
+            self.best_path.unlink(missing_ok=True)
+            return
+        for best in (self.best_path, self._previous[1]):
+            with contextlib.suppress(checkpoint.UnusableError):
+                if best.exists() and checkpoint.load(best).get("epoch") == epoch:
+                    os.replace(best, self.best_path)
+                    return
+        raise checkpoint.UnusableError(f"{path}: the weights of its best epoch, {epoch}, are gone. {checkpoint.ANEW}")
+
+    def _take_up(self, path: Path, state: dict[str, Any]) -> None:
+        """Fills model, optimizer and progress from a state.
+
+        Raises:
+            DataError: it is of another training.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            fixed = _hyperparameters(self.optimizer)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            shapes = ((p.shape, m.shape) for p, moments in self.optimizer.state.items() for m in moments.values())
+            if _hyperparameters(self.optimizer) != fixed or any(len(own) and own != shape for shape, own in shapes):
+                raise ValueError("its optimizer is another one")
+            self.progress = read_progress(path, state, self.max_epochs, len(self.train_loader))
+            if "loss_sums" in state:
+                self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
+            self._saved_best = self.progress.best_epoch
+            self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
+            if self.evaluation is None and self.progress.epoch == self.max_epochs:
+                raise ValueError("its last epoch was not evaluated")
+        except Exception as error:  # torch has exceptions of all sorts for what does not fit
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise DataError(f"{path}: not the state of this training ({reason}). {checkpoint.ANEW}") from None
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]

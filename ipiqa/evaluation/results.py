@@ -1,67 +1,119 @@
-"""What a run folder holds, read back and checked: folds, scores, predictions, learning curves."""
+"""The results of a run: one typed schema, its one writer and its one reader."""
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import pandas as pd
 
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
+from ipiqa.evaluation.typed import LARGEST, parse
 from ipiqa.files import write_json, write_text
-from ipiqa.metrics import METRICS, Spread, describe
 
-FORMAT = 1  # of scores.json
-MOMENTS = ("best", "last")
-_SPLIT_WORDS = {
-    "reference": "prompt-disjoint draws as in the reference code; folds overlap",
-    "holdout": "prompt-disjoint draws, exact share of the groups; folds overlap",
-    "kfold": "disjoint groups, every image is held out exactly once over all folds",
-    "image_random": "prompts leak between parts: do not compare with prompt-disjoint results",
-}
+FORMAT = 1  # of scores.json; a newer number is refused
+CHECKPOINTS = ("best", "last")
+MAX_FOLDS = 100_000
+
+Metrics = dict[str, float | list[str] | None]  # metrics of one target by name, and "notes"; None where undefined
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Metrics of one epoch on the held-out part; `metrics` as `measure()` gives them, epoch None when not trained."""
+class SplitFacts:
+    """How the held-out part came about, and how many images each part has."""
+
+    kind: str
+    seed: int
+    sha256: str
+    num_train: int
+    num_val: int
+    num_selection: int = 0
+
+    @property
+    def overlap(self) -> float:
+        """Held-out images for one of the others; 0 where the folds are disjoint (see `metrics.paired_test`)."""
+        return 0.0 if self.kind == "kfold" else self.num_val / max(1, self.num_train + self.num_selection)
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What was trained and measured on; `sha256` is of the annotation table."""
+
+    name: str
+    sha256: str
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of one epoch on the held-out part, by target; epoch None where a checkpoint was evaluated.
+
+    Metrics are an open dictionary: a known one may be missing, an unknown one be there.
+    """
 
     epoch: int | None
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, Metrics]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """The held-out part of a fold: N images, their MOS (N, T), and the predictions (N, T) of each moment."""
+class FoldScores:
+    """What scores.json holds; what has a default is not in files of version 0.1.
 
-    images: tuple[str, ...]
-    prompts: tuple[str, ...]
-    groups: tuple[str, ...]
-    mos: np.ndarray
-    found: dict[str, np.ndarray]
+    `settings` are those that decide the numbers, `num_folds` is what the run was asked for, and `seen_in_training`
+    counts held-out images that the evaluated checkpoint was trained on.
+    """
+
+    format: int
+    fold: int
+    split: SplitFacts
+    selection: str
+    targets: tuple[str, ...]
+    dataset: DatasetFacts
+    epochs: int | None
+    best: Measured
+    last: Measured | None = None
+    settings: dict[str, Any] | None = None
+    num_folds: int | None = None
+    seen_in_training: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluatedEpoch:
+    """One line of metrics.jsonl."""
+
+    epoch: int
+    loss: float | None = None
+    metrics: dict[str, Metrics] | None = None
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One finished fold. `curve` has one entry an epoch; `predictions` is None when the file is not there."""
+    """One finished fold.
 
-    number: int
-    split: dict[str, Any]
-    selection: str
-    targets: tuple[str, ...]
-    dataset: dict[str, Any]
-    epochs: int | None
-    moments: dict[str, Checkpoint]
-    curve: tuple[dict[str, Any], ...]
-    predictions: Predictions | None
+    `predictions` has the columns image, prompt, group and, for each target, mos_T, best_T and last_T; it is None
+    where the file is not there.
+    """
+
+    scores: FoldScores
+    curve: tuple[EvaluatedEpoch, ...]
+    predictions: pd.DataFrame | None
+
+    @property
+    def number(self) -> int:
+        return self.scores.fold
+
+    @property
+    def checkpoints(self) -> dict[str, Measured]:
+        """Its metrics by "best" and "last"."""
+        both = {"best": self.scores.best, "last": self.scores.last}
+        return {name: measured for name, measured in both.items() if measured is not None}
 
 
 @dataclass(frozen=True)
@@ -70,9 +122,7 @@ class RunResult:
 
     run_dir: Path
     folds: tuple[FoldResult, ...]
-    num_folds: int | None  # as configured; None when config.yaml does not say
-    missing: tuple[int, ...]
-    val_fraction: float | None
+    num_folds: int | None  # as configured; None where no file says it
     config_text: str
     command: str
     environment: dict[str, Any]
@@ -80,54 +130,52 @@ class RunResult:
     @property
     def name(self) -> str:
         """`project/name`, the last two parts of the run folder."""
-        return "/".join(self.run_dir.resolve().parts[-2:])
+        return "/".join(self.run_dir.resolve().parts[-2:]).encode(errors="replace").decode()
+
+    @property
+    def first(self) -> FoldScores:
+        """What is the same in all folds."""
+        return self.folds[0].scores
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return self.folds[0].targets
+        return self.first.targets
 
     @property
-    def moments(self) -> tuple[str, ...]:
+    def checkpoints(self) -> tuple[str, ...]:
         """`best` and `last`, or only `best` for a run that evaluated checkpoints without training."""
-        return tuple(moment for moment in MOMENTS if moment in self.folds[0].moments)
+        return tuple(self.folds[0].checkpoints)
 
     @property
     def trained(self) -> bool:
-        return "last" in self.moments
+        return self.first.last is not None
 
-    def values(self, target: str, moment: str, metric: str) -> list[float]:
-        """Returns a metric of all folds, in order of fold."""
-        return [fold.moments[moment].metrics[target][metric] for fold in self.folds]
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Folds that are configured and not finished."""
+        have = {fold.number for fold in self.folds}
+        return tuple(fold for fold in range(self.num_folds or 0) if fold not in have)
 
-
-@dataclass(frozen=True)
-class Summary:
-    """A run with the spread over folds of each metric: spreads[target][moment][metric]; notes say what is undefined."""
-
-    run: RunResult
-    spreads: dict[str, dict[str, dict[str, Spread]]]
-    notes: tuple[str, ...]
+    @property
+    def overlap(self) -> float:
+        """Mean over folds of `SplitFacts.overlap`."""
+        return float(np.mean([fold.scores.split.overlap for fold in self.folds]))
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch reached on the held-out part: metrics by target, predictions (N, T); epoch None when evaluated."""
-
-    epoch: int | None
-    metrics: dict[str, dict[str, Any]]
-    predictions: np.ndarray
 
 
 def write_fold(
     folder: Path,
     table: AnnotationTable,
     split: Split,
-    results: Mapping[str, EpochResult],
+    measured: Mapping[str, Measured],
+    predictions: Mapping[str, np.ndarray],
+    *,
     dataset: str,
     epochs: int | None,
+    num_folds: int,
+    settings: Mapping[str, Any],
     seen_in_training: int | None = None,
 ) -> None:
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
@@ -136,40 +184,30 @@ def write_fold(
         folder: of the fold.
         table: what was trained and measured on.
         split: its parts.
-        results: by name, "best" and "last".
+        measured, predictions: by name, "best" and "last"; predictions (N, T) of the held-out rows.
         dataset: name of the dataset.
         epochs: how many were trained; None where a checkpoint was evaluated.
-        seen_in_training: how many held-out images the evaluated checkpoint was trained on, where that is known.
+        num_folds: of the run.
+        settings: all that decide the numbers, by dotted name; a report refuses folds in which they differ.
+        seen_in_training: how many of the held-out images the evaluated checkpoint was trained on, where that is known.
     """
-    _write_predictions(folder / "predictions.csv", table, split, results)
-    scores = {
-        "format": 1,
-        "fold": split.fold,
-        "split": {
-            "kind": split.kind, "seed": split.seed, "sha256": split.sha256, "num_train": len(split.train),
-            "num_selection": len(split.selection), "num_val": len(split.val),
-        },
-        "selection": "validation part" if len(split.selection) else "reported part",
-        "targets": list(table.target_names),
-        "dataset": {"name": dataset, "sha256": table.sha256, "num_images": len(table)},
-        "epochs": epochs,
-        **{name: {"epoch": result.epoch, "metrics": result.metrics} for name, result in results.items()},
-    }  # fmt: skip
-    if seen_in_training is not None:
-        scores["seen_in_training"] = seen_in_training
-    write_json(folder / "scores.json", scores)
-
-
-def _write_predictions(path: Path, table: AnnotationTable, split: Split, results: Mapping[str, EpochResult]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [f"{name}_{target}" for name in ("mos", *results) for target in table.target_names]
-    writer.writerow(["image", "prompt", "group", *columns])
-    for i, row in enumerate(split.val):
-        values = [repr(float(v)) for v in table.scores[row]]
-        values += [repr(float(v)) for result in results.values() for v in result.predictions[i]]
-        writer.writerow([table.names[row], table.prompts[row], table.groups[row], *values])
-    write_text(path, out.getvalue())
+    rows = split.val
+    columns = {"image": table.names, "prompt": table.prompts, "group": table.groups}
+    frame = pd.DataFrame({name: [values[row] for row in rows] for name, values in columns.items()})
+    for name, block in {"mos": table.scores[rows], **predictions}.items():
+        for t, target in enumerate(table.target_names):
+            frame[f"{name}_{target}"] = block[:, t].astype(np.float64)
+    write_text(folder / "predictions.csv", frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
+    sizes = {"num_train": len(split.train), "num_val": len(split.val), "num_selection": len(split.selection)}
+    scores = FoldScores(
+        format=FORMAT, fold=split.fold, split=SplitFacts(split.kind, split.seed, split.sha256, **sizes),
+        selection="validation part" if len(split.selection) else "reported part", targets=tuple(table.target_names),
+        dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
+        last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
+    )  # fmt: skip
+    content = dataclasses.asdict(scores)
+    content = {key: value for key, value in content.items() if value is not None or key == "epochs"}
+    write_json(folder / "scores.json", content)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -182,71 +220,77 @@ def load_run(run_dir: Path) -> RunResult:
         DataError: no finished fold, a file that cannot be read, or folds of different runs in one folder.
     """
     run_dir = Path(run_dir)
-    paths = sorted(run_dir.glob("fold_*/scores.json"))
+    try:
+        paths = sorted(run_dir.glob("fold_*/scores.json"))
+        is_folder = run_dir.is_dir()
+    except (OSError, ValueError) as error:  # a NUL in the path, a name too long
+        raise DataError(f"{str(run_dir)!r}: cannot be read ({error}). Give the output folder of a run.") from None
     if not paths:
-        state = "holds no finished fold (fold_*/scores.json)" if run_dir.is_dir() else "is not a folder"
+        state = "holds no finished fold (fold_*/scores.json)" if is_folder else "is not a folder"
         raise DataError(f"{run_dir}: {state}. Give the output folder of a run, or finish a fold with --resume.")
     folds = sorted((_load_fold(path) for path in paths), key=lambda fold: fold.number)
-    _check_together(run_dir, folds)
-    config_text = _read_text(run_dir / "config.yaml")
-    num_folds, val_fraction = _read_config(config_text)
-    have = {fold.number for fold in folds}
-    environment = _read_json(run_dir / "environment.json") if (run_dir / "environment.json").is_file() else {}
-    return RunResult(
-        run_dir=run_dir,
-        folds=tuple(folds),
-        num_folds=num_folds,
-        missing=tuple(fold for fold in range(num_folds or 0) if fold not in have),
-        val_fraction=val_fraction,
-        config_text=config_text,
-        command=_read_text(run_dir / "command.txt").strip(),
-        environment=environment if isinstance(environment, dict) else {"environment": environment},
-    )
+    _check_together(run_dir, [fold.scores for fold in folds])
+    config_text, command = (_read(run_dir / name, strict=False) for name in ("config.yaml", "command.txt"))
+    environment = run_dir / "environment.json"
+    facts = parse(dict[str, Any], _read(environment) or "{}", environment, "Remove it: a report does without.")
+    num_folds = max(fold.scores.num_folds or 0 for fold in folds) or None
+    return RunResult(run_dir, tuple(folds), num_folds, config_text, command.strip(), facts)
 
 
-def summarise(run: RunResult) -> Summary:
-    """Returns mean, std, median and confidence interval over folds of every metric, for best and last epoch."""
-    spreads = {
-        target: {
-            moment: {metric: describe(run.values(target, moment, metric)) for metric in METRICS}
-            for moment in run.moments
-        }
-        for target in run.targets
-    }
-    notes: dict[str, None] = {}  # a set that keeps order: best and last are often the same epoch
-    for fold in run.folds:
-        for checkpoint in fold.moments.values():
-            for target, metrics in checkpoint.metrics.items():
-                epoch = "" if checkpoint.epoch is None else f", epoch {checkpoint.epoch}"
-                notes |= {f"fold {fold.number}{epoch}, {target}: {note}": None for note in metrics["notes"]}
-    return Summary(run, spreads, tuple(notes))
+def _load_fold(path: Path) -> FoldResult:
+    advice = "Run the fold again, or remove its folder."
+    scores = parse(FoldScores, _read(path) or "", path, advice)
+    if scores.format > FORMAT:
+        raise DataError(f"{path}: format {scores.format}, this version reads up to {FORMAT}. Update ipiqa.")
+    if path.parent.name != f"fold_{scores.fold:02d}":
+        raise DataError(
+            f"{path}: holds fold {scores.fold}. Was the folder renamed? It belongs in fold_{scores.fold:02d}."
+        )
+    split, targets = scores.split, scores.targets
+    sizes = (split.num_train, split.num_val, split.num_selection, scores.dataset.num_images)
+    unmeasured = [t for m in (scores.best, scores.last) if m is not None for t in targets if t not in m.metrics]
+    for wrong, problem in (
+        (not targets or len(set(targets)) < len(targets), f"targets: {list(targets)} are not distinct names"),
+        (min(sizes) < 0, f"a part of {min(sizes)} images"),
+        ((scores.num_folds or 0) > MAX_FOLDS, f"num_folds: {scores.num_folds} is more than {MAX_FOLDS}"),
+        (unmeasured, f"metrics: {unmeasured[:1]} is not measured"),
+    ):
+        if wrong:
+            raise DataError(f"{path}: {problem}. {advice}")
+    curve = _read_curve(path.with_name("metrics.jsonl"))
+    return FoldResult(scores, curve, _read_predictions(path.with_name("predictions.csv"), scores))
 
 
-def facts(run: RunResult) -> list[tuple[str, str]]:
-    """Returns what stands above every table: (label, words) for dataset, split, selection rule and folds."""
-    first = run.folds[0]
-    held_out = [fold.split["num_val"] for fold in run.folds]
-    sizes = f"{held_out[0]}" if len(set(held_out)) == 1 else f"{min(held_out)} to {max(held_out)}"
-    kind = first.split["kind"]
-    words = _SPLIT_WORDS.get(kind, "")
-    each = " per fold" if len(run.folds) > 1 else ""
-    return [
-        ("dataset", f"{first.dataset['name']}, {first.dataset['num_images']} images, {sizes} held out{each}"),
-        ("split", f"{kind}, seed {first.split['seed']}{': ' if words else ''}{words}"),
-        ("best" if run.trained else "weights", selection_rule(run)),
-        ("folds", _fold_count(run)),
-    ]
+def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
+    """Raises when the folds are not of one run, naming each thing in which they differ."""
+    facts = {fold.fold: _facts(fold) for fold in folds}
+    problems = []
+    for key in dict.fromkeys(key for found in facts.values() for key in found):
+        holders: dict[str, list[int]] = {}
+        for fold in folds:
+            if key in facts[fold.fold] or fold.settings is not None:  # those of version 0.1 are not known
+                holders.setdefault(facts[fold.fold].get(key, "not set"), []).append(fold.fold)
+        if len(holders) > 1:
+            each = (f"{value:.60} in fold{'s' * (len(n) > 1)} {fold_numbers(n)}" for value, n in holders.items())
+            problems.append(f"{key}: {', '.join(each)}")
+    if problems:
+        raise DataError(
+            f"{run_dir}: the folds are of different runs, {'; '.join(problems)}. "
+            "A mean over them means nothing. Move the folds of each run to a folder of their own."
+        )
 
 
-def selection_rule(run: RunResult) -> str:
-    """Returns in words how the epoch called best was chosen."""
-    if not run.trained:
-        return "not trained here: the checkpoint given in run.checkpoint, evaluated on the held-out part"
-    if run.folds[0].selection == "reported part":
-        return "best epoch on the reported part (optimistic: the reported images also choose the epoch)"
-    if run.val_fraction:
-        return f"best epoch on a validation part of {100 * run.val_fraction:g} % of the training groups"
-    return "best epoch on a validation part of the training groups"
+def _facts(fold: FoldScores) -> dict[str, str]:
+    """Returns in words what must be the same in all folds of a run."""
+    return {
+        "targets": ", ".join(fold.targets),
+        "dataset": f"{fold.dataset.name} ({fold.dataset.sha256[:12]})",
+        "split kind": fold.split.kind,
+        "split seed": str(fold.split.seed),
+        "selection": fold.selection,
+        "number of epochs": "none (evaluated only)" if fold.epochs is None else str(fold.epochs),
+        "epochs measured": "best" if fold.last is None else "best and last",
+    } | {key: json.dumps(value) for key, value in (fold.settings or {}).items()}
 
 
 def fold_numbers(numbers: Sequence[int]) -> str:
@@ -264,135 +308,41 @@ def fold_numbers(numbers: Sequence[int]) -> str:
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
 
 
-def _fold_count(run: RunResult) -> str:
-    if run.missing:
-        return f"{len(run.folds)} of {run.num_folds}, missing: {fold_numbers(run.missing)}"
-    return f"{len(run.folds)}"
-
-
-def _load_fold(path: Path) -> FoldResult:
-    scores = _read_json(path)
+def _read(path: Path, strict: bool = True) -> str:
+    """Returns the text of a file, "" where there is none; without `strict`, with a sign for what is no UTF-8."""
     try:
-        if scores["format"] > FORMAT:
-            raise DataError(f"{path}: format {scores['format']}, this version reads up to {FORMAT}. Update ipiqa.")
-        fold = FoldResult(
-            number=int(scores["fold"]),
-            split={key: scores["split"][key] for key in ("kind", "seed", "sha256", "num_train", "num_val")},
-            selection=str(scores["selection"]),
-            targets=tuple(scores["targets"]),
-            dataset={key: scores["dataset"][key] for key in ("name", "sha256", "num_images")},
-            epochs=scores["epochs"],
-            moments={m: _checkpoint(scores[m], scores["targets"]) for m in MOMENTS if m == "best" or m in scores},
-            curve=_read_curve(path.with_name("metrics.jsonl")),
-            predictions=_read_predictions(path.with_name("predictions.csv"), scores["targets"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not the scores of a fold ({type(error).__name__}: {error}). Run the fold again."
-        ) from None
-    if path.parent.name != f"fold_{fold.number:02d}":
-        raise DataError(
-            f"{path}: holds fold {fold.number}. Was the folder renamed? It belongs in fold_{fold.number:02d}."
-        )
-    return fold
-
-
-def _checkpoint(found: dict[str, Any], targets: Sequence[str]) -> Checkpoint:
-    metrics = {
-        target: {
-            **{name: _number(found["metrics"][target][name]) for name in METRICS},
-            "notes": list(found["metrics"][target].get("notes", [])),
-        }
-        for target in targets
-    }
-    return Checkpoint(found["epoch"], metrics)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)  # json has no nan
-
-
-def _check_together(run_dir: Path, folds: Sequence[FoldResult]) -> None:
-    """Raises when the folds are not of one run, naming each thing in which they differ."""
-    problems = []
-    for what, of in (
-        ("targets", lambda fold: ", ".join(fold.targets)),
-        ("dataset", lambda fold: f"{fold.dataset['name']} ({str(fold.dataset['sha256'])[:12]})"),
-        ("split kind", lambda fold: fold.split["kind"]),
-        ("split seed", lambda fold: fold.split["seed"]),
-        ("selection", lambda fold: fold.selection),
-        ("number of epochs", lambda fold: "none (evaluated only)" if fold.epochs is None else fold.epochs),
-        ("epochs measured", lambda fold: " and ".join(fold.moments)),
-    ):
-        holders: dict[Any, list[int]] = {}
-        for fold in folds:
-            holders.setdefault(of(fold), []).append(fold.number)
-        if len(holders) > 1:
-            each = ", ".join(
-                f"{value} in fold{'s' if len(n) > 1 else ''} {fold_numbers(n)}" for value, n in holders.items()
-            )
-            problems.append(f"{what}: {each}")
-    if problems:
-        raise DataError(
-            f"{run_dir}: the folds are of different runs, {'; '.join(problems)}. "
-            "A mean over them means nothing. Move the folds of each run to a folder of their own."
-        )
-
-
-def _read_config(text: str) -> tuple[int | None, float | None]:
-    """Returns number of folds and validation fraction, None where the text does not say: a report needs neither."""
-    try:
-        run = yaml.safe_load(text)["run"]
-    except (yaml.YAMLError, TypeError, KeyError):
-        return None, None
-    if not isinstance(run, dict):
-        return None, None
-    num_folds, fraction = run.get("num_folds"), run.get("val_fraction")
-    return (
-        num_folds if isinstance(num_folds, int) else None,
-        float(fraction) if isinstance(fraction, (int, float)) else None,
-    )
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            return ""
+        if not path.is_file():
+            raise OSError("not a plain file")
+        return path.read_text(encoding="utf-8", errors="strict" if strict else "replace")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as json ({error}). Run the fold again, or remove its folder."
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}). Run the fold again, or remove it.") from None
 
 
-def _read_curve(path: Path) -> tuple[dict[str, Any], ...]:
+def _read_curve(path: Path) -> tuple[EvaluatedEpoch, ...]:
     rows = []
-    for line in _read_text(path).splitlines():
-        try:
-            row = json.loads(line)
-            int(row["epoch"])
-        except (ValueError, TypeError, KeyError):
-            break  # the last line of a file that was cut off; a curve is shown as far as it goes
-        rows.append(row)
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if line.strip():
+            advice = "Remove the line, or the file: a report does without."
+            rows.append(parse(EvaluatedEpoch, line, f"{path}, line {number}", advice))
     return tuple(rows)
 
 
-def _read_predictions(path: Path, targets: Sequence[str]) -> Predictions | None:
+def _read_predictions(path: Path, scores: FoldScores) -> pd.DataFrame | None:
     if not path.is_file():
         return None
+    names = ["mos", "best"] + ["last"] * (scores.last is not None)
+    numbers = [f"{name}_{target}" for name in names for target in scores.targets]
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-
-        def block(prefix: str) -> np.ndarray:
-            return np.array([[float(v or "nan") for v in columns[f"{prefix}_{t}"]] for t in targets]).T
-
-        found = {m: block(m) for m in MOMENTS if f"{m}_{targets[0]}" in columns}
-        images, prompts, groups = (tuple(columns[name]) for name in ("image", "prompt", "group"))
-        return Predictions(images, prompts, groups, block("mos"), found)
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{path}: not the predictions of a fold ({what}). Run the fold again.") from None
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for names of rows
+            raise ValueError("more values than columns")
+        frame = frame[["image", "prompt", "group", *numbers]].fillna("")
+        for name in numbers:
+            values = np.array([float(text or "nan") for text in frame[name]], dtype=np.float64)
+            frame[name] = np.where(np.abs(values) <= LARGEST, values, np.nan)
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        problem = " ".join(str(error).split())[:100]
+        raise DataError(f"{path}: not the predictions of a fold ({problem}). Run the fold again.") from None
+    return frame

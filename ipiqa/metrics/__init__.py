@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipiqa.metrics.agreement import METRICS, LogisticFit, aggregate, fit_logistic, measure
 from ipiqa.metrics.retrieval import retrieval
-from ipiqa.metrics.significance import PairedTest, Spread, bootstrap_interval, describe, paired_test
+from ipiqa.metrics.significance import PairedTest, Spread, describe, holm, paired_test
 
 __all__ = [
     "METRICS",
@@ -12,9 +12,9 @@ __all__ = [
     "PairedTest",
     "Spread",
     "aggregate",
-    "bootstrap_interval",
     "describe",
     "fit_logistic",
+    "holm",
     "measure",
     "paired_test",
     "retrieval",

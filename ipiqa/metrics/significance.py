@@ -9,11 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ipiqa.errors import DataError
-
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
-FEW_FOLDS = 10  # below this a percentile bootstrap interval is visibly too narrow
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Differences a - b over the folds of two runs, `low` to `high` their corrected confidence interval.
-
-    `p_corrected` (Nadeau & Bengio) is the one to quote; `p_t` takes the folds for independent and is too small when
-    their parts overlap; `p_wilcoxon` cannot get below `smallest_wilcoxon` however large the difference.
-    """
+    """Differences a - b over n common folds: their mean, its interval, and p of the same two-sided t-test."""
 
     n: int
     mean_a: float
@@ -45,24 +37,24 @@ class PairedTest:
     low: float
     high: float
     confidence: float
-    p_corrected: float
-    p_t: float
-    p_wilcoxon: float
-    smallest_wilcoxon: float
-    notes: tuple[str, ...]
+    p: float
+    note: str | None
 
 
-def describe(
-    values: Sequence[float], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> Spread:
-    """Returns mean, sample standard deviation (n - 1), median and bootstrap interval of the mean over folds.
+def describe(values: Sequence[float], *, overlap: float, confidence: float = CONFIDENCE) -> Spread:
+    """Returns mean, sample standard deviation (n - 1), median and interval of the mean over folds.
 
     A nan among the values makes all of them nan, with a note: a mean over the folds that worked out would flatter.
 
-    >>> spread = describe([0.5, 0.75])
-    >>> spread.mean, round(spread.std, 4), spread.note
-    (0.625, 0.1768, 'n = 2: the interval is too narrow, a bootstrap needs 10 folds or more')
-    >>> describe([0.5]).note
+    Args:
+        values: one for each fold.
+        overlap: as for `paired_test`.
+        confidence: of the interval.
+
+    >>> spread = describe([0.5, 0.75], overlap=0)
+    >>> spread.mean, round(spread.std, 4), round(spread.low, 3)
+    (0.625, 0.1768, -0.963)
+    >>> describe([0.5], overlap=0).note
     'n = 1: no spread from a single fold'
     """
     array = np.asarray(values, dtype=np.float64)
@@ -70,139 +62,72 @@ def describe(
     if len(array) == 0 or bad:
         reason = f"undefined in {bad} of {len(array)} folds" if len(array) else "no fold"
         return Spread(len(array), math.nan, math.nan, math.nan, math.nan, math.nan, confidence, reason)
-    low, high = bootstrap_interval(values, confidence=confidence, resamples=resamples, seed=seed)
-    note: str | None = None
+    mean, median = float(array.mean()), float(np.median(array))
     if len(array) == 1:
         note = "n = 1: no spread from a single fold"
-    elif len(array) < FEW_FOLDS:
-        note = f"n = {len(array)}: the interval is too narrow, a bootstrap needs {FEW_FOLDS} folds or more"
-    std = float(array.std(ddof=1)) if len(array) > 1 else math.nan
-    return Spread(len(array), float(array.mean()), std, float(np.median(array)), low, high, confidence, note)
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean: (low, high), both nan for fewer than two finite values.
-
-    The folds are resampled with replacement, the same way for the same n and seed. It tells how the mean moves with
-    the draw of folds; the folds share training images, so it does not tell how a new database would come out.
-
-    Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
-
-    >>> low, high = bootstrap_interval([0.8, 0.9, 0.7, 0.8, 0.85])
-    >>> 0.7 < low < 0.81 < high < 0.9
-    True
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(0, len(array), size=(resamples, len(array)))
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(array[draws].mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+        return Spread(1, mean, math.nan, median, math.nan, math.nan, confidence, note)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, len(array) - 1)) * _standard_error(array, overlap)
+    return Spread(len(array), mean, float(array.std(ddof=1)), median, mean - reach, mean + reach, confidence, None)
 
 
 def paired_test(
-    a: Sequence[float],
-    b: Sequence[float],
-    *,
-    test_to_train: float,
-    splits_a: Sequence[str],
-    splits_b: Sequence[str],
-    confidence: float = CONFIDENCE,
+    a: Sequence[float], b: Sequence[float], *, overlap: float, confidence: float = CONFIDENCE
 ) -> PairedTest:
     """Returns whether run a and run b differ over the same folds.
 
-    The test to quote is the corrected resampled t-test: t = mean(d) / sqrt((1/n + test/train) var(d)), n - 1 degrees of
-    freedom. Repeated random splits share images, so the n differences are correlated and the usual variance var(d) / n
-    is too small by far; the second term makes up for it. The confidence interval is the same test turned round. The
-    plain paired t-test and the Wilcoxon signed-rank test (exact, ties at mean ranks, zero differences left out) stand
-    beside it. All are two-sided.
+    Repeated random draws share images, so the n differences are correlated and var(d) / n is too small by far: the
+    corrected resampled t-test takes (1/n + overlap) var(d) instead, with n - 1 degrees of freedom. With `overlap` 0 it
+    is the plain paired t-test.
 
-    Source: Nadeau & Bengio, Inference for the generalization error, Machine Learning 52(3), 239-281 (2003);
-    Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+    Source: Nadeau & Bengio, Inference for the generalization error, Machine Learning 52(3), 239-281 (2003).
 
     Args:
         a, b: n values, one for each fold, in the same order.
-        test_to_train: images of the reported part for one training image, 0.25 for 80 % training.
-        splits_a, splits_b: n split hashes; both runs must have been measured on the same parts.
+        overlap: for folds drawn anew from the same images, held-out images for one of the others (0.25 where a fifth
+            is held out); 0 for disjoint folds.
+        confidence: of the interval.
 
-    Raises:
-        DataError: the folds do not pair: different numbers, or a fold with different parts.
-        ValueError: `test_to_train` is not positive.
+    >>> test = paired_test([0.8, 0.9, 0.85], [0.7, 0.85, 0.7], overlap=0.25)
+    >>> round(test.difference, 3), round(test.p, 3)
+    (0.1, 0.12)
     """
-    if not test_to_train > 0:
-        raise ValueError(f"paired_test: test_to_train is {test_to_train}, it must be positive")
-    _check_pairs(a, b, splits_a, splits_b)
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     difference = first - second
     n = len(difference)
-    mean = float(difference.mean()) if n else math.nan
-    means = (float(first.mean()) if n else math.nan, float(second.mean()) if n else math.nan)
-    smallest = min(1.0, 2.0 ** (1 - n))
-    nothing = dict.fromkeys(("low", "high", "p_corrected", "p_t", "p_wilcoxon"), math.nan)
+    mean_a, mean_b, mean = (float(values.mean()) if n else math.nan for values in (first, second, difference))
     bad = int((~np.isfinite(difference)).sum())
-    if bad or n < 2:
-        note = f"undefined in {bad} of {n} folds" if bad else f"n = {n}: a paired test needs two folds or more"
-        return PairedTest(n, *means, mean, **nothing, confidence=confidence, smallest_wilcoxon=smallest, notes=(note,))
-    notes = []
-    p_wilcoxon = _wilcoxon(difference)
-    if smallest > 1 - confidence:
-        notes.append(f"n = {n}: the Wilcoxon p cannot fall below {smallest:.3g}")
-    # Equal differences leave no variance to test against; those of a rounding are no variance either.
-    if np.ptp(difference) <= 1e-12:
-        what = "zero" if abs(mean) <= 1e-12 else "the same"
-        notes.append(f"all {n} differences are {what}: a t-test is undefined")
-        values = {**nothing, "p_wilcoxon": p_wilcoxon}
-    else:
-        variance = float(difference.var(ddof=1))
-        error = math.sqrt((1 / n + test_to_train) * variance)
-        reach = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
-        values = {
-            "low": mean - reach,
-            "high": mean + reach,
-            "p_corrected": _two_sided(mean / error, n - 1),
-            "p_t": _two_sided(mean / math.sqrt(variance / n), n - 1),
-            "p_wilcoxon": p_wilcoxon,
-        }
-    return PairedTest(n, *means, mean, **values, confidence=confidence, smallest_wilcoxon=smallest, notes=tuple(notes))
+    note = None
+    if bad:
+        note = f"undefined in {bad} of {n} folds"
+    elif n < 2:
+        note = f"n = {n}: a paired test needs two folds or more"
+    elif np.ptp(difference) <= 1e-12:  # equal differences leave no variance, and those of a rounding are none either
+        note = f"all {n} differences are {'zero' if abs(mean) <= 1e-12 else 'the same'}: a t-test is undefined"
+    if note is not None:
+        return PairedTest(n, mean_a, mean_b, mean, math.nan, math.nan, confidence, math.nan, note)
+    error = _standard_error(difference, overlap)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean / error), n - 1))
+    return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, confidence, p, None)
 
 
-def _check_pairs(a: Sequence[float], b: Sequence[float], splits_a: Sequence[str], splits_b: Sequence[str]) -> None:
-    if not len(a) == len(b) == len(splits_a) == len(splits_b):
-        counts = f"{len(a)} and {len(b)} values with {len(splits_a)} and {len(splits_b)} splits"
-        raise DataError(f"paired test: {counts} do not pair. Give one value and one split hash for each common fold.")
-    differ = [i for i, (one, other) in enumerate(zip(splits_a, splits_b, strict=True)) if one != other]
-    if differ:
-        i = differ[0]
-        raise DataError(
-            f"paired test: {len(differ)} of {len(a)} folds were measured on different parts, first number {i} (split "
-            f"{splits_a[i][:12]} against {splits_b[i][:12]}). Only runs over the same splits can be compared in pairs. "
-            "Train both with the same dataset, split.kind and split.seed."
-        )
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for being several: the chance that any falls below by luck stays under the level.
 
+    A nan is no comparison: it stays, and does not count.
 
-def _two_sided(t: float, freedom: int) -> float:
-    return float(2 * stats.t.sf(abs(t), freedom))
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
 
-
-def _wilcoxon(difference: np.ndarray) -> float:
-    """Returns the exact two-sided p of the signed-rank test; 1 when no difference is left.
-
-    Counts, by dynamic programming, how many of the 2^n sign patterns give each rank sum: exact with ties too, where
-    scipy's tables fall back to the normal approximation.
+    >>> holm([0.04, 0.01, float("nan"), 0.03])
+    [0.06, 0.03, nan, 0.06]
     """
-    # Differences equal but for rounding are ties.
-    kept = np.round(difference[np.abs(difference) > 1e-12], 12)
-    if not len(kept):
-        return 1.0
-    doubled = np.rint(2 * stats.rankdata(np.abs(kept))).astype(np.int64)  # mean ranks may end in one half
-    share = np.zeros(int(doubled.sum()) + 1)
-    share[0] = 1.0
-    for rank in doubled:
-        moved = np.zeros_like(share)
-        moved[rank:] = share[:-rank]
-        share = (share + moved) / 2
-    rank_sum = int(doubled[kept > 0].sum())
-    return float(min(1.0, 2 * min(share[: rank_sum + 1].sum(), share[rank_sum:].sum())))
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    out, highest = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        out[i] = highest
+    return out
+
+
+def _standard_error(values: np.ndarray, overlap: float) -> float:
+    return math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))

@@ -15,7 +15,7 @@ from torch import nn
 
 from ipiqa import registry
 from ipiqa.errors import ConfigError, DataError, IpiqaError
-from ipiqa.models.bundle import CONFIG, ModelSpec, Training, read_bundle
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundle
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
 from ipiqa.models.towers.clip_text import TextSizes
@@ -102,8 +102,9 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
     folder = Path(path)
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         folder = folder.expanduser()
-        if (folder / CONFIG).is_file():
-            spec, tensors = read_bundle(folder, where)
+        bundle = folder.parent if folder.name == WEIGHTS else folder
+        if (bundle / CONFIG).is_file():
+            spec, tensors = read_bundle(bundle, where)
             return Checkpoint(tensors, spec)
     tensors, rest = read_checkpoint_file(path, where, HINT)
     if is_reference(tensors):

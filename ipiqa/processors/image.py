@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import PIL
@@ -24,7 +26,8 @@ MAX_PIXELS = 178_956_970  # Pillow refuses more as a decompression bomb
 MIN_SIDE = 8
 _TOO_LARGE = f"has more than the {MAX_PIXELS / 1e6:.0f} million pixels that are safe to decode"
 
-_FLIPS = 4  # last number of the RandomState seed: a stream that splits and batches do not share
+_FLIPS = 4  # number in the RandomState seed: a stream that splits and batches do not share
+_BLOCK = 4096  # streamed rows whose flips are drawn together
 
 
 @register("processor", "squash")
@@ -58,11 +61,19 @@ class SquashProcessor:
         for setting, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise ConfigError(f"processor.{setting}: {len(values)} values. Give three: red, green, blue.")
+            if not all(math.isfinite(value) for value in values):
+                raise ConfigError(f"processor.{setting}: {values} is not finite. Give three finite numbers.")
         if min(std) <= 0:
             raise ConfigError(f"processor.std: {min(std):g} is not above 0. Give the spread of each channel.")
         self.image_size, self.flip, self.interpolation = image_size, flip, interpolation
+        self._mean, self._std = list(mean), list(std)  # as given: float32 has not all of their digits
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    def section(self) -> dict[str, Any]:
+        """Returns the settings that build this processor again, for any image size."""
+        settings = {"name": "squash", "flip": self.flip, "interpolation": self.interpolation}
+        return settings | {"mean": self._mean, "std": self._std}
 
     @property
     def key(self) -> str:
@@ -70,16 +81,13 @@ class SquashProcessor:
         libraries = f"pillow {PIL.__version__}, jpeg {features.version('jpg')}, webp {features.version('webp')}"
         return f"squash 1, {self.image_size}, {self.interpolation}, {libraries}"
 
-    def verify(self, path: Path, *, full: bool = False) -> None:
-        """Checks a file: its header, or with `full` every pixel.
+    def verify(self, path: Path) -> None:
+        """Checks the header of a file; `decode` checks every pixel.
 
         Raises:
             DataError: the file cannot be used; the message names it and says why.
         """
-        if full:
-            self.decode(path)
-        else:
-            _open(path, str(path)).close()
+        _open(path, str(path)).close()
 
     def decode(self, source: Path | bytes | Image.Image, name: str | None = None) -> torch.Tensor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
@@ -101,20 +109,22 @@ class SquashProcessor:
         pixels = np.array(image.resize((self.image_size, self.image_size), resample))  # (S, S, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def flips(self, rows: torch.Tensor, *, num_rows: int, seed: int, fold: int, epoch: int) -> torch.Tensor:
+    def flips(self, rows: torch.Tensor, *, num_rows: int | None, seed: int, fold: int, epoch: int) -> torch.Tensor:
         """Returns which of the images to flip, bool (B,): the same for a row whichever process or worker has it.
 
         Args:
             rows: (B,) int64 row numbers.
-            num_rows: rows of the table.
+            num_rows: rows of the table; None where rows are streamed, of which there may be any number.
             seed: seed of all draws.
             fold: number of the fold.
             epoch: number of the epoch.
         """
-        if self.flip == 0:  # and no draw for each of the rows, of which there may be millions
+        if self.flip == 0:
             return torch.zeros(len(rows), dtype=torch.bool)
-        draws = np.random.RandomState([seed, fold, epoch, _FLIPS]).random_sample(num_rows)
-        return torch.from_numpy(draws < self.flip)[rows]
+        if num_rows is not None:
+            return torch.from_numpy(_draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
+        blocks = [_draws((seed, fold, epoch, _FLIPS, row // _BLOCK), _BLOCK)[row % _BLOCK] for row in rows.tolist()]
+        return torch.from_numpy(np.array(blocks) < self.flip)
 
     def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
         """Returns float32 (B, 3, S, S), on the device of the images, equal to the last bit to torchvision's transforms.
@@ -132,6 +142,12 @@ class SquashProcessor:
         mean, std = (value.to(images.device).flatten().repeat(images.shape[-1]) for value in (self.mean, self.std))
         rows = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
         return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones
+def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """Returns (count,) float64 random numbers from 0 to 1."""
+    return np.random.RandomState(list(seed)).random_sample(count)
 
 
 def _open(source: Path | bytes, shown: str) -> Image.Image:
@@ -154,19 +170,28 @@ def _open(source: Path | bytes, shown: str) -> Image.Image:
         raise DataError(f"'{shown}' is not an image: {found}.") from error
     except Exception as error:  # missing, no permission, or a header that breaks one of Pillow's parsers
         raise DataError(f"'{shown}' cannot be read: {_one_line(error)}.") from error
+    try:
+        problem = _problem(image)
+    except Exception as error:  # counting the frames of a truncated file breaks Pillow's parsers, too
+        problem = f"cannot be read: {_one_line(error)}"
+    if problem:
+        image.close()
+        raise DataError(f"'{shown}' {problem}.")
+    return image
+
+
+def _problem(image: Image.Image) -> str:
+    """Returns why an image is not used, by its header, or ""."""
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        problem = f"is {width}x{height} pixels, too small to judge"
-    elif width * height > MAX_PIXELS:
-        problem = _TOO_LARGE
-    elif getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG photo and its preview
-        problem = f"is animated ({getattr(image, 'n_frames', 2)} frames); save the one frame to be judged"
-    elif image.mode == "F":
-        problem = "has floating-point pixels of unknown range; save it with 8 or 16 bits"
-    else:
-        return image
-    image.close()
-    raise DataError(f"'{shown}' {problem}.")
+        return f"is {width}x{height} pixels, too small to judge"
+    if width * height > MAX_PIXELS:
+        return _TOO_LARGE
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG photo and its preview
+        return f"is animated ({getattr(image, 'n_frames', 2)} frames); save the one frame to be judged"
+    if image.mode == "F":
+        return "has floating-point pixels of unknown range; save it with 8 or 16 bits"
+    return ""
 
 
 def _start(source: Path | bytes) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ipiqa.evaluation.results import RunResult, Summary, load_run, summarise
+from ipiqa.evaluation.results import RunResult, load_run
+from ipiqa.evaluation.summary import Summary, summarise
 from ipiqa.files import write_json, write_text
 from ipiqa.report.ablation import AblationRow, write_ablation
 from ipiqa.report.compare import compare_runs

@@ -3,91 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-import numpy as np
 
 from ipiqa.errors import DataError
-from ipiqa.evaluation.results import FoldResult, RunResult, fold_numbers
-from ipiqa.metrics import METRICS, PairedTest, paired_test
-from ipiqa.report.tables import FITTED, LABELS, escaped, markdown_table, number
+from ipiqa.evaluation.results import RunResult, fold_numbers
+from ipiqa.evaluation.summary import by_fold, common_folds, compare, interval_words, long_frame, metric_names, warnings
+from ipiqa.metrics import METRICS, PairedTest, holm
+from ipiqa.report.render import escaped, markdown_table
+from ipiqa.report.tables import FITTED, label, number
+
+LEVEL = 0.05  # of p after Holm's correction, below which a difference is significant
+TEST_COLUMNS = ("95 % interval", "p", "p Holm")
 
 
 def compare_runs(a: RunResult, b: RunResult) -> str:
     """Returns a markdown table of the differences a - b over the folds both runs have, with paired tests.
 
     Raises:
-        DataError: no common target or fold, another dataset, or a fold with other parts.
+        DataError: no target in which both held out the same images with the same scores.
     """
-    targets = [target for target in a.targets if target in b.targets]
-    common = {fold.number: fold for fold in b.folds}
-    pairs = [(fold, common[fold.number]) for fold in a.folds if fold.number in common]
-    where = f"report {a.run_dir} {b.run_dir}"
-    if a.folds[0].dataset["sha256"] != b.folds[0].dataset["sha256"]:
-        names = f"{a.folds[0].dataset['name']} and {b.folds[0].dataset['name']}"
-        raise DataError(f"{where}: the annotation tables differ ({names}). Compare runs on the same dataset.")
-    if not targets:
-        raise DataError(f"{where}: no common target, {_listed(a)} against {_listed(b)}. Compare runs of one task.")
-    if not pairs:
-        have = f"{fold_numbers([f.number for f in a.folds])} against {fold_numbers([f.number for f in b.folds])}"
-        raise DataError(f"{where}: no common fold, {have}. Train the same folds in both.")
-    header = ["epoch", "metric", "A", "B", "A - B", "95 % interval", "p NB", "p t", "p rank", "ahead"]
+    runs = {"A": a, "B": b}
+    values = by_fold(long_frame(runs))
     lines, notes = [f"# A = {a.run_dir}, B = {b.run_dir}", ""], dict[str, None]()
-    for target in targets:
-        rows = []
-        for moment in [moment for moment in a.moments if moment in b.moments]:
-            for metric in METRICS:
-                test = compare_folds(pairs, target, moment, metric)
-                rows.append([moment, LABELS[metric], *_cells(test, metric)])
-                notes |= dict.fromkeys(test.notes)
-        lines += [f"## {escaped(target)}", "", *markdown_table(header, rows), ""]
-    lines += [f"- {len(pairs)} common fold{'s' * (len(pairs) > 1)}: {fold_numbers([one.number for one, _ in pairs])}"]
+    reasons = {target: common_folds(a, b, target) for target in dict.fromkeys((*a.targets, *b.targets))}
+    if not any(folds for folds, _ in reasons.values()):
+        reason = next(iter(reasons.values()))[1]
+        raise DataError(
+            f"report {a.run_dir} {b.run_dir}: cannot be compared: {reason}. "
+            "Give runs on the same dataset with the same split.kind, split.seed and folds."
+        )
+    header = ["epoch", "metric", "A", "B", "A - B", *TEST_COLUMNS, "ahead"]
+    for target, (folds, reason) in reasons.items():
+        if not folds:
+            notes[f"{target}: not compared, {reason}"] = None
+            continue
+        metrics = metric_names(key[3] for key in values if key[1] == target)
+        keys = [(target, checkpoint, metric) for checkpoint in a.checkpoints for metric in metrics]
+        keys = [key for key in keys if {("A", *key), ("B", *key)} <= set(values)]
+        tests = [compare(values, runs, "A", "B", key, folds) for key in keys]
+        corrected = holm([test.p for test in tests])
+        rows = [
+            [checkpoint, label(metric), *_means(test), *tested(test, p), _ahead(test, p, metric)]
+            for (_, checkpoint, metric), test, p in zip(keys, tests, corrected, strict=True)
+        ]
+        notes |= {f"{target}: {test.note}": None for test in tests if test.note}
+        notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
+        lines += [f"## {escaped(target)}", "", markdown_table(header, rows), ""]
     lines += [
-        "- interval and p NB: corrected resampled t-test, Nadeau & Bengio (2003); allows for shared images",
-        "- p t: plain paired t-test, takes the folds for independent, too small; p rank: Wilcoxon signed ranks, exact",
-        "- two-sided, each row by itself: among many rows some fall below 0.05 by chance",
+        f"- interval and p: {interval_words(a)}, two-sided, each row by itself",
+        f"- p Holm: corrected for the number of rows of a table; ahead: p Holm < {LEVEL}, open otherwise: an open "
+        "difference does not show that the two are as good",
         f"- {FITTED}",
     ]
-    chosen = a.folds[0].selection, b.folds[0].selection
+    chosen = a.first.selection, b.first.selection
     if chosen[0] != chosen[1]:
         lines.append(f"- the best epochs were chosen differently: A on the {chosen[0]}, B on the {chosen[1]}")
-    return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
+    lines += [f"- {name}: {escaped(warning)}" for name, run in runs.items() for warning in warnings(run)]
+    return "\n".join(lines + [f"- {escaped(note)}" for note in notes]) + "\n"
 
 
-def compare_folds(pairs: Sequence[tuple[FoldResult, FoldResult]], target: str, moment: str, metric: str) -> PairedTest:
-    """Returns the paired test of one metric over pairs of folds.
-
-    Raises:
-        DataError: the folds of a pair were measured on different parts.
-    """
-    return paired_test(
-        [one.moments[moment].metrics[target][metric] for one, _ in pairs],
-        [other.moments[moment].metrics[target][metric] for _, other in pairs],
-        test_to_train=float(np.mean([one.split["num_val"] / one.split["num_train"] for one, _ in pairs])),
-        splits_a=[one.split["sha256"] for one, _ in pairs],
-        splits_b=[other.split["sha256"] for _, other in pairs],
-    )
+def _means(test: PairedTest) -> list[str]:
+    return [number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"]
 
 
-def _listed(run: RunResult) -> str:
-    return ", ".join(run.targets)
-
-
-def _cells(test: PairedTest, metric: str) -> list[str]:
-    p_values = [p_value(p) for p in (test.p_corrected, test.p_t, test.p_wilcoxon)]
-    return [
-        number(test.mean_a),
-        number(test.mean_b),
-        f"{test.difference:+.4f}",
-        interval(test),
-        *p_values,
-        _ahead(test, metric),
-    ]
-
-
-def interval(test: PairedTest) -> str:
-    """Returns "low to high" of a difference, "-" where there is none."""
-    return "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
+def tested(test: PairedTest, p_holm: float) -> list[str]:
+    """Returns interval, p and corrected p as text, "-" where there is none."""
+    interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
+    return [interval, p_value(test.p), p_value(p_holm)]
 
 
 def p_value(value: float) -> str:
@@ -101,8 +82,9 @@ def p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _ahead(test: PairedTest, metric: str) -> str:
-    if math.isnan(test.low) or test.low <= 0 <= test.high:
+def _ahead(test: PairedTest, p_holm: float, metric: str) -> str:
+    if metric not in METRICS:  # whether more of it is better is not known
+        return "-"
+    if not p_holm < LEVEL:
         return "open"
-    better_a = (test.difference < 0) == (metric == "rmse")
-    return "A" if better_a else "B"
+    return "A" if (test.difference < 0) == (metric == "rmse") else "B"

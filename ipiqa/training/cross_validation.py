@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -14,11 +13,19 @@ from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split
 from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
-from ipiqa.errors import ConfigError, IpiqaError
+from ipiqa.errors import ConfigError
 from ipiqa.models.bundle import ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.training.fold import FoldRun, checkpoint_path
-from ipiqa.training.run_folder import claim, is_finished, is_restarted
+from ipiqa.training.run_folder import (
+    check_identity,
+    check_same_command,
+    claimed,
+    content_of,
+    is_finished,
+    is_restarted,
+    weights_of,
+)
 
 logger = logging.getLogger("ipiqa")
 
@@ -43,6 +50,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     run_dir = Path(config.run.output_dir)
     resume = resume or is_restarted(run_dir)
     with dist.process_group(device):
+        check_same_command(config, folds=chosen, resume=resume)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
@@ -51,13 +59,22 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         model = build.make_model(config, len(data.table.targets))
         _check_early(config, model, build.describe_model(config, model, data.table.targets), splits)
         del model
-        on_main(lambda: claim(config, chosen, resume=resume))
-        with recording(run_dir / "train.log"), StopSignals() as stop:
+        checkpoints = {}
+        if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
+            checkpoints = {f"run.checkpoint of fold {fold}": checkpoint_path(config, fold) for fold in chosen}
+        weights = weights_of(config, checkpoints)
+        content = content_of(device, data, splits.values()) | weights
+        with (
+            claimed(config, content, chosen, resume=resume),
+            recording(run_dir / "train.log"),
+            StopSignals() as stop,
+        ):
             for fold in chosen:
                 if is_finished(run_dir, fold):
                     logger.info("fold %d is finished, skipped", fold)
                     continue
-                FoldRun(config, data, processor, tokens, splits[fold], device).run(resume, stop)
+                check_identity(weights, weights_of(config, checkpoints), run_dir)  # each fold reads the files anew
+                FoldRun(config, data, processor, tokens, splits[fold], device, content, stop).run(resume)
     return run_dir
 
 
@@ -72,19 +89,6 @@ def _check_early(config: Config, model: nn.Module, spec: ModelSpec, splits: dict
         load_model(model, path, "run.checkpoint", spec)
     if not config.run.evaluate:
         check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())
-
-
-def on_main(action: Callable[[], None]) -> None:
-    """Runs an action on rank 0; where it raises, every process raises the same."""
-    error = None
-    if dist.is_main():
-        try:
-            action()
-        except IpiqaError as caught:
-            error = caught
-    error = dist.from_main(error)
-    if error is not None:
-        raise error
 
 
 def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:

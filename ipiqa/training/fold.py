@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
-from ipiqa.errors import DataError
-from ipiqa.evaluation.results import EpochResult, write_fold
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.evaluation.protocol import evaluate_split
+from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import CONFIG, HASH_DIGITS, ModelSpec
+from ipiqa.models.bundle import CONFIG, HASH_DIGITS, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -30,9 +32,11 @@ logger = logging.getLogger("ipiqa")
 
 
 def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file or bundle that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
     path = Path(str(config.run.checkpoint))
-    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() and not (path / CONFIG).is_file() else str(path)
+    if (path / CONFIG).is_file():
+        return str(path / WEIGHTS)
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
 
 
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
@@ -48,10 +52,23 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
         ConfigError: the checkpoint is of another run.
         DataError: training has gone wrong: loss or weights are not finite.
     """
-    if resume and trainer.restore(lambda state: check_identity(state["identity"], trainer.identity, trainer.folder)):
+
+    def check(state: dict[str, Any]) -> None:
+        before, now = state["identity"], trainer.identity
+        common = [name for name in now if isinstance(before.get(name, ...), (str, int, float, list, type(None)))]
+        check_identity({n: before[n] for n in common}, {n: now[n] for n in common}, trainer.folder)
+
+    if resume and trainer.restore(check):
         logger.info("%sresumes at epoch %d, step %d", where, trainer.progress.epoch + 1, trainer.progress.step + 1)
     try:
         trainer.fit()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "run.batch_size: BatchNorm cannot train on one value per channel, as of 1 image whose token map is 1 x 1. "
+            "Use run.batch_size=2 or more, or a larger image_size."
+        ) from None
     except NonFiniteLossError as error:
         shown = [names[row] for row in error.rows[:4] if row < len(names)]
         images = f" in the batch with {', '.join(shown)}" + (" ..." if len(error.rows) > 4 else "") if shown else ""
@@ -72,26 +89,25 @@ class FoldRun:
         tokens: torch.Tensor,
         split: Split,
         device: torch.device,
+        content: Mapping[str, Any],
+        stop: StopSignals,
     ) -> None:
-        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's."""
+        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's.
+
+        `content` is what the run reads, by hash: it is kept in the checkpoints, and compared where one is continued.
+        """
         self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
+        own = f" of fold {split.fold}"
+        shared = {n: v for n, v in content.items() if " of fold " not in n or n.endswith(own)}
+        self.identity = identity_of(config) | shared
+        self.stop = stop
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
         self.seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for the fold to be resumed."""
-        return identity_of(self.config) | {
-            "the split (sha256)": self.split.sha256,
-            "the annotation table (sha256)": self.data.table.sha256,
-            "the image files (sha256)": self.data.images_sha256,
-            "the number of processes": dist.world_size(),
-        }
-
-    def run(self, resume: bool, stop: StopSignals) -> None:
+    def run(self, resume: bool) -> None:
         """Trains or evaluates the fold and writes its files."""
         config, split = self.config, self.split
         chosen_on = f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
@@ -116,7 +132,7 @@ class FoldRun:
         batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, spec=spec, stop=stop, label=f"fold {split.fold} ",
+            identity=self.identity, spec=spec, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
@@ -135,7 +151,6 @@ class FoldRun:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
-        split, table = self.split, self.data.table
         rows, outputs = predict(
             model,
             self.held_out,
@@ -143,18 +158,10 @@ class FoldRun:
             device=self.device,
             amp=self.config.run.amp,
             prompts=self.inputs.prompts,
-            description=f"fold {split.fold} evaluation",
+            description=f"fold {self.split.fold} evaluation",
+            stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
         )
-        held_out = outputs[np.searchsorted(rows, split.val)]
-        metrics, value = self.task.measure(held_out, table, split.val)
-        if len(split.selection):
-            _, value = self.task.measure(outputs[np.searchsorted(rows, split.selection)], table, split.selection)
-        for target, found in metrics.items():
-            for note in found["notes"]:
-                logger.warning("fold %d, %s: %s", split.fold, target, note)
-        shown = "  ".join(f"{t} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for t, m in metrics.items())
-        logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
-        return Evaluation(value, metrics, torch.from_numpy(held_out))
+        return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
 
     def _finish(self, trainer: Trainer) -> None:
         """Writes the results of the best and the last epoch."""
@@ -169,23 +176,21 @@ class FoldRun:
         elif best_epoch == trainer.max_epochs:
             best = last
         else:
-            best = Evaluation(**checkpoint.load(trainer.best_path)["evaluation"])
+            best = trainer.best_evaluation()
         self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
         dist.barrier()
 
     def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
         if dist.is_main():
-            results = {
-                name: EpochResult(epoch, evaluation.metrics, evaluation.predictions.numpy())
-                for name, (epoch, evaluation) in found.items()
-            }
+            table, val, measured, predictions = self.data.table, self.split.val, {}, {}
+            for name, (epoch, evaluation) in found.items():
+                predictions[name] = evaluation.predictions.numpy()
+                if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
+                    raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
+                measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
             epochs = None if self.config.run.evaluate else self.config.run.max_epochs
             write_fold(
-                self.folder,
-                self.data.table,
-                self.split,
-                results,
-                self.config.dataset["name"],
-                epochs,
-                self.seen_in_training,
-            )
+                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
+                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
+                settings=identity_of(self.config), seen_in_training=self.seen_in_training,
+            )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Batches, Inputs
 from ipiqa.config.loading import Config
-from ipiqa.datasets.shards import Shards, find_shards
+from ipiqa.config.settings import RunConfig
 from ipiqa.engine import checkpoint
 from ipiqa.engine.log import recording
 from ipiqa.engine.predict import predict
@@ -25,9 +23,8 @@ from ipiqa.errors import ConfigError
 from ipiqa.files import replacing, write_json
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.training.cross_validation import on_main
 from ipiqa.training.fold import fit
-from ipiqa.training.run_folder import claim, identity_of, is_restarted
+from ipiqa.training.run_folder import check_same_command, claimed, content_of, identity_of, is_restarted, weights_of
 
 logger = logging.getLogger("ipiqa")
 
@@ -54,19 +51,24 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     run_dir = Path(config.run.output_dir)
     resume = resume or is_restarted(run_dir)
     with dist.process_group(device):
+        check_same_command(config, resume=resume)
         torch.manual_seed(config.run.seed)
         model = build.make_model(config, num_targets=0)
         if config.run.checkpoint is not None:
             load_model(model, config.run.checkpoint, "run.checkpoint")
         processor = build.make_processor(config)
-        batches, identity = _batches(config, processor, device)
-        on_main(lambda: claim(config, [], resume=resume))
-        if (run_dir / SUMMARY).is_file():
-            logger.info("%s is finished", run_dir)
-            return run_dir
+        batches, content = _batches(config, processor, device)
+        content |= weights_of(config)
         inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
-        with recording(run_dir / "train.log"), StopSignals() as stop:
-            trainer = _trainer(config, model.to(device), batches, inputs, identity, stop)
+        with (
+            claimed(config, content, [], resume=resume),
+            recording(run_dir / "train.log"),
+            StopSignals() as stop,
+        ):
+            if (run_dir / SUMMARY).is_file():
+                logger.info("%s is finished", run_dir)
+                return run_dir
+            trainer = _trainer(config, model.to(device), batches, inputs, content, stop)
             fit(trainer, resume)
             _finish(trainer, config)
     return run_dir
@@ -75,8 +77,10 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
 def _check(config: Config) -> None:
     """Raises ConfigError where the config describes another kind of run."""
     build.check_kind(config, folds=False)
-    if config.run.evaluate:
-        raise ConfigError("run.evaluate: pre-training has no evaluation by itself. Leave it out.")
+    for name in ("evaluate", "val_fraction", "num_folds", "head_learning_rate_scale"):
+        value, default = getattr(config.run, name), getattr(RunConfig, name)
+        if value != default:
+            raise ConfigError(f"run.{name}: {value!r} does nothing in pre-training. Leave it at {default!r}.")
     if config.split.kind in ("reference", "kfold"):
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
@@ -84,49 +88,21 @@ def _check(config: Config) -> None:
 def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
     """Returns the batches of a table or of shards, and what they come from."""
     dataset: Any = build.make_dataset(config)
-    if isinstance(dataset, Shards):
-        return _from_shards(config, dataset, processor, device)
+    if dataset.streamed:
+        identity = dist.from_main(dist.on_main(dataset.identity))
+        batches = build.streamed_batches(config, dataset, processor, device)
+        return batches, content_of(device, None, []) | identity | {
+            "run.num_workers, which decides the order of streamed pairs": batches.train.num_workers
+        }
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
     tokens = build.make_tokenizer(config)(data.table.prompts)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
-    identity = {
-        "the split (sha256)": split.sha256,
-        "the table of pairs (sha256)": data.table.sha256,
-        "the image files (sha256)": data.images_sha256,
-    }
-    return build.table_batches(config, data, tokens, split, device), identity
-
-
-def _from_shards(
-    config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device
-) -> tuple[Batches, dict[str, Any]]:
-    """Returns batches of streamed shards; the held-out ones are shards of their own."""
-    dataset.check()
-    run, tokenize = config.run, build.make_tokenizer(config)
-    rank, world_size, pin = dist.rank(), dist.world_size(), device.type == "cuda"
-    train = dataset.train_batches(
-        processor, tokenize, batch_size=run.batch_size, seed=run.seed, rank=rank, world_size=world_size,
-        num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
-    held_out = dataset.val_batches(
-        processor, tokenize, batch_size=run.eval_batch_size, rank=rank, world_size=world_size,
-        num_workers=run.num_workers, pin_memory=pin,
-    )  # fmt: skip
-    files = [
-        (path.name, path.stat().st_size)
-        for setting in ("shards", "val_shards")
-        for path in find_shards(getattr(dataset, setting), f"dataset.{setting}")
-    ]
-    identity = {
-        "the shards (sha256)": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        "run.num_workers, which decides the order of streamed pairs": train.num_workers,
-    }
-    return Batches(train, held_out, dataset.samples_per_epoch), identity
+    return build.table_batches(config, data, tokens, split, device), content_of(device, data, [split])
 
 
 def _trainer(
-    config: Config, model: nn.Module, batches: Batches, inputs: Inputs, identity: dict[str, Any], stop: StopSignals
+    config: Config, model: nn.Module, batches: Batches, inputs: Inputs, content: dict[str, Any], stop: StopSignals
 ) -> Trainer:
     task = build.make_task(config)
 
@@ -146,8 +122,7 @@ def _trainer(
 
     return build.make_trainer(
         config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
-        identity=identity_of(config) | identity | {"the number of processes": dist.world_size()}, stop=stop,
-        spec=build.describe_model(config, model),
+        identity=identity_of(config) | content, stop=stop, spec=build.describe_model(config, model),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -12,9 +12,7 @@ from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.registry import register
-
-logger = logging.getLogger(__name__)
+from ipiqa.registry import FilePath, register
 
 AGIQA_1K_URL = "https://github.com/lcysyzxdxc/AGIQA-1k-Database"
 AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
@@ -28,10 +26,10 @@ class AnnotatedImages(ImageFolder):
 
     Attributes:
         annotations: table file.
-        duplicates: what to do with an image that stands in several rows; see `tables.make_table`.
+        duplicates: what to do with an image that stands in several rows; see `table.make_table`.
     """
 
-    annotations: str
+    annotations: FilePath
     duplicates: DuplicateRule = "auto"
 
     @abstractmethod
@@ -43,14 +41,10 @@ class AnnotatedImages(ImageFolder):
         return len(self.layout().targets)
 
     def load(self) -> AnnotationTable:
-        path = Path(self.annotations).expanduser()
-        rows = read_rows(path, "dataset.annotations", self.hint)
-        here = f"dataset.annotations: '{path}'"
-        image_dir = Path(self.images).expanduser()
-        table, warnings = make_table(rows, self.layout(), here=here, image_dir=image_dir, duplicates=self.duplicates)
-        for warning in warnings:
-            logger.warning(warning)
-        return table
+        path, layout = Path(self.annotations), self.layout()
+        rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
+        here, images = f"dataset.annotations: '{path}'", Path(self.images)
+        return make_table(rows, layout, here=here, image_dir=images, duplicates=self.duplicates)
 
 
 @register("dataset", "agiqa_1k")
@@ -67,7 +61,7 @@ class Agiqa1k(AnnotatedImages):
             image=["Image", "name"],
             prompt=["Prompt"],
             targets={QUALITY: ["MOS", "mos_quality"]},
-            group=lambda name, prompt: agiqa_1k_group(name),
+            group=agiqa_1k_group,
             mos_range=(0.0, 5.0),
             # reference: the published table ends with two rows of this name and different scores; both are trained on
             known_duplicates=frozenset({"dreamStudio_8_9_1_1.jpg"}),
@@ -101,7 +95,7 @@ class Agiqa3k(AnnotatedImages):
             image=["name", "Image"],
             prompt=["prompt"],
             targets={known[name]: columns[known[name]] for name in chosen},
-            group=lambda name, prompt: agiqa_3k_group(name),
+            group=agiqa_3k_group,
             mos_range=(0.0, 5.0),
             reference_draw="permutation",
         )
@@ -116,7 +110,7 @@ class OwnTable(AnnotatedImages):
         targets: score columns; each becomes a target of that name.
         image: column of image file names, relative to `images`.
         prompt: column of prompts.
-        group: column of what a split may not cut; null groups by prompt.
+        group: column of what a split may not cut; null groups by prompt, as the model reads it.
         mos_min: lowest score that can be right; null for no limit.
         mos_max: highest score that can be right; null for no limit.
     """
@@ -128,17 +122,23 @@ class OwnTable(AnnotatedImages):
     mos_min: float | None = None
     mos_max: float | None = None
 
-    def layout(self) -> Layout:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_targets(self.targets, self.targets)
-        lowest = float("-inf") if self.mos_min is None else self.mos_min
-        highest = float("inf") if self.mos_max is None else self.mos_max
-        if lowest >= highest:
-            raise ConfigError(f"dataset.mos_min: {lowest:g} is not below dataset.mos_max, {highest:g}.")
+        for setting, limit in (("mos_min", self.mos_min), ("mos_max", self.mos_max)):
+            if limit is not None and not math.isfinite(limit):
+                raise ConfigError(f"dataset.{setting}: {limit:g} is not finite. Give a score, or null for no limit.")
+        if self.mos_min is not None and self.mos_max is not None and self.mos_min >= self.mos_max:
+            raise ConfigError(f"dataset.mos_min: {self.mos_min:g} is not below dataset.mos_max, {self.mos_max:g}.")
+
+    def layout(self) -> Layout:
+        lowest = -math.inf if self.mos_min is None else self.mos_min
+        highest = math.inf if self.mos_max is None else self.mos_max
         return Layout(
             image=[self.image],
             prompt=[self.prompt],
             targets={Target(name, self.mos_min, self.mos_max): [name] for name in self.targets},
-            group=self.group if self.group is not None else lambda name, prompt: prompt,
+            group=self.group,
             mos_range=(lowest, highest),
         )
 

@@ -14,7 +14,7 @@ from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.image_tower import STAGES, WHERE, ImageTower, check_size, run_stage, stage_depth
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 
@@ -149,7 +149,7 @@ def clip_image_encoder(
     image_size: int,
     *,
     architecture: str = "auto",
-    weights: str | None = None,
+    weights: FilePath | None = None,
     sha256: str | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder | OpenClipImageEncoder:
@@ -209,7 +209,7 @@ def clip_resnet(
     width: int,
     embed_dim: int,
     heads: int | None = None,
-    weights: str | None = None,
+    weights: FilePath | None = None,
     freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder:
     """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.

@@ -14,7 +14,7 @@ from ipiqa.models.towers.open_clip_towers import OpenClipPromptEncoder, is_clip_
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.prompts import CONTEXT_LENGTH
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 WHERE = "model.prompt_encoder"
 VOCABULARY = 49408  # CLIP's byte-pair tokens; the end token is the last of them
@@ -192,7 +192,7 @@ def _load(encoder: PromptEncoder, tensors: Tensors | None, weights: str | None) 
 def clip_prompt_encoder(
     *,
     architecture: str = "auto",
-    weights: str | None = None,
+    weights: FilePath | None = None,
     sha256: str | None = None,
     freeze: Freeze = "reference",
     qa_token: QAToken = "none",
@@ -245,7 +245,7 @@ def clip_text(
     layers: int,
     heads: int,
     embed_dim: int,
-    weights: str | None = None,
+    weights: FilePath | None = None,
     freeze: Freeze = "none",
     qa_token: QAToken = "none",
     train_embeddings: bool | None = None,

@@ -16,6 +16,7 @@ from ipiqa.models.pooling import resize_positions
 from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors
+from ipiqa.prompts import read_as_text
 
 
 class OpenClipImageEncoder(ImageTower):
@@ -207,7 +208,7 @@ def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
     import open_clip
 
     try:
-        tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(architecture)
+        tokenizer: Callable[[list[str]], torch.Tensor] = read_as_text(open_clip.get_tokenizer(architecture))
     except Exception as error:
         # The hub's client and transformers, which may not be installed, have many exceptions of their own.
         reason = " ".join(str(error).split())[:120]

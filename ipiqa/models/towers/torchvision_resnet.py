@@ -12,7 +12,7 @@ from ipiqa.errors import DataError
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.image_tower import STAGES, WHERE, ImageTower, check_size, run_stage, stage_depth
 from ipiqa.models.weights import read_tensors
-from ipiqa.registry import register
+from ipiqa.registry import FilePath, register
 
 STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 
@@ -29,7 +29,7 @@ class TorchvisionResNet(ImageTower):
         image_size: int,
         *,
         depth: Literal[18, 34, 50, 101, 152] = 50,
-        weights: str | None = None,
+        weights: FilePath | None = None,
         freeze: Literal["none", "all"] = "none",
     ) -> None:
         """Builds the tower.

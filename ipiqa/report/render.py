@@ -1,0 +1,70 @@
+"""Templates -> text; what they may write into Markdown and LaTeX without it meaning something there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+MISSING = "-"  # a metric that a target or checkpoint does not have
+
+
+def render(template: str, **context: Any) -> str:
+    """Returns the text of a file in templates/; in HTML, everything that is written into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {"md": escaped, "tex": latex_escaped, "tex_figure": latex_figure, "one_line": one_line}
+    return environment.get_template(template).render(context)
+
+
+def one_line(text: str) -> str:
+    """Returns text without line breaks, runs of white space as one space."""
+    return " ".join(text.split())
+
+
+def escaped(text: str) -> str:
+    """Returns text that markdown and an HTML page made from it show as it is, on one line."""
+    return one_line(re.sub(r"[\\`*_|\[\]]|<(?=[A-Za-z/!?])", r"\\\g<0>", text))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a markdown table whose source is aligned as well; cells are plain text.
+
+    >>> print(markdown_table(["a", "b"], [["1", "22"]]))
+    | a | b  |
+    | - | -- |
+    | 1 | 22 |
+    """
+    cells = [[escaped(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in cells)
+
+
+def latex_figure(text: str) -> str:
+    r"""Returns the text of a cell as mathematics.
+
+    >>> print(latex_figure("0.8712 ± 0.0021 ↓"), latex_figure("nan"))
+    $0.8712 \pm 0.0021 {\downarrow}$ --
+    """
+    if text in (MISSING, "nan"):
+        return "--"
+    for sign, command in (("±", r"\pm"), ("↑", r"{\uparrow}"), ("↓", r"{\downarrow}")):
+        text = text.replace(sign, command)
+    return f"${text}$"
+
+
+def latex_escaped(text: str) -> str:
+    r"""Returns text without special meaning to LaTeX, on one line.
+
+    >>> print(latex_escaped("a_b & 5 %"))
+    a\_b \& 5 \%
+    """
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in one_line(text))

@@ -1,0 +1,42 @@
+"""Functions run in several processes at once, as torchrun would start them, but without importing torch anew."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ipiqa.training.cross_validation"])
+TIMEOUT = 120  # seconds
+
+
+def _start(function: Callable[..., None], rank: int, count: int, port: int, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    function(*arguments)
+
+
+def run_together(count: int, function: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Calls a function of a module in `count` processes and returns their exit statuses, by rank.
+
+    A process that does not end in time is killed; its status is then negative.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    jobs = [CONTEXT.Process(target=_start, args=(function, rank, count, port, arguments)) for rank in range(count)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(TIMEOUT)
+        if job.is_alive():
+            job.kill()
+            job.join()
+    return [job.exitcode for job in jobs]
