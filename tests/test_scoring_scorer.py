@@ -178,6 +178,16 @@ def test_folds_of_different_models_are_not_averaged(run_dir: Path, cfg: Path, tm
         ipiqa.load(tmp_path / "mixed")
 
 
+def test_a_pre_trained_model_scores_nothing(tmp_path: Path) -> None:
+    parts = {"image_encoder": CLIP_RESNET, "prompt_encoder": CLIP_TEXT | {"qa_token": "none", "freeze": "all"}}
+    section = registry.resolve("model", {"name": "image2prompt", **parts}, "model")
+    processor = registry.resolve("processor", "squash", "processor")
+    spec = ModelSpec(model=section, image_size=32, processor=processor, targets=())
+    write_bundle(tmp_path / "bundle", spec.build(), spec)
+    with pytest.raises(DataError, match="was pre-trained and scores nothing"):
+        ipiqa.load(tmp_path / "bundle")
+
+
 def test_bf16_scores_are_near(run_dir: Path, scorer: Scorer) -> None:
     images = torch.rand(40, 3, 32, 32)
     scores = ipiqa.load(run_dir / "fold_00", amp="bf16")(images, "a red circle")

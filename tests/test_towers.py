@@ -109,7 +109,7 @@ def test_every_kind_of_tower_gives_a_map_of_tokens_and_trains(
         2,
         ARCHITECTURES[architecture]["embed_dim"],
     )
-    tokens = model.tokenize(["a red circle", "two trees"])
+    tokens = model.prompt_encoder.tokenize(["a red circle", "two trees"])
     assert tokens.shape[1] == ARCHITECTURES[architecture]["text_cfg"]["context_length"]
     assert torch.equal(model(images, ["a red circle", "two trees"]), model(images, tokens))
     model(images, tokens).square().sum().backward()

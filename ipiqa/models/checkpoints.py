@@ -15,7 +15,7 @@ from torch import nn
 
 from ipiqa import registry
 from ipiqa.errors import ConfigError, DataError, IpiqaError
-from ipiqa.models.bundle import CONFIG, ModelSpec, Training, read_bundle
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundle
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
 from ipiqa.models.towers.clip_text import TextSizes
@@ -38,6 +38,7 @@ REFERENCE_NAMES = {
     "head.": "head.",
 }
 # The reference code leaves frozen parameters out of its checkpoints; the CLIP weights the model was built on hold them.
+HINT = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
 REFERENCE_FROZEN = ("prompt_encoder.transformer.", "prompt_encoder.ln_final.")
 
 
@@ -101,10 +102,11 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
     folder = Path(path)
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         folder = folder.expanduser()
-        if (folder / CONFIG).is_file():
-            spec, tensors = read_bundle(folder, where)
+        bundle = folder.parent if folder.name == WEIGHTS else folder
+        if (bundle / CONFIG).is_file():
+            spec, tensors = read_bundle(bundle, where)
             return Checkpoint(tensors, spec)
-    tensors, rest = read_checkpoint_file(path, where, "Give a checkpoint such as fold_00/best.pt, or a bundle.")
+    tensors, rest = read_checkpoint_file(path, where, HINT)
     if is_reference(tensors):
         logger.info("%s: '%s' was trained with the reference code; its names are translated", where, path)
         return Checkpoint(from_reference(tensors), None, REFERENCE_FROZEN)

@@ -19,6 +19,7 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import CONFIG, ModelSpec, Training
 from ipiqa.models.checkpoints import read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
+from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.weights import printable
 
 OneImage = str | Path | Image.Image | torch.Tensor
@@ -50,6 +51,8 @@ def load(
                 f"ipiqa.load: '{path}' does not say which model it belongs to. Build that from its config: "
                 f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')."
             )
+        if not checkpoint.spec.targets:
+            raise DataError(f"ipiqa.load: '{path}' was pre-trained and scores nothing. Train it on scores first.")
         model = checkpoint.spec.build()
         load_exactly(model, checkpoint.tensors, f"ipiqa.load: '{path}'", checkpoint.may_miss)
         specs.append(checkpoint.spec)
@@ -105,6 +108,7 @@ class Scorer:
             raise ConfigError(f"device: {device!r} cannot be used ({printable(error)[:80]}). Take auto.") from None
         self._spec, self._amp = spec, amp
         self._processor = spec.build_processor()
+        self._tokenize = tokenizer_of(spec.model.get("prompt_encoder"))
         self._prompts = [PromptCache.of(model) for model in self._models]  # the weights stay as they are from here on
         self.targets: tuple[Target, ...] = spec.targets
         self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in self._models)
@@ -138,9 +142,8 @@ class Scorer:
         return torch.cat(out).numpy()
 
     def _of_model(self, number: int, inputs: torch.Tensor, texts: list[str]) -> torch.Tensor:
-        model, prompts = self._models[number], self._prompts[number]
-        tokens = model.tokenize(texts)  # type: ignore[operator]
-        scores: torch.Tensor = model(inputs, tokens if prompts is None else prompts(tokens))
+        tokens, prompts = self._tokenize(texts), self._prompts[number]
+        scores: torch.Tensor = self._models[number](inputs, tokens if prompts is None else prompts(tokens))
         return scores
 
     def _texts(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:

@@ -23,7 +23,7 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
+from ipiqa.models.bundle import CONFIG, HASH_DIGITS, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -32,8 +32,10 @@ logger = logging.getLogger("ipiqa")
 
 
 def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
     path = Path(str(config.run.checkpoint))
+    if (path / CONFIG).is_file():
+        return str(path / WEIGHTS)
     return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
 
 
