@@ -37,7 +37,7 @@ def stopped_after(folder: Path, epoch: int, **changes: Any) -> None:
         trainer.fit()
 
 
-@pytest.mark.parametrize(("epoch", "save_every"), [(1, 1), (3, 1), (4, 3)])
+@pytest.mark.parametrize(("epoch", "save_every"), [(1, 1), (3, 1), (4, 3), (4, 2)])
 def test_best_weights_of_a_killed_life_are_rolled_back_with_its_epoch(
     epoch: int, save_every: int, tmp_path: Path
 ) -> None:

@@ -120,9 +120,15 @@ def test_a_lock_that_is_touched_from_elsewhere_is_kept(tmp_path: Path, monkeypat
     child.join()
 
 
+def test_without_hard_links_there_are_locks_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError))
+    with Lock(tmp_path / "a.lock", advice=""):
+        assert "held by another job" in refused(Lock(tmp_path / "a.lock", advice="").__enter__)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_owner_touches_its_lock_and_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lock, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError))  # no hard links here
     path = tmp_path / "a.lock"
     with Lock(path, advice=""):
         os.utime(path, (0, 0))
@@ -131,6 +137,9 @@ def test_the_owner_touches_its_lock_and_removes_no_other(tmp_path: Path, monkeyp
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
         assert "held by another job" in refused(Lock(path, advice="").__enter__)
+        late = Lock(path, advice="")  # has seen an old lock, and comes when another job has replaced it
+        late._take_over(path, "the old one", "nobody")
+        assert "held by another job" in refused(late.__enter__)
         path.write_text("somebody else's")
     assert path.read_text() == "somebody else's"
     assert files._start_of_process("no number") == ""

@@ -306,12 +306,12 @@ class Trainer:
             try:
                 state = checkpoint.load(path)
                 saved = read_progress(path, state, self.max_epochs, len(self.train_loader))
+                check(state)
                 self._restore_best(path, saved.best_epoch)
             except checkpoint.UnusableError as unusable:
                 logger.warning("%s", unusable)
                 error = error or unusable
                 continue
-            check(state)
             return path
         if error is not None:
             raise error
@@ -353,6 +353,8 @@ class Trainer:
                 self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
             self._saved_best = self.progress.best_epoch
             self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
+            if self.evaluation is None and self.progress.epoch == self.max_epochs:
+                raise ValueError("its last epoch was not evaluated")
         except Exception as error:  # torch has exceptions of all sorts for what does not fit
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise DataError(f"{path}: not the state of this training ({reason}). {checkpoint.ANEW}") from None

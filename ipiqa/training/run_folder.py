@@ -124,11 +124,16 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
     """
     names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
     if names:
-        changes = "; ".join(f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in names)
+        changes = "; ".join(f"{n} was {_short(before.get(n))}, is {_short(now.get(n))}" for n in names)
         raise ConfigError(
             f"{where}: cannot be continued, this would change its results: {changes}. "
             "Set these back, or choose another run.output_dir."
         )
+
+
+def _short(value: Any) -> str:
+    """Returns a value as Python writes it, on one line of bounded length."""
+    return " ".join(repr(value).split())[:200]
 
 
 def check_same_run(config: Config, content: Mapping[str, Any]) -> dict[str, Any]:
