@@ -172,36 +172,6 @@ def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two
         assert (tmp_path / "restarted/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
 
 
-def test_two_processes_stopped_within_an_epoch_resume_to_the_same_files(cfg: Path, two: Path, tmp_path: Path) -> None:
-    program = tmp_path / "stops.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "import ipiqa.build\n"
-        "from ipiqa.cli.train import script\n"
-        "trainer = ipiqa.build.make_trainer\n"
-        "def make(*parts, **settings):\n"
-        "    made = trainer(*parts, **settings)\n"
-        "    compute_loss, steps = made.compute_loss, []\n"
-        "    def stop(module, batch, epoch):\n"
-        "        steps.append(epoch)\n"
-        "        if steps == [0, 0, 0, 0, 1, 1] and os.environ['RANK'] == '1':\n"  # one process gets the signal
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        return compute_loss(module, batch, epoch)\n"
-        "    made.compute_loss = stop\n"
-        "    return made\n"
-        "ipiqa.build.make_trainer = make\n"
-        "sys.exit(script('agiqa_3k'))\n"
-    )
-    command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={tmp_path}/parts"]
-    status, _, err = torchrun(program, *command)
-    assert status != 0 and "stopped fold 0 after epoch 1, step 2" in err, err
-    assert "stopped fold 0 after epoch 1, step 2" in (tmp_path / "parts/train.log").read_text()
-    status, _, err = torchrun(REPOSITORY / "train_agiqa3k.py", *command, "--resume")
-    assert status == 0, err
-    for name in ("metrics.jsonl", "scores.json", "predictions.csv"):
-        assert (tmp_path / "parts/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
-
-
 def test_processes_with_other_settings_are_refused_before_anything_is_made(cfg: Path, tmp_path: Path) -> None:
     program = tmp_path / "differ.py"
     program.write_text(

@@ -122,7 +122,7 @@ def _trainer(
 
     return build.make_trainer(
         config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
-        identity=identity_of(config) | content, stop=stop, spec=build.describe_model(config, model),
+        identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 
 
