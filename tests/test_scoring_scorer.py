@@ -18,7 +18,7 @@ import ipiqa
 from ipiqa import registry
 from ipiqa.config.loading import load_config
 from ipiqa.datasets.table import Target
-from ipiqa.errors import ConfigError, DataError
+from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.models.bundle import ModelSpec, own_section, write_bundle
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.training.cross_validation import run
@@ -156,10 +156,11 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run_dir: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
     for what, message in [
         ("nothing.pt", "does not exist"),
-        ("a\0b", "no path|does not exist"),
+        ("a\0b", "is not a path: it holds a NUL byte"),
+        ("x/" * 5000, "does not exist"),
         (tmp_path / "empty", "holds neither a bundle nor a best.pt"),
     ]:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(IpiqaError, match=message):
             ipiqa.load(what)
     with pytest.raises(DataError, match=r"has no best.pt of fold \[5\]. There are: 0, 1."):
         ipiqa.load(run_dir, folds=[5])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,13 +99,11 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
     Raises:
         DataError: it cannot be read.
     """
-    folder = Path(path)
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        folder = folder.expanduser()
-        bundle = folder.parent if folder.name == WEIGHTS else folder
-        if (bundle / CONFIG).is_file():
-            spec, tensors = read_bundle(bundle, where)
-            return Checkpoint(tensors, spec)
+    path = Path(registry.file_path(str(path), where))
+    bundle = path.parent if path.name == WEIGHTS else path
+    if os.path.isfile(bundle / CONFIG):  # noqa: PTH113 (is_file raises where a whole path is too long)
+        spec, tensors = read_bundle(bundle, where)
+        return Checkpoint(tensors, spec)
     tensors, rest = read_checkpoint_file(path, where, HINT)
     if is_reference(tensors):
         logger.info("%s: '%s' was trained with the reference code; its names are translated", where, path)
@@ -114,7 +112,7 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
         spec = ModelSpec.from_dict(rest["spec"], f"{where}: '{path}'")
         epoch = rest.get("epoch") if isinstance(rest.get("epoch"), int) else -1
         return Checkpoint(tensors, replace(spec, training=replace(spec.training, epoch=int(epoch or -1))))
-    return Checkpoint(tensors, _spec_of_0_1(tensors, rest.get("identity"), folder))
+    return Checkpoint(tensors, _spec_of_0_1(tensors, rest.get("identity"), path))
 
 
 def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | None:

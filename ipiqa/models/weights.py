@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import math
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -23,6 +24,7 @@ import torch
 
 from ipiqa.errors import DataError
 from ipiqa.files import CodeInFileError, content_sha256, read_data, refuse_newer, replacing
+from ipiqa.registry import file_path
 
 OPENAI_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 OPENAI_RN50_URL = f"https://openaipublic.azureedge.net/clip/models/{OPENAI_RN50_SHA256}/RN50.pt"
@@ -71,15 +73,13 @@ def existing_file(path: str | Path, where: str, hint: str) -> Path:
     """Returns the path, its "~" replaced.
 
     Raises:
+        ConfigError: no file can have this name.
         DataError: there is no such file.
     """
-    try:
-        path = Path(path).expanduser()
-        if path.is_file():
-            return path
-        what = "is a folder" if path.is_dir() else "does not exist"
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, "~" of nobody
-        what = "is no path of a file"
+    path = Path(file_path(str(path), where))
+    if os.path.isfile(path):  # noqa: PTH113 (is_file raises where a whole path is too long)
+        return path
+    what = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112
     raise DataError(f"{where}: '{printable(path)}' {what}. {hint}")
 
 

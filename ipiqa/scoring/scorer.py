@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from ipiqa.models.checkpoints import read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.weights import printable
+from ipiqa.registry import file_path
 
 OneImage = str | Path | Image.Image | torch.Tensor
 BATCH_SIZE = 32
@@ -65,17 +67,15 @@ def load(
 
 def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
     """Returns the checkpoint files, or the one bundle, that a path stands for."""
-    where = f"ipiqa.load: '{printable(what)}'"
-    try:
-        path = Path(what).expanduser()
-        is_run = path.is_dir() and not (path / CONFIG).is_file() and not (path / "best.pt").is_file()
-        found = {int(file.parent.name[5:]): file for file in sorted(path.glob("fold_[0-9]*/best.pt"))} if is_run else {}
-    except (OSError, ValueError, RuntimeError):
-        raise DataError(f"{where} is no path. Give a bundle, a checkpoint or a run folder.") from None
+    path = Path(file_path(str(what), "ipiqa.load"))
+    where, is_folder = f"ipiqa.load: '{path}'", os.path.isdir(path)  # noqa: PTH112 (is_dir raises for a long path)
+    is_run = is_folder and not (path / CONFIG).is_file() and not (path / "best.pt").is_file()
+    files = sorted(path.glob("fold_*/best.pt")) if is_run else []
+    found = {int(number): file for file in files if (number := file.parent.name[5:]).isdecimal()}
     if not is_run:
         if folds is not None:
             raise ConfigError(f"ipiqa.load: folds: '{path}' is not a run folder. Leave folds out.")
-        return [path / "best.pt"] if path.is_dir() and not (path / CONFIG).is_file() else [path]
+        return [path / "best.pt"] if is_folder and not (path / CONFIG).is_file() else [path]
     if not found:
         raise DataError(f"{where} holds neither a bundle nor a best.pt of any fold. Give one that does.")
     missing = [fold for fold in folds or () if fold not in found]
@@ -159,7 +159,7 @@ class Scorer:
     def _input(self, image: OneImage) -> torch.Tensor:
         """Returns what the model sees of an image: float32 (3, S, S), normalised."""
         if isinstance(image, (str, Path)):
-            return self._processor.normalise(self._processor.decode(Path(image).expanduser())[None])[0]
+            return self._processor.normalise(self._processor.decode(Path(file_path(str(image), "images")))[None])[0]
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         if isinstance(image, Image.Image):
