@@ -25,6 +25,7 @@ from ipiqa.datasets.databases.agiqa import OwnTable
 from ipiqa.datasets.loaders import Loading, train_loader
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.predict import autocast
+from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.prompts import tokenize
 
@@ -119,8 +120,9 @@ def evaluation(variant: str, image_size: int, batch_size: int, num_batches: int)
         with torch.no_grad():
             changed.add_(0)
         with torch.inference_mode(), autocast(CPU, "bf16" if variant == "bf16" else "none"):
+            prompts = PromptCache.of(model)
             for part in tokens:
-                model(images, part)
+                model(images, part if prompts is None else prompts(part))
 
     return _counted(one_pass, count)
 

@@ -185,29 +185,26 @@ def _rows(rows: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise ConfigError(f"{here}: {shorten(row)} is not a mapping. Write '- name: whole', and set: under it.")
         _check_keys(row, ("name", "set"), here)
-        name, changes = _text(row, "name", here), row.get("set", {})
-        here = f"{where}: row {name!r}"
-        if not isinstance(changes, dict):
-            raise ConfigError(f"{here}: set: {shorten(changes)} is not a mapping. Write {{key: value}}.")
-        _check_settable(changes, here)
-        out.append((name, changes))
+        name = _text(row, "name", here)
+        out.append((name, _changes(row.get("set", {}), f"{where}: row {name!r}: set")))
     return out
 
 
-def _lists(grid: Any, where: str) -> dict[str, list[Any]]:
-    if not isinstance(grid, dict) or not grid:
-        raise ConfigError(f"{where}: grid: {shorten(grid)} is not a mapping. Write key: [value, value].")
-    _check_settable(grid, f"{where}: grid")
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: grid: {key}: {shorten(values)} is not a list of values. Write [value, value].")
-    return grid
-
-
-def _check_settable(changes: Mapping[str, Any], where: str) -> None:
+def _changes(changes: Any, where: str) -> dict[str, Any]:
+    """Returns a mapping of settings that may differ between points."""
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{where}: {shorten(changes)} is not a mapping. Write dotted keys and their values under it.")
     for key in changes:
         if key in FIXED:
             raise ConfigError(f"{where}: {key} cannot differ between points. {FIXED[key]}")
+    return changes
+
+
+def _lists(grid: Any, where: str) -> dict[str, list[Any]]:
+    for key, values in _changes(grid, f"{where}: grid").items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: grid: {key}: {shorten(values)} is not a list of values. Write [value, value].")
+    return dict(grid)
 
 
 def _short(key: str, grid: Mapping[str, Any]) -> str:
@@ -249,25 +246,16 @@ def _folder_name(name: str, path: Path) -> str:
 
 def _check_distinct(points: Sequence[Point], where: str) -> None:
     """Raises where two points have the same name, folder or settings: one of them would stand for both."""
-    for i, point in enumerate(points):
-        for other in points[:i]:
-            if other.name == point.name:
-                raise ConfigError(f"{where}: two points are called {point.name!r}. Give each its own name, once.")
-            if other.run_dir == point.run_dir:
+    seen: dict[tuple[str, str], Point] = {}
+    for point in points:
+        settings = point.config.to_dict()
+        settings["run"].pop("output_dir")
+        for what, value in (("name", point.name), ("folder", str(point.run_dir)), ("settings", json.dumps(settings))):
+            other = seen.setdefault((what, value), point)
+            if other is not point:
                 raise ConfigError(
-                    f"{where}: {other.name!r} and {point.name!r} would share the folder '{point.run_dir}'. "
-                    "Name one of them otherwise."
+                    f"{where}: {other.name!r} and {point.name!r} have the same {what}. Give each point its own."
                 )
-            if _settings(other) == _settings(point):
-                raise ConfigError(
-                    f"{where}: {other.name!r} and {point.name!r} have the same settings. "
-                    "Change what one of them sets, or remove it."
-                )
-
-
-def _settings(point: Point) -> Config:
-    """Returns the config of a point as if it had no folder."""
-    return dataclasses.replace(point.config, run=dataclasses.replace(point.config.run, output_dir=""))
 
 
 def check_folders(points: Sequence[Point]) -> None:

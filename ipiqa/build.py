@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ipiqa import dist, registry
+from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
@@ -24,7 +24,7 @@ from ipiqa.datasets.loaders import Loading, eval_loader, train_loader
 from ipiqa.datasets.shards import Shards
 from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
-from ipiqa.datasets.table import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch
@@ -32,6 +32,7 @@ from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, Training, own_section
 from ipiqa.models.checkpoints import load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
@@ -158,12 +159,9 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     table = dataset.load()
     assert isinstance(dataset, ImageFolder)  # what has a table has a folder
     dataset.check_images(table, processor)
-    hashes = dist.from_main(dataset.image_hashes(table) if dist.is_main() else None)
-    if dist.is_main():  # one process builds the cache, the others find it
-        images = dataset.open_images(table, hashes, processor)
-    dist.barrier()
-    if not dist.is_main():
-        images = dataset.open_images(table, hashes, processor)
+    hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
+    images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
+    images = images or dataset.open_images(table, hashes, processor)
     logger.info(
         "%d images, %d prompts, %d groups; targets: %s",
         len(table),
@@ -262,8 +260,36 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
     if config.run.checkpoint is not None:
+        if folds := sorted(Path(config.run.checkpoint).expanduser().glob("fold_*/best.pt")):
+            raise ConfigError(
+                f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. "
+                f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
+            )
         load_model(model, config.run.checkpoint, "run.checkpoint")
     return model.eval()
+
+
+def describe_model(
+    config: Config,
+    model: nn.Module,
+    targets: Sequence[Target] = (),
+    data: Data | None = None,
+    split: Split | None = None,
+) -> ModelSpec:
+    """Returns what rebuilds a model of a config from its checkpoint alone, and what it is trained on."""
+    training = Training(
+        dataset=config.dataset["name"], versions={"ipiqa": __version__, "torch": str(torch.__version__)}
+    )
+    if data is not None and split is not None:
+        images = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
+        training = replace(
+            training, table_sha256=data.table.sha256, split_sha256=split.sha256, fold=split.fold, images=tuple(images),
+            licence="Before you pass it on, see the licences of that dataset and of the weights training began with.",
+        )  # fmt: skip
+    return ModelSpec(
+        model=own_section(model, config.model), image_size=config.image_size, processor=config.processor,
+        targets=tuple(targets), training=training,
+    )  # fmt: skip
 
 
 class Inputs:
@@ -297,6 +323,7 @@ def make_trainer(
     evaluate: Callable[[nn.Module], Evaluation],
     folder: Path,
     identity: dict[str, Any],
+    spec: ModelSpec,
     stop: StopSignals,
     label: str = "",
 ) -> Trainer:
@@ -326,7 +353,7 @@ def make_trainer(
         evaluate=evaluate,
         folder=folder,
         identity=identity,
-        spec={},
+        spec=spec.to_dict(),
         seed=(run.seed, inputs.fold),
         device=inputs.device,
         max_epochs=run.max_epochs,

@@ -106,16 +106,14 @@ def _words(prompt: str) -> list[int]:
 
 
 def describe(prompts: Sequence[str]) -> str:
-    """Returns a line that counts different prompts, and those CLIP does not read as their writer may think.
+    """Returns a line that counts the different prompts which CLIP does not read as their writer may think.
 
     >>> describe(["a cat", "a cat", "<end_of_text>"])
-    '2 prompts: 0 longer than the 75 tokens that are read, 1 with the name of a special token, read as text'
+    '0 prompts are longer than the 75 tokens that are read, 1 hold the name of a special token, read as text'
     """
     texts = {prompt: clean(prompt) for prompt in prompts}
     special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
     # a token is of one byte at least: a text of fewer bytes need not be tokenized
     long = sum(len(t.encode()) > _WORDS_END and len(_words(prompt)) > _WORDS_END for prompt, t in texts.items())
-    return (
-        f"{len(texts)} prompts: {long} longer than the {_WORDS_END} tokens that are read, "
-        f"{special} with the name of a special token, read as text"
-    )
+    read = f"{long} prompts are longer than the {_WORDS_END} tokens that are read"
+    return f"{read}, {special} hold the name of a special token, read as text"

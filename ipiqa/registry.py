@@ -19,7 +19,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ipiqa.errors import ConfigError, did_you_mean
@@ -202,22 +202,28 @@ def _accepts_null(annotation: Any) -> bool:
     return get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in get_args(annotation)
 
 
-def check_settings(component: Callable[..., Any], section: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_settings(
+    component: Callable[..., Any], section: Any, where: str, parts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns the complete settings of a component: those given, checked, and the defaults of the rest.
 
     Args:
         component: a registered part or a dataclass with keyword-only fields.
-        section: settings by name, without `name` and nested parts.
+        section: settings by name.
         where: dotted path of the section, for messages.
+        parts: other keys that may be in the section.
 
     Raises:
-        ConfigError: unknown key, wrong type, or a setting without default that is not given.
+        ConfigError: no mapping, unknown key, wrong type, or a setting without default that is not given.
     """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write its settings under it, indented.")
     settings = settings_of(component)
-    takes = ", ".join(settings) or "no settings"
+    takes = [*parts, *settings]
     for key in section:
-        if key not in settings:
-            raise ConfigError(f"{where}.{key}: no such setting.{did_you_mean(str(key), settings)} It takes: {takes}.")
+        if key not in takes:
+            near = did_you_mean(str(key), takes)
+            raise ConfigError(f"{where}.{key}: no such setting.{near} It takes: {', '.join(takes) or 'no settings'}.")
     out = {}
     for key, parameter in settings.items():
         if key not in section:
@@ -251,33 +257,29 @@ def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
     if "name" not in section:
         raise ConfigError(f"{where}.name: missing. There are: {', '.join(list_registered(kind))}.")
     part = lookup(kind, section["name"], where)
-    settings, given = _parameters(part)
-    nested = [name for name in given if name in KINDS and name not in _siblings(kind)]
-    own = {k: v for k, v in section.items() if k != "name" and k not in nested}
-    for key in own:
-        if key not in settings:
-            takes = ["name", *nested, *settings]
-            raise ConfigError(
-                f"{where}.{key}: no such setting.{did_you_mean(str(key), takes)} It takes: {', '.join(takes)}."
-            )
+    nested = _nested(kind, part)
+    settings = check_settings(part, section, where, ("name", *nested))
     out: dict[str, Any] = {"name": section["name"]}
     for name in nested:
         if name not in section:
             raise ConfigError(f"{where}.{name}: missing. There are: {', '.join(list_registered(name))}.")
         out[name] = resolve(name, section[name], f"{where}.{name}")
-    return out | check_settings(part, own, where)
+    return out | settings
 
 
 def keys_of(kind: str, name: str) -> list[str]:
     """Returns the keys a section of this part may have: its nested parts and its settings."""
-    settings, given = _parameters(_PARTS[kind][name])
-    return [*(n for n in given if n in KINDS and n not in _siblings(kind)), *settings]
+    part = _PARTS[kind][name]
+    return [*_nested(kind, part), *settings_of(part)]
 
 
-def _siblings(kind: str) -> tuple[str, ...]:
-    """Returns the kinds that a part of this kind is handed ready-made, because they stand beside it in the section."""
-    order = ("image_encoder", "prompt_encoder", "fusion", "head")
-    return order if kind in order else ()
+def _nested(kind: str, part: Callable[..., Any]) -> list[str]:
+    """Returns the kinds whose sections stand in the section of a part.
+
+    The towers, the fusion and the head of a model stand beside each other, so that they are handed to one another.
+    """
+    siblings = ("image_encoder", "prompt_encoder", "fusion", "head")
+    return [name for name in _parameters(part)[1] if name in KINDS and not (kind in siblings and name in siblings)]
 
 
 def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:

@@ -67,10 +67,10 @@ def refusal(toy: Toy, extra: list[str], capsys: pytest.CaptureFixture[str]) -> s
     error = capsys.readouterr().err
     assert status == 2, error
     assert contents(toy.folder) == before
-    told = [line for line in error.splitlines() if line.startswith("ipiqa: ")]
-    assert len(told) == 1 and error.endswith(f"{told[0]}\n"), error
+    lines = [line for line in error.splitlines() if line.startswith("ipiqa: ")]
+    assert len(lines) == 1 and error.endswith(f"{lines[0]}\n"), error
     assert "Traceback" not in error
-    return told[0].removeprefix("ipiqa: ")
+    return lines[0].removeprefix("ipiqa: ")
 
 
 SECTIONS = {
@@ -81,23 +81,14 @@ SECTIONS = {
     "checkpoint": CHECKPOINTS,
     "resumed": RESUMED,
 }
-CASES = {f"{section}-{case.name}": case for section, cases in SECTIONS.items() for case in cases}
-
-
-def test_every_case_has_a_name_of_its_own() -> None:
-    assert len(CASES) == sum(map(len, SECTIONS.values())) >= 75
+CASES: dict[str, Case] = {f"{section}-{case.name}": case for section, cases in SECTIONS.items() for case in cases}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_refused_in_one_line(
-    name: str, toy: Toy, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
-    case: Case = CASES[name]
-    if case.needs_archive:
-        toy = Toy(toy.folder, toy.run_dir, request.getfixturevalue("tiny_rn50"))
-    message = refusal(toy, case.spoil(toy), capsys)
-    for piece in case.told:
-        assert piece in message
+def test_refused_in_one_line(name: str, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES[name]
+    line = refusal(toy, case.spoil(toy), capsys)
+    assert line.startswith(case.where.replace("{folder}", str(toy.folder))) and len(line) < 1000
 
 
 # ------------------------------------------------------------------------------------ files that try to run something
@@ -111,18 +102,15 @@ def test_the_payload_would_run(form: str, toy: Toy) -> None:
     assert (toy.folder / MARKER).exists()
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_in_a_file_is_run(form: str, place: str, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_in_a_file_is_run(form: str, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     name, make = FORMS[form]
     path = toy.folder / name
     path.write_bytes(make(toy))
-    message = refusal(toy, PLACES[place](toy, path), capsys)
-    assert ("last.pt" if place == "resumed" else name) in message
-    is_other_kind = form == "newest pickle" or name.endswith(".npy")  # those torch does not begin to read
-    is_other_kind |= name.endswith(".safetensors") and place != "resumed"
-    assert ("damaged" if is_other_kind else "to be run") in message
-    assert not (toy.folder / MARKER).exists()
+    for place in PLACES:
+        line = refusal(toy, PLACES[place](toy, path), capsys)
+        assert ("last.pt" if place == "resumed" else name) in line
+        assert not (toy.folder / MARKER).exists()
 
 
 def test_an_image_cache_is_never_interpreted(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,9 +125,10 @@ def test_an_image_cache_is_never_interpreted(toy: Toy, capsys: pytest.CaptureFix
     assert cache.read_bytes() == content and not (toy.folder / MARKER).exists()
 
 
-@pytest.mark.parametrize("path", [*REPOSITORY.glob("*.py"), *sorted((REPOSITORY / "ipiqa").rglob("*.py"))], ids=str)
-def test_no_module_runs_what_stands_in_a_file(path: Path) -> None:
-    assert unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))) == []
+def test_no_module_runs_what_stands_in_a_file() -> None:
+    paths = [*REPOSITORY.glob("*.py"), *sorted((REPOSITORY / "ipiqa").rglob("*.py"))]
+    found = {str(path): unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))) for path in paths}
+    assert len(found) > 50 and not {path: calls for path, calls in found.items() if calls}
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,9 @@ def test_missing_file_names_the_near_miss(plain: Path) -> None:
         ("modle.name=ipiqa", "modle: no such section. Did you mean 'model'? There are: image_size, model,"),
         ("train_fraction=0.5", "train_fraction: no such section. Did you mean 'split.train_fraction'?"),
         ("run=5", "run: 5 is not a mapping. Write its settings under it, indented."),
-        ("image_size=null", "image_size: missing. Give the side of the input in pixels, such as 224"),
-        ("image_size=true", "image_size: True is not a number of pixels."),
-        ("image_size=8192", "image_size: 8192 is out of range. Give at most 2048 pixels, such as 512."),
+        ("image_size=null", "image_size: missing. Give the pixels of a side, from 1 to 2048, such as 224."),
+        ("image_size=true", "image_size: True is out of range."),
+        ("image_size=8192", "image_size: 8192 is out of range. Give the pixels of a side, from 1 to 2048"),
         # keys, names and types: more in test_registry
         ("run.max_epoch=3", "run.max_epoch: a key of the reference code. Here it is run.max_epochs."),
         ("model.promt_encoder.name=clip", "model.promt_encoder: no such setting. Did you mean 'prompt_encoder'?"),

@@ -15,7 +15,6 @@ from toy import write_config
 from ipiqa.config.loading import load_config
 from ipiqa.engine import checkpoint
 from ipiqa.engine.stop import Interrupted
-from ipiqa.errors import ConfigError
 from ipiqa.tasks.quality_regression import QualityRegression
 from ipiqa.training.cross_validation import run
 
@@ -60,15 +59,3 @@ def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(stop_at: int, 
     assert all(torch.equal(value, right[name]) for name, value in left.items())
     for name in ("predictions.csv", "metrics.jsonl", "scores.json"):
         assert (folder / "fold_00" / name).read_text() == (whole / name).read_text(), name
-
-
-def train_at_own_rate(cfg: Path, output_dir: str) -> None:
-    rate = ("1e-3", "1e-2")[int(os.environ["RANK"])]
-    expected = "processes 0 and 1 differ: run.learning_rate is 0.001 and 0.01. Start all processes with the same"
-    with pytest.raises(ConfigError, match=expected):
-        run(load_config(cfg, f"run.learning_rate={rate}", f"run.output_dir={output_dir}"))
-
-
-def test_processes_with_other_settings_are_refused_before_anything_is_made(tmp_path: Path) -> None:
-    assert run_together(2, train_at_own_rate, write_config(tmp_path), f"{tmp_path}/differ") == [0, 0]
-    assert not (tmp_path / "differ").exists()

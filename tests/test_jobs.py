@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -9,15 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from processes import run_together
 from toy import write_config
 
+from ipiqa.cli.train import script
 from ipiqa.config.loading import load_config
+from ipiqa.engine.trainer import Evaluation
 from ipiqa.training.cross_validation import run
+from ipiqa.training.fold import FoldRun
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 OPTIONS = ["run.max_epochs=40", "run.eval_every=20", "run.save_every=40"]
@@ -76,6 +83,43 @@ def torchrun(program: Path, *arguments: str, processes: int = 2, restarts: int =
     return job.returncode, out, err
 
 
+def train(words: list[str], folder: str) -> None:
+    """Trains in one of several processes; what it says goes into a file."""
+    with (
+        Path(folder, f"rank_{os.environ['RANK']}.txt").open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        status = script("agiqa_3k", words)
+    sys.exit(status)
+
+
+def train_and_tell(words: list[str], folder: str) -> None:
+    """Trains and says the metrics this process has."""
+    evaluate = FoldRun._evaluate
+
+    def evaluate_and_tell(self: FoldRun, model: torch.nn.Module) -> Evaluation:
+        found = evaluate(self, model)
+        sys.stdout.write(f"metrics: {found.metrics}\n")
+        return found
+
+    FoldRun._evaluate = evaluate_and_tell  # type: ignore[method-assign]
+    train(words, folder)
+
+
+def train_with_other_rates(words: list[str], folder: str) -> None:
+    """Trains with a learning rate that each process has for itself."""
+    train([*words, f"run.learning_rate={['1e-3', '1e-2'][int(os.environ['RANK'])]}"], folder)
+
+
+def together(
+    folder: Path, processes: int, function: Callable[[list[str], str], None], words: list[str]
+) -> tuple[list[int | None], str]:
+    """Calls one of the functions above in several processes; returns their exit statuses and all they said."""
+    statuses = run_together(processes, function, words, str(folder))
+    return statuses, "".join(path.read_text() for path in sorted(folder.glob("rank_*.txt")))
+
+
 def table(run_dir: Path) -> list[dict[str, str]]:
     with (run_dir / "fold_00/predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -93,9 +137,9 @@ def two(cfg: Path) -> Path:
     """The folder of a run in two processes."""
     folder = cfg.parent / "two"
     command = ["--cfg-path", str(cfg), *SMALL_BATCHES, f"run.output_dir={folder}"]
-    status, out, err = torchrun(REPOSITORY / "train_agiqa3k.py", *command)
-    assert status == 0, err
-    assert out.count("report.html") == 1  # one process speaks
+    statuses, said = together(folder.parent, 2, train, command)
+    assert statuses == [0, 0], said
+    assert said.count("Report: ") == 1  # one process speaks
     assert json.loads((folder / "environment.json").read_text())["num_processes"] == 2
     assert scores(folder)["last"]["epoch"] == 2
     return folder
@@ -110,10 +154,10 @@ def test_any_number_of_processes_scores_a_checkpoint_alike(
         run(load_config(cfg, *evaluation), folds=[0])
     else:
         command = ["--cfg-path", str(cfg), *SMALL_BATCHES, *evaluation]
-        status, _, err = torchrun(said_by_every_rank(tmp_path), *command, processes=processes)
-        assert status == 0, err
-        said = {path.read_text() for path in tmp_path.glob("rank_*")}
-        assert len(list(tmp_path.glob("rank_*"))) == processes and len(said) == 1  # each rank has the same metrics
+        statuses, said = together(tmp_path, processes, train_and_tell, command)
+        assert statuses == [0] * processes, said
+        told = [line for line in said.splitlines() if line.startswith("metrics: ")]
+        assert len(told) == processes and len(set(told)) == 1  # each rank has the same metrics
     rows, same_rows = table(tmp_path / "again"), table(two)
     assert [row["image"] for row in rows] == [row["image"] for row in same_rows]
     assert len({row["image"] for row in rows}) == len(rows) == 8
@@ -123,24 +167,6 @@ def test_any_number_of_processes_scores_a_checkpoint_alike(
         assert again == pytest.approx(before, abs=1e-5) and len(set(again)) == 8
         for metric in ("srcc", "plcc", "krcc", "rmse"):
             assert found[target][metric] == pytest.approx(wanted[target][metric], abs=1e-5)
-
-
-def said_by_every_rank(folder: Path) -> Path:
-    """Returns a program that trains and lets each process write the metrics that it has."""
-    program = folder / "every_rank.py"
-    program.write_text(
-        "import os, pathlib, sys\n"
-        "import ipiqa.training.fold\n"
-        "from ipiqa.cli.train import script\n"
-        "evaluate = ipiqa.training.fold.FoldRun._evaluate\n"
-        "def evaluate_and_tell(self, model):\n"
-        "    found = evaluate(self, model)\n"
-        f"    pathlib.Path({str(folder)!r}, 'rank_' + os.environ['RANK']).write_text(repr(found.metrics))\n"
-        "    return found\n"
-        "ipiqa.training.fold.FoldRun._evaluate = evaluate_and_tell\n"
-        "sys.exit(script('agiqa_3k'))\n"
-    )
-    return program
 
 
 def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two: Path, tmp_path: Path) -> None:
@@ -170,6 +196,14 @@ def test_a_job_that_torchrun_restarts_goes_on_from_its_checkpoint(cfg: Path, two
     assert len((tmp_path / "epoch_0").read_text()) == 8  # four steps of two processes: once, not again
     for name in ("scores.json", "predictions.csv", "metrics.jsonl"):
         assert (tmp_path / "restarted/fold_00" / name).read_text() == (two / "fold_00" / name).read_text(), name
+
+
+def test_processes_with_other_settings_are_refused_before_anything_is_made(cfg: Path, tmp_path: Path) -> None:
+    command = ["--cfg-path", str(cfg), f"run.output_dir={tmp_path}/differ"]
+    statuses, said = together(tmp_path, 2, train_with_other_rates, command)
+    assert statuses == [2, 2]
+    assert "ipiqa: processes 0 and 1 differ: run.learning_rate is 0.001 and 0.01. Start all" in said, said
+    assert not (tmp_path / "differ").exists()
 
 
 def test_sigterm_ends_an_evaluation_between_two_batches(cfg: Path, whole: Path, tmp_path: Path) -> None:

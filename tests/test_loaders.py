@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ipiqa.datasets.checks import image_hashes
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, open_images
-from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, suggest_workers, train_loader
+from ipiqa.datasets.loaders import BatchLoader, Loading, deliver, eval_loader, suggest_workers, train_loader
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
@@ -167,11 +167,35 @@ def test_a_killed_worker_is_named_between_two_batches(table: AnnotationTable, pe
         worker.kill()
         worker.join()
     time.sleep(0.1)  # here PyTorch's handler of the signal would raise
-    message = error_of(batches)
-    assert (
-        message.startswith("run.num_workers: DataLoader worker (pid(s) ")
-        and "exited unexpectedly. Something" in message
+    expected = (
+        "run.num_workers: one of the 2 processes that load images has ended unexpectedly, as it does where memory"
     )
+    assert error_of(batches).startswith(expected)
+    if persistent:
+        assert error_of(loader).startswith(expected)  # when a round begins, too
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), EOFError(), RuntimeError("DataLoader worker (pid 1) is killed")]
+)
+def test_whatever_breaks_with_a_worker_is_one_line(error: Exception) -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise error
+
+    assert "one of the 3 processes" in error_of(deliver(batches, 3))
+    with pytest.raises(type(error)):
+        list(deliver(batches, 0))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("Caught OSError in DataLoader worker process 0.")])
+def test_a_mistake_of_the_program_is_not_hidden(error: Exception) -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise error
+
+    with pytest.raises(type(error)):
+        list(deliver(batches, 3))
 
 
 def error_of(batches: Iterable[object]) -> str:

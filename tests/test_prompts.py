@@ -92,4 +92,4 @@ def test_same_means_equal_tokens(prompts: list[str]) -> None:
 
 def test_what_is_not_read_as_written_is_counted() -> None:
     prompts = ["<end_of_text>", "a &lt;Start_Of_Text>", "a cat", "a " * 75, "a " * 76, "a " * 76]
-    assert describe(prompts).startswith("5 prompts: 1 longer than the 75 tokens that are read, 2 with the name of")
+    assert describe(prompts).startswith("1 prompts are longer than the 75 tokens that are read, 2 hold the name of")

@@ -183,23 +183,23 @@ def test_every_key_does_what_it_says(key: str, value: Any, expected: dict[str, A
     assert set(found) <= set(expected)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_no_key_is_ignored_silently(key: str) -> None:
-    def found(**content: Any) -> object:
+def test_no_key_is_ignored_silently() -> None:
+    def result(section: str, content: dict[str, Any]) -> Any:
         try:
             return translate({**SECTIONS, section: content}, "x.yaml")
         except ConfigError as error:
             return str(error)
 
-    section, name = key.split(".")
-    published = SECTIONS[section]
-    value = published.get(name)
-    other = {bool: not value, int: 7, float: 0.7, dict: {"name": "x"}}.get(type(value), "other")
-    assert found(**{**published, name: other}) != found(**published)
-    without = found(**{k: v for k, v in published.items() if k != name})
-    assert not isinstance(without, str) or without.startswith(f"x.yaml: {key}: missing.")
-    if key in ("model.freeze_text", "model.use_mlp_head", "model.arch", "run.device", "run.amp", "run.dist_url"):
-        assert without[0] == found(**published)[0]  # type: ignore[index]
+    for key in KEYS:
+        section, name = key.split(".")
+        published = SECTIONS[section]
+        value = published.get(name)
+        other = {bool: not value, int: 7, float: 0.7, dict: {"name": "x"}}.get(type(value), "other")
+        assert result(section, {**published, name: other}) != result(section, published), key
+        without = result(section, {k: v for k, v in published.items() if k != name})
+        assert not isinstance(without, str) or without.startswith(f"x.yaml: {key}: missing.")
+        if key in ("model.freeze_text", "model.use_mlp_head", "model.arch", "run.device", "run.amp", "run.dist_url"):
+            assert without[0] == result(section, published)[0]
 
 
 def test_every_key_is_tried_here() -> None:
@@ -287,18 +287,14 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model.use_mlp": True}, "model.use_mlp: the reference code has no such key. Did you mean 'use_mlp_head'?"),
         ({"datasets.x": 1}, "datasets: the reference code has no such section. Did you mean 'dataset'? It has:"),
         ({"dataset": ["a"]}, "dataset: ['a'] is not a mapping. Write its settings under it, indented."),
-        ({"model.arch": "clipiqa"}, "model.arch: 'clipiqa' is unknown. The reference code has one: ipiqa."),
+        ({"model.arch": "clipiqa"}, "model.arch: 'clipiqa' is unknown. Did you mean 'ipiqa'? There are: ipiqa."),
         ({"model.base_ckpt": None}, "model.base_ckpt: missing. The reference code needs it too; here it is"),
-        ({"model.input_resolution": None}, "model.input_resolution: missing. The reference code needs it too; here"),
         ({"model.input_resolution": 224}, "dataset.transform_train.cfg.image_size: 512 is not"),
         ({"dataset.transform_val.cfg.image_size": 224}, "dataset.transform_val.cfg.image_size: 224 is not"),
         ({"dataset.transform_train": "squash"}, "dataset.transform_train: 'squash' is not understood. It has name"),
         ({"dataset.transform_train.crop": 1}, "dataset.transform_train: {"),
-        ({"dataset.transform_train.name": "crop"}, "dataset.transform_train.name: 'crop' is unknown. The reference"),
-        ({"dataset.transform_train.cfg.scale": 1}, "dataset.transform_train.cfg: {'image_size': 512, 'scale': 1} is"),
-        ({"dataset.data_path": None}, "dataset.data_path: missing. The reference code needs it too; here it is"),
-        ({"dataset.vis_root": None}, "dataset.vis_root: missing."),
-        ({"run.task": None}, "run.task: missing. The reference code needs it too; here it is dataset.name."),
+        ({"dataset.transform_train.name": "crop"}, "dataset.transform_train.name: 'crop' is unknown. There is: image"),
+        ({"dataset.transform_train.cfg.scale": 1}, "dataset.transform_train: {'cfg': {'image_size': 512, 'scale': 1}"),
         ({"run.task": "agiqa3k"}, "run.task: 'agiqa3k' is unknown. Did you mean 'agiqa'? There are: agiqa,"),
         ({"run.task": "agiqa"}, "model.output_dim: 2 does not go with run.task agiqa, which has 1. Set it to 1."),
         ({"model.output_dim": 1}, "model.output_dim: 1 does not go with run.task agiqa_doublescore, which has 2. Set"),
@@ -308,14 +304,12 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             "run.resume_ckpt_path: 'b.pth' would replace what model.finetuned loads, 'a.pth'. Keep one of them;",
         ),
         ({"model.freeze_text": "yes"}, "model.freeze_text: 'yes' is not true or false."),
-        ({"model.qa_token": 1}, "model.qa_token: 1 is not true or false."),
-        ({"run.amp": "fp16"}, "run.amp: 'fp16' is not true or false."),
-        ({"run.device": "tpu"}, "run.device: 'tpu' is unknown. Take cuda or cpu."),
-        ({"run.dist_url": "tcp://a:1"}, "run.dist_url: 'tcp://a:1' is not supported. Start several processes with"),
+        ({"run.device": "tpu"}, "run.device: 'tpu' is unknown. Did you mean 'cpu'? There are: cuda, cpu."),
+        ({"run.dist_url": "tcp://a:1"}, "run.dist_url: 'tcp://a:1' is unknown. There are: env://, where torchrun"),
         ({"run.save_freq": 0}, "run.save_freq: 0 is not a number of epochs. Give 1 or more."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write(tmp_path, changes)
     assert refused(path).startswith(f"{path}: {message}")
 
@@ -330,7 +324,7 @@ def test_what_cannot_be_read_is_told_in_one_line(changes: dict[str, Any], messag
         ({"run.lr_sched": "cosine_lr"}, "run.schedule: 'cosine_lr' is not one of constant_lr,"),
     ],
 )
-def test_values_out_of_range_are_told_with_both_names(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_values_out_of_range_are_refused_with_both_names(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     assert refused(write(tmp_path, changes)).startswith(message)
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ipiqa.errors import DataError
 from ipiqa.report import AblationRow, load_run, write_ablation
-from ipiqa.report.ablation import compare_rows
+from ipiqa.report.ablation import compare_rows, mark
 
 FOLDS = {"folds": range(6), "num_folds": 6, "epochs": 3}
 
@@ -96,9 +96,9 @@ def test_the_page_shows_both_checkpoints_and_marks_what_is_significant(rows, tmp
 
 
 def test_a_significance_that_holm_takes_back_is_not_marked(rows) -> None:
-    found = compare_rows(rows).differences["last", "quality", "worse"]
-    assert found.test.p < found.p_holm < 0.01
-    marks = [dataclasses.replace(found, p_holm=p).mark for p in (0.049, 0.05, math.nan)]
+    test = compare_rows(rows).differences["last", "quality", "worse"]
+    assert test.p < test.p_holm < 0.01
+    marks = [mark(dataclasses.replace(test, p_holm=p)) for p in (0.049, 0.05, math.nan)]
     assert marks == ["↓", "", ""]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import logging
@@ -324,6 +325,18 @@ def test_members_of_any_claimed_size_are_not_read(tmp_path: Path) -> None:
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert names == ["0000", "0003"] and skipped.counts == {"too large": 2}
+
+
+def test_names_of_any_size_are_not_read(tmp_path: Path) -> None:
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 200 << 20
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(long.tobuf(tarfile.GNU_FORMAT) + bytes(60 << 20), compresslevel=1))
+    skipped = Skipped()
+    tracemalloc.start()
+    assert list(READER.samples([path], skipped)) == [] and skipped.counts == {"unreadable tar": 1}
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("prompt", ["[" * 100_000, '{"p": ' + "9" * 5000 + "}", '{"p": 7}', "[1]", '{"p": ["a"]}'])

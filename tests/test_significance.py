@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -76,6 +77,10 @@ def test_without_a_test_the_note_says_why(a, b, note) -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []
-    assert holm([0.02, math.nan])[0] == 0.02
+    def corrected(*p_values):
+        tests = [dataclasses.replace(paired_test(A, B, overlap=0), p=p) for p in p_values]
+        return [test.p_holm for test in holm(tests)]
+
+    assert corrected(0.01, 0.04, 0.03, 0.005) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert corrected(0.6, 0.9) == pytest.approx([1.0, 1.0]) and corrected() == []
+    assert corrected(0.02, math.nan)[0] == 0.02 and math.isnan(corrected(math.nan)[0])

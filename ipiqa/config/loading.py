@@ -291,7 +291,10 @@ def _resolve(settings: dict[str, Any]) -> Config:
             )
     _refuse_reference_keys(settings)
     check_qa_token(settings.get("model"))
-    size = _image_size(settings.get("image_size"))
+    size = settings.get("image_size")
+    if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
+        problem = "missing" if size is None else f"{registry.shorten(size)} is out of range"
+        raise ConfigError(f"image_size: {problem}. Give the pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224.")
     parts = {}
     for kind in PARTS:
         if kind not in settings:
@@ -299,8 +302,8 @@ def _resolve(settings: dict[str, Any]) -> Config:
         parts[kind] = registry.resolve(kind, settings[kind], kind)
     if "image_encoder" in parts["model"]:
         set_normalisation(parts["processor"], parts["model"]["image_encoder"])
-    split = SplitConfig(**_typed(SplitConfig, settings["split"], "split"))
-    run = RunConfig(**_typed(RunConfig, settings["run"], "run"))
+    split = SplitConfig(**registry.check_settings(SplitConfig, settings["split"], "split"))
+    run = RunConfig(**registry.check_settings(RunConfig, settings["run"], "run"))
     split.check()
     run.check()
     registry.build("task", parts["task"], "task", {})  # finds wrong names of losses
@@ -332,19 +335,3 @@ def _refuse_reference_keys(settings: Mapping[str, Any]) -> None:
         for key in content:
             if key not in ours and f"{section}.{key}" in reference.KEYS:
                 raise ConfigError(reference.suggest_our_key(f"{section}.{key}"))
-
-
-def _image_size(size: Any) -> int:
-    if size is None:
-        raise ConfigError("image_size: missing. Give the side of the input in pixels, such as 224.")
-    if isinstance(size, int) and size > MAX_IMAGE_SIZE:
-        raise ConfigError(f"image_size: {size} is out of range. Give at most {MAX_IMAGE_SIZE} pixels, such as 512.")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(f"image_size: {size!r} is not a number of pixels. Give 224 or 512, for example.")
-    return size
-
-
-def _typed(settings: type, section: Any, where: str) -> dict[str, Any]:
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a mapping. Write its settings under it, indented.")
-    return registry.check_settings(settings, section, where)

@@ -40,11 +40,15 @@ _NOTED = {
     "model.finetuned": "run.checkpoint", "run.resume_ckpt_path": "run.checkpoint", "run.save_freq": "run.save_every",
 }  # fmt: skip
 KEYS: dict[str, str | None] = {**_COPIED, **_TRANSLATED, **_NOTED}
-TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}
-TRANSFORMS = {
-    "dataset.transform_train": "image_train_processor",
-    "dataset.transform_val": "image_eval_processor",
-}
+TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}  # dataset, number of targets
+TRANSFORMS = {"dataset.transform_train": "image_train_processor", "dataset.transform_val": "image_eval_processor"}
+_NEEDED = ("model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.task")
+# What the reference code takes where the file says nothing
+_DEFAULTS: dict[str, Any] = {
+    "model.arch": "ipiqa", "model.freeze_text": True, "model.qa_token": False, "model.use_mlp_head": True,
+    "model.load_finetuned": False, "run.lr_sched": "constant_lr", "run.save_freq": 1, "run.amp": False,
+    "run.device": "cuda", "run.distributed": False, "run.dist_url": "env://",
+}  # fmt: skip
 # No file of ours has these, and every file of theirs has one of them.
 _MARKS = (
     "model.arch", "model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.init_lr",
@@ -106,19 +110,39 @@ def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
     """
     given = _flat(settings)
     _refuse_unknown(settings, given, where)
+    notes, warnings = _renamed(given), list[str]()
+    values = _checked(given, where)
+    _check_resolution(values, where)
+    task, weights = values["run.task"], values["model.base_ckpt"]
+    name, num_targets = TASKS[task]
+    if values.get("model.output_dim", num_targets) != num_targets:
+        raise ConfigError(
+            f"{where}: model.output_dim: {shorten(values['model.output_dim'])} does not go with run.task {task}, which "
+            f"has {num_targets}. Set it to {num_targets}."
+        )
+    ours = {ours: given[key] for key, ours in _COPIED.items() if key in given} | {
+        "model.name": "ipiqa",
+        "model.image_encoder.name": "clip",
+        "model.prompt_encoder.name": "clip",
+        "model.prompt_encoder.weights": weights,
+        "model.prompt_encoder.freeze": "reference" if values["model.freeze_text"] else "none",
+        "model.prompt_encoder.train_embeddings": values["model.qa_token"],
+        "model.fusion.name": "cross_attention",
+        "model.head.name": "mlp" if values["model.use_mlp_head"] else "linear",
+        "dataset.name": name,
+        "processor.name": "squash",
+        "processor.flip": 0.5,
+        "split.kind": "reference",
+    }
+    ours |= _published_table(values, notes) | _start(values, notes, where) | _device(values, notes, warnings)
+    _note_unused(values, notes)
     out: dict[str, Any] = {}
-    notes = _renamed(given)
-    warnings: list[str] = []
-    for key, ours in _COPIED.items():
-        if key in given:
-            _put(out, ours, given[key])
-    _model(given, out, where)
-    _resolution(given, where)
-    _dataset(given, out, notes, where)
-    _start(given, out, notes, where)
-    _schedule(given, notes)
-    _saving(given, notes, where)
-    _device(given, out, notes, warnings, where)
+    for key, value in ours.items():
+        *sections, last = key.split(".")
+        section = out
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = value
     return out, notes, warnings
 
 
@@ -139,7 +163,7 @@ def _refuse_unknown(settings: Mapping[str, Any], given: Mapping[str, Any], where
         if section not in sections:
             near = did_you_mean(section, sections)
             raise ConfigError(
-                f"{where}: {section}: the reference code has no such section.{near} It has: model, dataset, run."
+                f"{where}: {section}: the reference code has no such section.{near} It has: {', '.join(sections)}."
             )
         if not isinstance(content, Mapping):
             raise ConfigError(
@@ -153,150 +177,112 @@ def _refuse_unknown(settings: Mapping[str, Any], given: Mapping[str, Any], where
             raise ConfigError(f"{where}: {key}: the reference code has no such key.{near} It has: {', '.join(takes)}.")
 
 
-def _put(out: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        out = out.setdefault(section, {})
-    out[last] = value
+def _checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the values given and the defaults of the rest; each that is read here is of its type."""
+    for key in _NEEDED:
+        if given.get(key) is None:
+            raise ConfigError(f"{where}: {key}: missing. The reference code needs it too; here it is {KEYS[key]}.")
+    values = {**_DEFAULTS, **given}
+    for key, default in _DEFAULTS.items():
+        if isinstance(default, bool) and not isinstance(values[key], bool):
+            raise ConfigError(f"{where}: {key}: {shorten(values[key])} is not true or false.")
+    every = values["run.save_freq"]
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ConfigError(f"{where}: run.save_freq: {shorten(every)} is not a number of epochs. Give 1 or more.")
+    for key, pattern, choices in (
+        ("model.arch", "(?i)ip[-_]?iqa", ("ipiqa",)),
+        ("run.task", "|".join(TASKS), TASKS),
+        ("run.device", "cpu|cuda(:[0-9]+)?", ("cuda", "cpu")),
+        ("run.dist_url", "env://", ("env://, where torchrun starts the processes",)),
+    ):
+        if not re.fullmatch(pattern, str(values[key])):
+            near = did_you_mean(str(values[key]), choices)
+            problem = f"{where}: {key}: {shorten(values[key])} is unknown.{near}"
+            raise ConfigError(f"{problem} There are: {', '.join(choices)}.")
+    return values
 
 
-def _need(given: Mapping[str, Any], key: str, where: str) -> Any:
-    if given.get(key) is None:
-        raise ConfigError(f"{where}: {key}: missing. The reference code needs it too; here it is {KEYS[key]}.")
-    return given[key]
-
-
-def _flag(given: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
-    value = given.get(key, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: {key}: {shorten(value)} is not true or false.")
-    return value
-
-
-def _model(given: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
-    arch = str(given.get("model.arch", "ipiqa"))
-    if arch.lower().replace("-", "").replace("_", "") != "ipiqa":
-        raise ConfigError(f"{where}: model.arch: {arch!r} is unknown. The reference code has one: ipiqa.")
-    weights = _need(given, "model.base_ckpt", where)
-    _put(out, "model.name", "ipiqa")
-    _put(out, "model.image_encoder.name", "clip")
-    freeze = "reference" if _flag(given, "model.freeze_text", True, where) else "none"
-    trains = _flag(given, "model.qa_token", False, where)
-    prompt_encoder = {"name": "clip", "weights": weights, "freeze": freeze, "train_embeddings": trains}
-    _put(out, "model.prompt_encoder", prompt_encoder)
-    _put(out, "model.fusion.name", "cross_attention")
-    _put(out, "model.head.name", "mlp" if _flag(given, "model.use_mlp_head", True, where) else "linear")
-
-
-def _resolution(given: Mapping[str, Any], where: str) -> None:
+def _check_resolution(values: Mapping[str, Any], where: str) -> None:
     """The reference code has the image size in three places; they must agree."""
-    size = _need(given, "model.input_resolution", where)
+    size = values["model.input_resolution"]
     for key, name in TRANSFORMS.items():
-        transform = given.get(key)
-        if transform is None:
-            continue
-        if not isinstance(transform, Mapping) or set(transform) - {"name", "cfg"}:
-            raise ConfigError(f"{where}: {key}: {transform!r} is not understood. It has name and cfg.image_size.")
+        transform = {} if values.get(key) is None else values[key]
+        cfg = (transform.get("cfg") or {}) if isinstance(transform, Mapping) else None
+        if not isinstance(cfg, Mapping) or set(transform) - {"name", "cfg"} or set(cfg) - {"image_size"}:
+            raise ConfigError(
+                f"{where}: {key}: {shorten(transform)} is not understood. It has name and cfg.image_size."
+            )
         if transform.get("name", name) != name:
-            raise ConfigError(f"{where}: {key}.name: {transform['name']!r} is unknown. The reference code has {name}.")
-        cfg = transform.get("cfg") or {}
-        if not isinstance(cfg, Mapping) or set(cfg) - {"image_size"}:
-            raise ConfigError(f"{where}: {key}.cfg: {cfg!r} is not understood. It has image_size only.")
+            raise ConfigError(f"{where}: {key}.name: {shorten(transform['name'])} is unknown. There is: {name}.")
         if cfg.get("image_size", size) != size:
             raise ConfigError(
-                f"{where}: {key}.cfg.image_size: {cfg['image_size']} is not model.input_resolution, {size}. "
-                "Make them equal; here both are image_size."
+                f"{where}: {key}.cfg.image_size: {shorten(cfg['image_size'])} is not model.input_resolution, "
+                f"{shorten(size)}. Make them equal; here both are image_size."
             )
 
 
-def _dataset(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
-    task = _need(given, "run.task", where)
-    if not isinstance(task, str) or task not in TASKS:
-        near = did_you_mean(str(task), TASKS)
-        raise ConfigError(f"{where}: run.task: {task!r} is unknown.{near} There are: {', '.join(TASKS)}.")
-    name, num_targets = TASKS[task]
-    if given.get("model.output_dim", num_targets) != num_targets:
-        raise ConfigError(
-            f"{where}: model.output_dim: {given['model.output_dim']} does not go with run.task {task}, which has "
-            f"{num_targets}. Set it to {num_targets}."
-        )
-    _put(out, "dataset.name", name)
-    annotations = Path(str(_need(given, "dataset.data_path", where)))
-    _need(given, "dataset.vis_root", where)
-    published = annotations.with_name("data.csv")
-    # reference: mos_joint.xlsx is made by hand from data.csv, which has everything
-    absent = annotations.name == "mos_joint.xlsx" and not annotations.expanduser().exists()
-    if name == "agiqa_3k" and absent and published.expanduser().exists():
-        notes.append(f"read '{published}', since '{annotations}' is not there; it has the same scores")
-        _put(out, "dataset.annotations", str(published))
-    _put(out, "processor", {"name": "squash", "flip": 0.5})
-    _put(out, "split.kind", "reference")
+def _published_table(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Returns AGIQA-3k's data.csv as the table where mos_joint.xlsx, which is made from it by hand, is not there."""
+    annotations = Path(str(values["dataset.data_path"])).expanduser()
+    published = annotations.with_name("data.csv") if annotations.name == "mos_joint.xlsx" else annotations
+    if values["run.task"] != "agiqa_doublescore" or annotations.exists() or not published.exists():
+        return {}
+    notes.append(f"read '{published}', since '{annotations}' is not there; it has the same scores")
+    return {"dataset.annotations": str(published)}
 
 
-def _start(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], where: str) -> None:
-    """What training starts from, or what is evaluated."""
-    finetuned, resumed = given.get("model.finetuned") or None, given.get("run.resume_ckpt_path") or None
-    loads = _flag(given, "model.load_finetuned", False, where)
+def _start(values: Mapping[str, Any], notes: list[str], where: str) -> dict[str, Any]:
+    """Returns what training starts from, or what is evaluated."""
+    finetuned, resumed = values.get("model.finetuned") or None, values.get("run.resume_ckpt_path") or None
+    loads = values["model.load_finetuned"]
     if loads and finetuned is None:
         raise ConfigError(
             f"{where}: model.load_finetuned is true, but model.finetuned names no file. Name the checkpoint."
         )
+    if loads and resumed not in (None, finetuned):
+        raise ConfigError(
+            f"{where}: run.resume_ckpt_path: {shorten(resumed)} would replace what model.finetuned loads, "
+            f"{shorten(finetuned)}. Keep one of them; here both are run.checkpoint."
+        )
     if loads:
-        _put(out, "run.checkpoint", finetuned)
         notes.append("read model.finetuned as run.checkpoint")
     elif finetuned is not None:
         notes.append(f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false")
-    if resumed is None:
-        return
-    if loads and resumed != finetuned:
-        raise ConfigError(
-            f"{where}: run.resume_ckpt_path: '{resumed}' would replace what model.finetuned loads, '{finetuned}'. "
-            "Keep one of them; here both are run.checkpoint."
+    if resumed is not None:
+        notes.append(
+            f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
+            "an interrupted run is continued with --resume instead"
         )
-    _put(out, "run.checkpoint", resumed)
-    notes.append(
-        f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
-        "an interrupted run is continued with --resume instead"
-    )
+    checkpoint = resumed or (finetuned if loads else None)
+    return {} if checkpoint is None else {"run.checkpoint": checkpoint}
 
 
-def _schedule(given: Mapping[str, Any], notes: list[str]) -> None:
-    unused = [key for key in ("run.warmup_steps", "run.lr_decay_rate") if given.get(key)]
-    if unused and given.get("run.lr_sched", "constant_lr") == "constant_lr":
+def _device(values: Mapping[str, Any], notes: list[str], warnings: list[str]) -> dict[str, Any]:
+    """Returns the device and the precision."""
+    import torch
+
+    device, wants_gpu = values["run.device"], values["run.device"] != "cpu"
+    has_gpu = wants_gpu and torch.cuda.is_available()
+    if wants_gpu and not has_gpu:
+        warnings.append(f"run.device: '{device}', but PyTorch sees no GPU; read as auto, which takes the CPU")
+    elif wants_gpu and device != "cuda":
+        warnings.append(f"run.device: '{device}' is read as auto; choose a GPU with CUDA_VISIBLE_DEVICES")
+    amp = "none"
+    if values["run.amp"]:
+        amp = "fp16" if has_gpu else "bf16"
+        notes.append(f"read run.amp true as {'fp16' if has_gpu else 'bf16, since fp16 needs a GPU'}")
+    return {"run.device": "auto" if wants_gpu else "cpu", "run.amp": amp}
+
+
+def _note_unused(values: Mapping[str, Any], notes: list[str]) -> None:
+    unused = [key for key in ("run.warmup_steps", "run.lr_decay_rate") if values.get(key)]
+    if unused and values["run.lr_sched"] == "constant_lr":
         notes.append(f"{' and '.join(unused)}: constant_lr does not use it")
-
-
-def _saving(given: Mapping[str, Any], notes: list[str], where: str) -> None:
-    every = given.get("run.save_freq", 1)
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ConfigError(f"{where}: run.save_freq: {every!r} is not a number of epochs. Give 1 or more.")
+    every = values["run.save_freq"]
     if every > 1:
         notes.append(
             f"run.save_freq: {every}, but last.pt is saved every epoch, so that a run can be resumed; "
             f"run.save_every={every} on the command line saves as rarely as that"
         )
-
-
-def _device(given: Mapping[str, Any], out: dict[str, Any], notes: list[str], warnings: list[str], where: str) -> None:
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    device = given.get("run.device", "cuda")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(device)):
-        raise ConfigError(f"{where}: run.device: {device!r} is unknown. Take cuda or cpu.")
-    wants_gpu = device != "cpu"
-    _put(out, "run.device", "auto" if wants_gpu else "cpu")
-    if wants_gpu and not has_gpu:
-        warnings.append(f"run.device: '{device}', but PyTorch sees no GPU; read as auto, which takes the CPU")
-    elif wants_gpu and device != "cuda":
-        warnings.append(f"run.device: '{device}' is read as auto; choose a GPU with CUDA_VISIBLE_DEVICES")
-    if _flag(given, "run.amp", False, where):
-        _put(out, "run.amp", "fp16" if wants_gpu and has_gpu else "bf16")
-        notes.append(f"read run.amp true as {'fp16' if wants_gpu and has_gpu else 'bf16, since fp16 needs a GPU'}")
-    url = given.get("run.dist_url", "env://")
-    if url != "env://":
-        raise ConfigError(
-            f"{where}: run.dist_url: {url!r} is not supported. Start several processes with torchrun (env://)."
-        )
-    if _flag(given, "run.distributed", False, where):
+    if values["run.distributed"]:
         notes.append("run.distributed: the number of processes is what torchrun starts; without it there is one")

@@ -31,8 +31,8 @@ class ImageReader(Protocol):
     def key(self) -> str:
         """All that decides the decoded pixels, apart from the file."""
 
-    def verify(self, path: Path, *, full: bool = False) -> None:
-        """Raises DataError when the header, or with `full` the pixels, cannot be used."""
+    def verify(self, path: Path) -> None:
+        """Raises DataError when the header cannot be used."""
 
     def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
         """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
@@ -71,9 +71,11 @@ def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, h
     if not table.image_dir.is_dir():
         return Findings(refusal=f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
 
+    look = reader.decode if full else reader.verify
+
     def problem(path: Path) -> str:
         try:
-            reader.verify(path, full=full)
+            look(path)
         except DataError as error:
             return str(error)
         return ""

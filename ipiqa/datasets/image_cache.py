@@ -219,16 +219,13 @@ def _try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> boo
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
     """Holds the lock of those who build; gives False where files have no locks."""
-    with open(path, "a", opener=_without_links) as file:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # links are not followed
+    with os.fdopen(os.open(path, flags, 0o666)) as file:
         locked = _try_lock(file)
         if locked is False:
             logger.info("image cache: another process is building; waiting")
             locked = _try_lock(file, wait=True)
         yield bool(locked)
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:

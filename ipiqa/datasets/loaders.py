@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -113,13 +114,13 @@ class BatchLoader(DataLoader[Any]):
         sampler.epoch, sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
-        for batch in deliver(super().__iter__):
+        for batch in deliver(super().__iter__, self.num_workers):
             if isinstance(batch, Failure):
                 raise DataError(batch.message)
             yield batch
 
 
-def deliver(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[Any]:
     """Yields what the workers of a DataLoader make.
 
     PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
@@ -127,22 +128,27 @@ def deliver(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
 
     Args:
         start: begins a round of a DataLoader.
+        num_workers: how many workers it has.
 
     Raises:
         DataError: a worker was killed.
     """
+    if num_workers == 0:
+        yield from start()
+        return
     handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    batches = start()
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)
     try:
+        batches = start()
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
         yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:  # its pipe and its sockets break, too
+        caught = str(error)
+        if caught.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in caught):
+            raise  # a mistake of the program
         raise DataError(
-            f"run.num_workers: {error}. Something has killed it, as happens where memory is short. "
-            "Take fewer, or run.num_workers=0, and go on with --resume."
+            f"run.num_workers: one of the {num_workers} processes that load images has ended unexpectedly, as it does "
+            "where memory is short. Take fewer, or run.num_workers=0, and go on with --resume."
         ) from None
 
 

@@ -11,16 +11,13 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.readers import read_rows, shorten
+from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, Layout, make_table
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.registry import FilePath, register
-
-if TYPE_CHECKING:
-    import pandas
+from ipiqa.registry import FilePath, register, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +42,10 @@ class TablePairs(ImageFolder):
     prompt: str = "prompt"
 
     def load(self) -> AnnotationTable:
-        path = Path(self.annotations)
-        rows = read_rows(path, "dataset.annotations", [[self.image], [self.prompt]], self.hint)
-        return _pair_table(rows, f"dataset.annotations: '{path}'", Path(self.images))
+        path, layout = Path(self.annotations), Layout(image=[self.image], prompt=[self.prompt], targets={})
+        rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
+        here, images = f"dataset.annotations: '{path}'", Path(self.images)
+        return make_table(rows, layout, here=here, image_dir=images, duplicates="mean")
 
 
 @register("dataset", "diffusiondb")
@@ -94,8 +92,10 @@ class DiffusionDB(ImageFolder):
             logger.warning("%s: %d of %d images left out, empty prompt, first %r", here, len(empty), total, empty[0])
         if not names:
             raise DataError(f"{here} names no image with a prompt. {self.hint}")
+        layout = Layout(image=["image"], prompt=["prompt"], targets={})
         places = pandas.Index(names, name="file", dtype=object)
-        return _pair_table(pandas.DataFrame({"image": names, "prompt": prompts}, places, dtype=object), here, root)
+        rows = pandas.DataFrame({"image": names, "prompt": prompts}, places, dtype=object)
+        return make_table(rows, layout, here=here, image_dir=root, duplicates="mean")
 
     def _chosen_parts(self, root: Path) -> list[Path]:
         if self.parts is not None and self.parts < 1:
@@ -144,16 +144,3 @@ def _read_part(path: Path) -> dict[str, str]:
         first = shorten(bare[0])
         raise DataError(f"{here}: {len(bare)} of {len(prompts)} images have no prompt 'p', first {first}. {form}")
     return prompts
-
-
-def _pair_table(rows: pandas.DataFrame, here: str, image_dir: Path) -> AnnotationTable:
-    """Returns the table of the pairs in these rows; a pair that stands there twice is taken once.
-
-    Raises:
-        DataError: a name leaves the folder, or an image has two prompts.
-    """
-    layout = Layout(image=["image"], prompt=["prompt"], targets={})
-    table, _ = make_table(rows, layout, here=here, image_dir=image_dir, duplicates="mean")
-    if len(table) < len(rows):
-        logger.warning("%s: %d rows repeat an earlier row and are left out", here, len(rows) - len(table))
-    return table

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ipiqa.errors import DataError, IpiqaError, did_you_mean
 from ipiqa.files import require_package
+from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas
@@ -102,15 +103,6 @@ def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> 
     wanted = repr(spellings[0]) + "".join(f" (or {s!r})" for s in spellings[1:])
     more = f" and {len(columns) - len(shown)} more" if len(columns) > len(shown) else ""
     raise DataError(f"{here} has no column {wanted}.{near} Its columns are: {', '.join(shown)}{more}.")
-
-
-def shorten(text: str) -> str:
-    """Returns the text in quotes for a message, escaped and of one line, its end left out if it is long.
-
-    >>> shorten("a" * 1000)[-8:]
-    "aaaa'..."
-    """
-    return repr(text) if len(text) <= 80 else repr(text[:80]) + "..."
 
 
 def is_utf8(text: str) -> bool:

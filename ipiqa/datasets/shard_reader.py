@@ -117,7 +117,7 @@ class ShardReader:
     def _members(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, str, bytes | None]]:
         """Yields (key, ending, content) of the members that are wanted, in their order."""
         try:
-            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Entry) as archive:
                 for entry in archive:
                     archive.members = []  # type: ignore[attr-defined]  # or the archive would remember every one
                     stem, dot, ending = entry.name.rpartition("/")[2].partition(".")
@@ -142,6 +142,17 @@ class ShardReader:
         except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
             return ""
         return text.strip() if isinstance(text, str) else ""
+
+
+class _Entry(tarfile.TarInfo):
+    """The head of a member. tarfile reads names and notes that have members of their own whole, into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in b"LKxgX" and entry.size > MAX_PROMPT_BYTES:
+            raise tarfile.ReadError("a name of any size")
+        return entry
 
 
 def _read_to_its_end(file: BinaryIO) -> bool:

@@ -129,16 +129,12 @@ class HeldOutStream(IterableDataset[Delivery]):
     def __iter__(self) -> Iterator[Delivery]:
         streaming, skipped = self.streaming, Skipped()
         _, _, stream, num_streams = streaming.worker()
-        decoded: list[tuple[int, torch.Tensor, str]] = []
         samples = streaming.reader.samples(streaming.shards, skipped, stream, num_streams, self.num_samples)
-        for number, sample in samples:
-            image = decode(streaming.processor, sample, skipped)
-            if image is not None:
-                decoded.append((number, image, sample.prompt))
-            if len(decoded) == streaming.loading.eval_batch_size:
-                yield streaming.batch(decoded), skipped.take()
-                decoded = []
-        yield streaming.batch(decoded) if decoded else None, skipped.take()
+        images = ((number, decode(streaming.processor, sample, skipped), sample.prompt) for number, sample in samples)
+        usable = ((number, image, prompt) for number, image, prompt in images if image is not None)
+        while batch := list(itertools.islice(usable, streaming.loading.eval_batch_size)):
+            yield streaming.batch(batch), skipped.take()
+        yield None, skipped.take()
 
 
 class ShardBatches:
@@ -178,7 +174,7 @@ class ShardBatches:
             self.stream, batch_size=None, num_workers=self.num_workers, pin_memory=loading.pin_memory
         )  # fmt: skip
         steps = 0
-        for batch, passed_over in deliver(loader.__iter__):
+        for batch, passed_over in deliver(loader.__iter__, self.num_workers):
             for reason, count in passed_over.counts.items():
                 skipped.add(reason, passed_over.first, count)
             if isinstance(batch, Failure):

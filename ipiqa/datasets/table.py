@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
 import posixpath
 import re
@@ -19,12 +20,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ipiqa.datasets.readers import is_utf8, shorten
+from ipiqa.datasets.readers import is_utf8
 from ipiqa.errors import DataError
 from ipiqa.prompts import same_prompts
+from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas
+
+logger = logging.getLogger(__name__)
 
 DuplicateRule = Literal["auto", "error", "keep", "mean"]
 ReferenceDraw = Literal["permutation", "bernoulli"]
@@ -124,8 +128,8 @@ class Layout:
 
 def make_table(
     rows: pandas.DataFrame, layout: Layout, *, here: str, image_dir: Path, duplicates: DuplicateRule
-) -> tuple[AnnotationTable, list[str]]:
-    """Returns the table that the rows hold, checked, and warnings: duplicates kept or averaged, prompts cut apart.
+) -> AnnotationTable:
+    """Returns the table that the rows hold, checked; warns of duplicates kept or averaged, and of prompts cut apart.
 
     Args:
         rows: what `read_rows` returned for `layout.columns`.
@@ -160,15 +164,16 @@ def make_table(
     for row, name in enumerate(names):
         rows_of[posixpath.normpath(name)].append(row)
     several = {name: same for name, same in rows_of.items() if len(same) > 1}
-    check.one_prompt(several, list(zip(prompts, groups, strict=True)))
-    warnings = check.duplicates(several, scores, duplicates, layout.known_duplicates)
+    known = layout.known_duplicates if duplicates == "auto" else frozenset()
+    check.duplicates(several, list(zip(prompts, groups, strict=True)), scores, duplicates, known)
+    check.cut_prompts(alike, groups)
     surplus: set[int] = set()
     if duplicates == "mean":
         for same in several.values():
             scores[same[0]] = scores[same].mean(axis=0)
             surplus.update(same[1:])
     kept = [row for row in range(len(names)) if row not in surplus]
-    table = AnnotationTable(
+    return AnnotationTable(
         names=tuple(names[row] for row in kept),
         prompts=tuple(prompts[row] for row in kept),
         scores=scores[kept],
@@ -177,7 +182,6 @@ def make_table(
         image_dir=image_dir,
         reference_draw=layout.reference_draw,
     )
-    return table, warnings + _cut_prompts(alike, groups, here)
 
 
 def leaves_folder(name: str) -> bool:
@@ -228,34 +232,45 @@ class _Cells:
         self.refuse(outside, cells, f"{bad} outside {scale}", "Check the column and its scale.")
         return values
 
-    def one_prompt(self, several: Mapping[str, Sequence[int]], meanings: Sequence[tuple[str, str]]) -> None:
-        """Raises DataError where rows of one image differ in prompt or group."""
-        if bad := [name for name, rows in several.items() if len({meanings[row] for row in rows}) > 1]:
-            raise DataError(
-                f"{self.here}: {len(bad)} images stand in several rows with different prompts or groups, "
-                f"first {bad[0]!r} ({self.places(several[bad[0]])}). One image has one prompt: correct the table."
-            )
-
     def duplicates(
-        self, several: Mapping[str, Sequence[int]], scores: np.ndarray, rule: DuplicateRule, known: frozenset[str]
-    ) -> list[str]:
-        """Returns a warning about images in several rows that the rule accepts.
+        self,
+        several: Mapping[str, Sequence[int]],
+        meanings: Sequence[tuple[str, str]],
+        scores: np.ndarray,
+        rule: DuplicateRule,
+        known: frozenset[str],
+    ) -> None:
+        """Warns of images in several rows; raises DataError where the rule or a second prompt or group forbids them."""
 
-        Raises:
-            DataError: it refuses one.
-        """
-        refused = [name for name in several if rule == "error" or (rule == "auto" and name not in known)]
-        if not several:
-            return []
-        name = (refused or list(several))[0]
-        given = ", ".join("/".join(f"{score:.4g}" for score in scores[row]) for row in several[name][:5])
-        what = (
-            f"{self.here}: {len(refused or several)} images stand in several rows, first {name!r} "
-            f"({self.places(several[name])}) with the scores {given}"
-        )
-        if refused:
-            raise DataError(f"{what}. Remove the surplus rows, or set dataset.duplicates to keep or mean.")
-        return [f"{what}; {'replaced by their mean' if rule == 'mean' else 'kept as rows of their own'}."]
+        def message(names: Sequence[str], what: str) -> str:
+            rows = several[names[0]][:5]
+            first = f"first {names[0]!r} ({self.places(rows)})"
+            if scores.shape[1]:
+                first += " with the scores " + ", ".join("/".join(f"{score:.4g}" for score in scores[r]) for r in rows)
+            return f"{self.here}: {len(names)} images stand in several rows{what}, {first}"
+
+        if differing := [name for name, rows in several.items() if len({meanings[row] for row in rows}) > 1]:
+            remedy = "One image has one prompt: correct the table."
+            raise DataError(f"{message(differing, ' with different prompts or groups')}. {remedy}")
+        if surplus := [name for name in several if rule in ("auto", "error") and name not in known]:
+            remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
+            raise DataError(f"{message(surplus, '')}. {remedy}")
+        if several:
+            kept = "kept as rows of their own"
+            once = "made one row" + (" of their mean" if scores.shape[1] else "")
+            logger.warning("%s; %s", message(list(several), ""), once if rule == "mean" else kept)
+
+    def cut_prompts(self, alike: Sequence[str], groups: Sequence[str]) -> None:
+        """Warns where rows whose prompts the model reads alike stand in several groups."""
+        groups_of = defaultdict(set)
+        for prompt, group in zip(alike, groups, strict=True):
+            groups_of[prompt].add(group)
+        if cut := [prompt for prompt, labels in groups_of.items() if len(labels) > 1]:
+            logger.warning(
+                "%s: %d of %d prompts, as the model reads them, stand in several groups, first %s. "
+                "A split may train on prompts that it holds out: group by prompt to prevent it.",
+                *(self.here, len(cut), len(groups_of), shorten(cut[0])),
+            )
 
 
 def _with_article(what: str) -> str:
@@ -268,16 +283,3 @@ def _number(cell: str) -> float:
         return float(cell) if "_" not in cell else math.nan  # float() would read "1_0" as ten
     except ValueError:
         return math.nan
-
-
-def _cut_prompts(alike: Sequence[str], groups: Sequence[str], here: str) -> list[str]:
-    """Returns a warning when rows whose prompts the model reads alike stand in several groups."""
-    groups_of = defaultdict(set)
-    for prompt, group in zip(alike, groups, strict=True):
-        groups_of[prompt].add(group)
-    cut = [prompt for prompt, several in groups_of.items() if len(several) > 1]
-    if not cut:
-        return []
-    what = f"{len(cut)} of {len(groups_of)} prompts, as the model reads them, stand in several groups"
-    risk = "A split may train on prompts that it holds out: group by prompt to prevent it"
-    return [f"{here}: {what}, first {shorten(cut[0])}. {risk}."]

@@ -265,7 +265,7 @@ def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
     """Raises when the folds are not of one run, naming each thing in which they differ."""
     facts = {fold.fold: _facts(fold) for fold in folds}
     problems = []
-    for key in dict.fromkeys(key for found in facts.values() for key in found):
+    for key in dict.fromkeys(key for known in facts.values() for key in known):
         holders: dict[str, list[int]] = {}
         for fold in folds:
             if key in facts[fold.fold] or fold.settings is not None:  # those of version 0.1 are not known

@@ -81,9 +81,9 @@ def summarise(run: RunResult) -> Summary:
         for measured in fold.checkpoints.values():
             epoch = "" if measured.epoch is None else f", epoch {measured.epoch}"
             for target in run.targets:
-                found = measured.metrics[target].get("notes")
-                reasons = found if isinstance(found, list) else []
-                notes |= {f"fold {fold.number}{epoch}, {target}: {reason}": None for reason in reasons}
+                reasons = measured.metrics[target].get("notes")
+                for reason in reasons if isinstance(reasons, list) else ():
+                    notes[f"fold {fold.number}{epoch}, {target}: {reason}"] = None
     return Summary(run, frame, spreads, tuple(notes))
 
 

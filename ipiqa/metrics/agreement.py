@@ -125,12 +125,14 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
     ends = (y.max(), y.min()) if rising else (y.min(), y.max())
     # The published start, and a nearly straight line: a far outlier can hold the first one in a poor valley.
     starts = (np.array([*ends, 0.0, math.log(scale)]) for scale in (0.25, 2.0))
-    best = min((_least_squares(x, y, start, _EVALUATIONS) for start in starts), key=_left)
+    searches = (_least_squares(x, y, start, _EVALUATIONS) for start in starts)
+    best = min(searches, key=lambda search: search.left)
     correlation = _pearson(x, y)
     if not 1 - best.left >= max(rank_correlation**2, correlation**2):
         # Far outliers, or hardly any correlation: both starts may end in a valley that a straight line beats.
-        more = [_least_squares(x, y, start, _EVALUATIONS) for start in _robust_starts(x, y, correlation)]
-        best = min((search for search in more if best.left - search.left > _STANDSTILL), key=_left, default=best)
+        searches = (_least_squares(x, y, start, _EVALUATIONS) for start in _robust_starts(x, y, correlation))
+        better = min(searches, key=lambda search: search.left)
+        best = better if best.left - better.left > _STANDSTILL else best
     if not best.settled:
         # Rare: weak correlation, where the best curve is close to a step between two images.
         further = _least_squares(x, y, best.parameters, _MORE_EVALUATIONS)
@@ -169,9 +171,7 @@ def _measure_one(predictions: np.ndarray, mos: np.ndarray, fitted: bool) -> dict
         if fit.reason is not None:
             result["notes"].append(f"fitted PLCC is undefined: {fit.reason}")
         elif fit.plcc < abs(result["plcc"]) - _NOTICEABLE:
-            result["notes"].append(
-                f"fitted PLCC {fit.plcc:.4f} is below PLCC {result['plcc']:.4f}: no better fit found"
-            )
+            result["notes"].append(f"fitted PLCC {fit.plcc:.4f} is below PLCC {result['plcc']:.4f}: a poor fit")
     return result
 
 
@@ -231,10 +231,6 @@ class _Search(NamedTuple):
     parameters: np.ndarray  # upper, lower, centre, log of the scale
     left: float  # share of the variance of the MOS that the curve leaves, inf where it broke down
     settled: bool
-
-
-def _left(search: _Search) -> float:
-    return search.left
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, start: np.ndarray, evaluations: int) -> _Search:

@@ -16,8 +16,8 @@ def retrieval(image_features: np.ndarray, prompt_features: np.ndarray) -> dict[s
         image_features: (N, D).
         prompt_features: (N, D), of the images' own prompts; equal rows are one prompt.
 
-    >>> found = retrieval(np.array([[1.0, 0], [1, 1], [0, 1]]), np.array([[1.0, 0], [0, 1], [1, 0]]))
-    >>> {name: round(value, 3) for name, value in found.items()}
+    >>> metrics = retrieval(np.array([[1.0, 0], [1, 1], [0, 1]]), np.array([[1.0, 0], [0, 1], [1, 0]]))
+    >>> {name: round(value, 3) for name, value in metrics.items()}
     {'recall_at_1': 0.667, 'recall_at_5': 1.0, 'mean_cosine': 0.569}
     """
     images, prompts = _normalised(image_features), _normalised(prompt_features)

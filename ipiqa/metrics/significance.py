@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -28,7 +28,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Differences a - b over n common folds: their mean, its interval, and p of the same two-sided t-test."""
+    """Differences a - b over n common folds: their mean, its interval, and p of the same two-sided t-test.
+
+    `p_holm` is p corrected for the tests that stand in one table, nan where there is no p or nothing was corrected.
+    """
 
     n: int
     mean_a: float
@@ -39,6 +42,7 @@ class PairedTest:
     confidence: float
     p: float
     note: str | None
+    p_holm: float = math.nan
 
 
 def describe(values: Sequence[float], *, overlap: float, confidence: float = CONFIDENCE) -> Spread:
@@ -111,21 +115,18 @@ def paired_test(
     return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, confidence, p, None)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p-values corrected for being several: the chance that any falls below by luck stays under the level.
+def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Returns tests with `p_holm`: the chance that any of them falls below a level by luck stays under the level.
 
-    A nan is no comparison: it stays, and does not count.
+    A test without p does not count.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
-
-    >>> holm([0.04, 0.01, float("nan"), 0.03])
-    [0.06, 0.03, nan, 0.06]
     """
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
-    out, highest = [math.nan] * len(p_values), 0.0
+    order = sorted((i for i, test in enumerate(tests) if not math.isnan(test.p)), key=lambda i: tests[i].p)
+    out, highest = list(tests), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
-        out[i] = highest
+        highest = max(highest, min(1.0, (len(order) - rank) * tests[i].p))
+        out[i] = replace(tests[i], p_holm=highest)
     return out
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,7 +11,6 @@ from ipiqa.models.fusion import check_comparable
 from ipiqa.models.heads import ScoreLayer
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
-from ipiqa.prompts import tokenize
 from ipiqa.registry import register
 
 TEMPERATURE = 100.0  # CLIP's own at the end of its training
@@ -34,10 +31,6 @@ class _ZeroShot(nn.Module):
         self.prompt_encoder = prompt_encoder.requires_grad_(False)
         self.slope = nn.Parameter(torch.ones(num_targets))
         self.intercept = nn.Parameter(torch.zeros(num_targets))
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns what `forward` takes in place of prompts: tokens (B, context)."""
-        return self.prompt_encoder.tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32: a line of CLIP's score, which is what they are before training."""
@@ -113,10 +106,6 @@ class LinearProbe(nn.Module):
         self.image_encoder = image_encoder
         self.norm = nn.BatchNorm1d(image_encoder.embed_dim, affine=False)
         self.head = ScoreLayer(image_encoder.embed_dim, num_targets)
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns tokens (B, context), which are taken and not looked at."""
-        return tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32; the prompts are taken and not looked at."""

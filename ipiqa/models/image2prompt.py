@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -31,10 +29,6 @@ class Image2Prompt(nn.Module):
         check_comparable(image_encoder, prompt_encoder)
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns the tokens of prompts, (B, context)."""
-        return self.prompt_encoder.tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns image features (B, D) and prompt features (B, D), neither normalised."""

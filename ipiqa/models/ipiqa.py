@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import nn
 
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
-from ipiqa.prompts import tokenize
 from ipiqa.registry import register
 
 
@@ -33,10 +32,6 @@ class IPIQA(nn.Module):
         self.reads_prompt = getattr(fusion, "reads_prompt", True)
         if not self.reads_prompt:
             prompt_encoder.requires_grad_(False)  # what gets no gradient must not wait for one
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns what `forward` takes in place of prompts: tokens (B, context)."""
-        return self.prompt_encoder.tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32, in units of the MOS trained on.
@@ -64,10 +59,6 @@ class ImageOnly(nn.Module):
         super().__init__()
         self.image_encoder = image_encoder
         self.head = head
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns tokens (B, context), which are taken and not looked at."""
-        return tokenize(prompts)
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32; the prompts are taken and not looked at."""

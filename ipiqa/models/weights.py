@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import math
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -23,6 +24,7 @@ import torch
 
 from ipiqa.errors import DataError
 from ipiqa.files import CodeInFileError, content_sha256, read_data, refuse_newer, replacing
+from ipiqa.registry import file_path
 
 OPENAI_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 OPENAI_RN50_URL = f"https://openaipublic.azureedge.net/clip/models/{OPENAI_RN50_SHA256}/RN50.pt"
@@ -71,15 +73,13 @@ def existing_file(path: str | Path, where: str, hint: str) -> Path:
     """Returns the path, its "~" replaced.
 
     Raises:
+        ConfigError: no file can have this name.
         DataError: there is no such file.
     """
-    try:
-        path = Path(path).expanduser()
-        if path.is_file():
-            return path
-        what = "is a folder" if path.is_dir() else "does not exist"
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, "~" of nobody
-        what = "is no path of a file"
+    path = Path(file_path(str(path), where))
+    if os.path.isfile(path):  # noqa: PTH113 (is_file raises where a whole path is too long)
+        return path
+    what = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112
     raise DataError(f"{where}: '{printable(path)}' {what}. {hint}")
 
 
@@ -101,7 +101,7 @@ def _one_line_errors(path: Path, where: str, hint: str) -> Iterator[None]:
             f"{where}: '{path}' was refused: {refused}. A weights file holds tensors only. {hint}"
         ) from None
     except DataError as error:
-        raise DataError(f"{where}: '{path}' {error}") from None
+        raise DataError(f"{where}: '{path}' {str(error).rstrip('.')}. {hint}") from None
     except Exception as error:
         # Every reader has its own exceptions for damaged files; the cause is the same to the user.
         reason = printable(" ".join(str(error).split())[:120])
@@ -123,18 +123,19 @@ def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise DataError("is empty. Download it again.")
-    if path.suffix == ".safetensors" or _is_safetensors(head, path.stat().st_size):
+        raise DataError("is empty")
+    is_safetensors = _is_safetensors(head, path.stat().st_size)
+    if not is_safetensors and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
+        raise DataError("is a web page, not weights: the download went wrong")
+    if is_safetensors or path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path), {}
-    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
-        raise DataError("is a web page, not weights: the download went wrong. Download it again.")
     if head[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > MOST_PACKED * path.stat().st_size + 2**20:
-                raise DataError(f"unpacks to {unpacked / 1e9:.1f} GB, which weights do not. Save it uncompressed.")
+                raise DataError(f"unpacks to {unpacked / 1e9:.1f} GB, which weights do not")
             names = archive.namelist()
             if any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names):
                 return _checked(_read_torchscript(archive)), {}
@@ -155,7 +156,7 @@ def _state_dict(content: Any) -> Tensors:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
-        raise DataError("holds no state dict. Give a mapping of names to tensors, bare or under 'model'.")
+        raise DataError("holds no state dict. Give a mapping of names to tensors, bare or under 'model'")
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
@@ -173,7 +174,7 @@ def _checked(tensors: Tensors) -> Tensors:
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
             problem = "larger than what is stored of it"
         if problem:
-            raise DataError(f"holds the tensor {printable(name)!r}, which is {problem}. Save plain tensors.")
+            raise DataError(f"holds the tensor {printable(name)!r}, which is {problem}")
     return tensors
 
 
@@ -245,7 +246,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
             data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
             storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             if storage.numel() < count:
-                raise DataError("is cut off: a tensor is shorter than announced. Download it again.")
+                raise DataError("is cut off: a tensor is shorter than announced")
             self._storages[key] = storage
         return self._storages[key]
 

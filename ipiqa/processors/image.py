@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
@@ -80,29 +81,26 @@ class SquashProcessor:
         libraries = f"pillow {PIL.__version__}, jpeg {features.version('jpg')}, webp {features.version('webp')}"
         return f"squash 1, {self.image_size}, {self.interpolation}, {libraries}"
 
-    def verify(self, path: Path, *, full: bool = False) -> None:
-        """Checks a file: its header, or with `full` every pixel.
+    def verify(self, path: Path) -> None:
+        """Checks the header of a file; `decode` checks every pixel.
 
         Raises:
             DataError: the file cannot be used; the message names it and says why.
         """
-        if full:
-            self.decode(path)
-        else:
-            _open(path, str(path)).close()
+        _open(path, str(path)).close()
 
-    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
+    def decode(self, source: Path | bytes | Image.Image, name: str | None = None) -> torch.Tensor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
 
         Args:
-            source: file, or the content of one.
+            source: file, the content of one, or an image that Pillow has opened.
             name: what messages call it; None takes the path.
 
         Raises:
             DataError: the file cannot be used; the message names it and says why.
         """
         shown = name or (str(source) if isinstance(source, Path) else "image in memory")
-        with _open(source, shown) as opened:
+        with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
             try:
                 image = _to_rgb(ImageOps.exif_transpose(opened))
             except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file

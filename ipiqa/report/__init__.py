@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ipiqa.evaluation.results import RunResult, load_run
+from ipiqa.evaluation.results import load_run
 from ipiqa.evaluation.summary import Summary, summarise
 from ipiqa.files import write_json, write_text
 from ipiqa.report.ablation import AblationRow, write_ablation
@@ -14,8 +14,6 @@ from ipiqa.report.tables import console_table, summary_csv, summary_json, summar
 
 __all__ = [
     "AblationRow",
-    "RunResult",
-    "Summary",
     "compare_runs",
     "console_table",
     "load_run",

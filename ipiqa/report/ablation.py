@@ -25,7 +25,7 @@ from ipiqa.evaluation.summary import (
 )
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, describe, holm
-from ipiqa.report.compare import LEVEL, TEST_COLUMNS, tested
+from ipiqa.report.compare import LEVEL, TEST_COLUMNS, interval_and_p
 from ipiqa.report.render import markdown_table, render
 from ipiqa.report.tables import mean_std
 
@@ -44,28 +44,13 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """SRCC of a row minus that of the first; `p_holm` is nan where the test has no p."""
-
-    test: PairedTest
-    p_holm: float
-
-    @property
-    def mark(self) -> str:
-        """An arrow where the difference is significant, else ""."""
-        if not self.p_holm < LEVEL:  # nan is not below
-            return ""
-        return UP if self.test.difference > 0 else DOWN
-
-
-@dataclass(frozen=True)
 class Ablation:
-    """What the tables show: spreads of each (row, target, checkpoint, metric) and differences of (row, ...)."""
+    """What the tables show: spreads of each (row, target, checkpoint, metric), and differences."""
 
     rows: tuple[AblationRow, ...]  # all of them; those without a run are listed below the table
     runs: dict[str, RunResult]  # of the finished ones
     spreads: dict[tuple[str, str, str, str], Spread]
-    differences: dict[tuple[str, str, str], Difference]  # by checkpoint, target, row
+    differences: dict[tuple[str, str, str], PairedTest]  # SRCC minus that of the first, by checkpoint, target, row
     notes: tuple[str, ...]
 
     @property
@@ -127,11 +112,11 @@ def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
     first = rows[0].name
     if first not in runs:
         notes[f"{first} is not finished: there is nothing to compare with yet"] = None
-    differences: dict[tuple[str, str, str], Difference] = {}
+    differences: dict[tuple[str, str, str], PairedTest] = {}
     for checkpoint, target in itertools.product(reversed(CHECKPOINTS), runs[first].targets if first in runs else ()):
         tests = dict(_tests(values, runs, first, target, checkpoint, notes))
-        for (name, test), p in zip(tests.items(), holm([test.p for test in tests.values()]), strict=True):
-            differences[checkpoint, target, name] = Difference(test, p)
+        corrected = zip(tests, holm(list(tests.values())), strict=True)
+        differences |= {(checkpoint, target, name): test for name, test in corrected}
     return Ablation(tuple(rows), runs, spreads, differences, tuple(notes))
 
 
@@ -171,10 +156,9 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
     header = ["epoch", "row", *(f"{t} {m.upper()}" for t in ablation.targets for m in COLUMNS)]
     rows = [[ablation.heading(c), n, *_figures(ablation, c, n)] for c in ablation.checkpoints for n in ablation.runs]
     differences = []
-    for (checkpoint, target, name), found in ablation.differences.items():
-        value = found.test.difference
-        shown = "-" if math.isnan(value) else f"{value:+.4f} {found.mark}".strip()
-        differences.append([ablation.heading(checkpoint), target, name, shown, *tested(found.test, found.p_holm)])
+    for (checkpoint, target, name), test in ablation.differences.items():
+        shown = "-" if math.isnan(test.difference) else f"{test.difference:+.4f} {mark(test)}".strip()
+        differences.append([ablation.heading(checkpoint), target, name, shown, *interval_and_p(test)])
     return render(
         "ablation.md.j2", title=title, ablation=ablation, remarks=_remarks(ablation),
         figures=markdown_table(header, rows),
@@ -186,10 +170,16 @@ def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
     """Returns the cells of a row: SRCC with its mark, and PLCC, for each target."""
     out = []
     for target, metric in itertools.product(ablation.targets, COLUMNS):
-        difference = ablation.differences.get((checkpoint, target, name)) if metric == "srcc" else None
-        text = mean_std(ablation.spreads.get((name, target, checkpoint, metric)))
-        out.append(f"{text} {'' if difference is None else difference.mark}".strip())
+        test = ablation.differences.get((checkpoint, target, name)) if metric == "srcc" else None
+        out.append(f"{mean_std(ablation.spreads.get((name, target, checkpoint, metric)))} {mark(test)}".strip())
     return out
+
+
+def mark(test: PairedTest | None) -> str:
+    """Returns an arrow where the difference is significant, else ""."""
+    if test is None or not test.p_holm < LEVEL:  # nan is not below
+        return ""
+    return UP if test.difference > 0 else DOWN
 
 
 def _remarks(ablation: Ablation) -> list[str]:
@@ -210,15 +200,14 @@ def ablation_csv(ablation: Ablation) -> str:
         spreads = {metric: ablation.spreads.get((row.name, target, checkpoint, metric)) for metric in COLUMNS}
         if not any(spreads.values()):
             continue
-        run, found = ablation.runs[row.name], ablation.differences.get((checkpoint, target, row.name))
+        run, test = ablation.runs[row.name], ablation.differences.get((checkpoint, target, row.name))
         line: dict[str, Any] = {"row": row.name, "changes": " ".join(row.changes), "checkpoint": checkpoint}
         line |= {"target": target, "folds": len(run.folds)}
         for metric, statistic in itertools.product(COLUMNS, ("mean", "std")):
             line[f"{metric}_{statistic}"] = getattr(spreads[metric], statistic, None)
-        line["common_folds"] = "" if found is None else str(found.test.n)
-        for column, name in (("srcc_difference", "difference"), ("low", "low"), ("high", "high"), ("p", "p")):
-            line[column] = None if found is None else getattr(found.test, name)
-        lines.append(line | {"p_holm": None if found is None else found.p_holm})
+        line |= {"common_folds": "" if test is None else str(test.n)}
+        line |= {"srcc_difference": getattr(test, "difference", None)}
+        lines.append(line | {name: getattr(test, name, None) for name in ("low", "high", "p", "p_holm")})
     return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
 
 
@@ -230,10 +219,9 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
         for (row, target, checkpoint, metric), spread in ablation.spreads.items():
             if row == name:
                 out[target].setdefault(checkpoint, {"srcc_minus_first": None})[metric] = asdict(spread)
-        for (checkpoint, target, row), found in ablation.differences.items():
+        for (checkpoint, target, row), test in ablation.differences.items():
             if row == name:
-                test = asdict(found.test) | {"p_holm": found.p_holm, "mark": found.mark}
-                out[target][checkpoint]["srcc_minus_first"] = test
+                out[target][checkpoint]["srcc_minus_first"] = asdict(test) | {"mark": mark(test)}
         return out
 
     rows = [

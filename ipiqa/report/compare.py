@@ -39,11 +39,10 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         metrics = metric_names(key[3] for key in values if key[1] == target)
         keys = [(target, checkpoint, metric) for checkpoint in a.checkpoints for metric in metrics]
         keys = [key for key in keys if {("A", *key), ("B", *key)} <= set(values)]
-        tests = [compare(values, runs, "A", "B", key, folds) for key in keys]
-        corrected = holm([test.p for test in tests])
+        tests = holm([compare(values, runs, "A", "B", key, folds) for key in keys])
         rows = [
-            [checkpoint, label(metric), *_means(test), *tested(test, p), _ahead(test, p, metric)]
-            for (_, checkpoint, metric), test, p in zip(keys, tests, corrected, strict=True)
+            [checkpoint, label(metric), *_means(test), *interval_and_p(test), _ahead(test, metric)]
+            for (_, checkpoint, metric), test in zip(keys, tests, strict=True)
         ]
         notes |= {f"{target}: {test.note}": None for test in tests if test.note}
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
@@ -65,10 +64,10 @@ def _means(test: PairedTest) -> list[str]:
     return [number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"]
 
 
-def tested(test: PairedTest, p_holm: float) -> list[str]:
+def interval_and_p(test: PairedTest) -> list[str]:
     """Returns interval, p and corrected p as text, "-" where there is none."""
     interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
-    return [interval, p_value(test.p), p_value(p_holm)]
+    return [interval, p_value(test.p), p_value(test.p_holm)]
 
 
 def p_value(value: float) -> str:
@@ -82,9 +81,9 @@ def p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _ahead(test: PairedTest, p_holm: float, metric: str) -> str:
+def _ahead(test: PairedTest, metric: str) -> str:
     if metric not in METRICS:  # whether more of it is better is not known
         return "-"
-    if not p_holm < LEVEL:
+    if not test.p_holm < LEVEL:
         return "open"
     return "A" if (test.difference < 0) == (metric == "rmse") else "B"

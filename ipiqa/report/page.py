@@ -36,7 +36,7 @@ def report_page(summary: Summary) -> str:
         folds=[(target, fold_table(summary, target)) for target in run.targets],
         curves=list(_curves(run)), scatters=list(_scatters(run)), max_points=plots.MAX_POINTS,
         num_predictions=len(pooled(run, run.targets[0], "best")),
-        residuals=[found for target in run.targets if (found := _residuals(run, target))],
+        residuals=[errors for target in run.targets if (errors := _residuals(run, target))],
         which=checkpoint_title(run, "best"),
         environment=[(k, v if isinstance(v, str) else json.dumps(v)) for k, v in run.environment.items()],
         splits=[(str(fold.number), fold.scores.split.sha256) for fold in run.folds],

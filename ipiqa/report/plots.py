@@ -11,7 +11,6 @@ import numpy as np
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
 MAX_POINTS = 20_000  # of one scatter chart; more would only make the file heavy
-LARGEST = 1e50
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x, y
 
@@ -69,7 +68,7 @@ def chart(
     Args:
         title: what the chart shows, for readers that cannot see it.
         x_label, y_label: of the axes.
-        lines: drawn in order over the points; what is not finite, or beyond 1e50, is left out everywhere.
+        lines: drawn in order over the points; what is not finite is left out everywhere.
         points: of a cloud.
         marks: of dots drawn on top.
     """
@@ -103,7 +102,7 @@ def chart(
 
 def _finite(points: Points) -> np.ndarray:
     both = np.array([points[0], points[1]], dtype=np.float64)
-    return both[:, (np.abs(both) < LARGEST).all(axis=0)]
+    return both[:, (np.isfinite(both)).all(axis=0)]
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

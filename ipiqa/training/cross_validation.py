@@ -14,6 +14,7 @@ from ipiqa.datasets.splits import Split
 from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError
+from ipiqa.models.bundle import ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.training.fold import FoldRun, checkpoint_path
 from ipiqa.training.run_folder import (
@@ -56,7 +57,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         tokens = build.make_tokenizer(config)(data.table.prompts)
         # Built to find missing or wrong weights before the folder is made.
         model = build.make_model(config, len(data.table.targets))
-        _check_early(config, model, splits)
+        _check_early(config, model, build.describe_model(config, model, data.table.targets), splits)
         del model
         checkpoints = {}
         if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
@@ -77,7 +78,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     return run_dir
 
 
-def _check_early(config: Config, model: nn.Module, splits: dict[int, Split]) -> None:
+def _check_early(config: Config, model: nn.Module, spec: ModelSpec, splits: dict[int, Split]) -> None:
     """Finds before the run folder is made what would stop a fold at its start.
 
     Raises:
@@ -85,7 +86,7 @@ def _check_early(config: Config, model: nn.Module, splits: dict[int, Split]) -> 
     """
     paths = dict.fromkeys(checkpoint_path(config, fold) for fold in splits) if config.run.checkpoint else {}
     for path in paths:
-        load_model(model, path, "run.checkpoint")
+        load_model(model, path, "run.checkpoint", spec)
     if not config.run.evaluate:
         check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())
 

@@ -23,6 +23,7 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
+from ipiqa.models.bundle import CONFIG, HASH_DIGITS, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
@@ -31,8 +32,10 @@ logger = logging.getLogger("ipiqa")
 
 
 def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file that `run.checkpoint` means for a fold: of a run folder, its best.pt of that fold."""
+    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
     path = Path(str(config.run.checkpoint))
+    if (path / CONFIG).is_file():
+        return str(path / WEIGHTS)
     return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
 
 
@@ -99,6 +102,7 @@ class FoldRun:
         self.identity = identity_of(config) | shared
         self.stop = stop
         self.folder = fold_dir(Path(config.run.output_dir), split.fold)
+        self.seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
         self.task = build.make_task(config)
         self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
         self.held_out = build.held_out_batches(config, data, tokens, split, device)
@@ -116,8 +120,10 @@ class FoldRun:
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
         model = build.make_model(config, len(self.data.table.targets))
+        spec = build.describe_model(config, model, self.data.table.targets, self.data, split)
         if config.run.checkpoint is not None:
-            load_model(model, checkpoint_path(config, split.fold), "run.checkpoint")
+            trained = load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec)
+            self._count_seen(trained)
         model.to(self.device)
         if config.run.evaluate:
             self._write({"best": (None, self._evaluate(model))})
@@ -126,10 +132,22 @@ class FoldRun:
         batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, stop=self.stop, label=f"fold {split.fold} ",
+            identity=self.identity, spec=spec, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
+
+    def _count_seen(self, trained: ModelSpec | None) -> None:
+        """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
+        if trained is None or not trained.training.images:
+            return
+        known, rows = set(trained.training.images), self.split.val
+        self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+        if self.seen_in_training:
+            logger.warning(
+                "fold %d: run.checkpoint was trained on %d of the %d held-out images",
+                *(self.split.fold, self.seen_in_training, len(rows)),
+            )
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
@@ -174,5 +192,5 @@ class FoldRun:
             write_fold(
                 self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
                 dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
-                settings=identity_of(self.config),
+                settings=identity_of(self.config), seen_in_training=self.seen_in_training,
             )  # fmt: skip

@@ -89,7 +89,7 @@ def _batches(config: Config, processor: SquashProcessor, device: torch.device) -
     """Returns the batches of a table or of shards, and what they come from."""
     dataset: Any = build.make_dataset(config)
     if dataset.streamed:
-        identity = dist.from_main(dataset.identity() if dist.is_main() else None)
+        identity = dist.from_main(dist.on_main(dataset.identity))
         batches = build.streamed_batches(config, dataset, processor, device)
         return batches, content_of(device, None, []) | identity | {
             "run.num_workers, which decides the order of streamed pairs": batches.train.num_workers
@@ -122,7 +122,7 @@ def _trainer(
 
     return build.make_trainer(
         config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
-        identity=identity_of(config) | content, stop=stop,
+        identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 
 

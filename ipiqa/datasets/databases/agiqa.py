@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from abc import abstractmethod
@@ -14,8 +13,6 @@ from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.registry import FilePath, register
-
-logger = logging.getLogger(__name__)
 
 AGIQA_1K_URL = "https://github.com/lcysyzxdxc/AGIQA-1k-Database"
 AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
@@ -46,16 +43,8 @@ class AnnotatedImages(ImageFolder):
     def load(self) -> AnnotationTable:
         path, layout = Path(self.annotations), self.layout()
         rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
-        table, warnings = make_table(
-            rows,
-            layout,
-            here=f"dataset.annotations: '{path}'",
-            image_dir=Path(self.images),
-            duplicates=self.duplicates,
-        )
-        for warning in warnings:
-            logger.warning(warning)
-        return table
+        here, images = f"dataset.annotations: '{path}'", Path(self.images)
+        return make_table(rows, layout, here=here, image_dir=images, duplicates=self.duplicates)
 
 
 @register("dataset", "agiqa_1k")

@@ -1,0 +1,1 @@
+"""Images and prompts -> scores, with what was trained elsewhere."""
