@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.errors import ConfigError, did_you_mean, shorten
 
 KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task")
 
@@ -115,12 +115,6 @@ def file_path(text: str, where: str) -> str:
     if problem:
         raise ConfigError(f"{where}: {shorten(text)} is not a path: {problem}. Give the path of a file or folder.")
     return os.path.expanduser(text)  # noqa: PTH111 (Path raises where a user is unknown)
-
-
-def shorten(value: Any) -> str:
-    """Returns a value for a message; a long one is cut."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def describe_type(annotation: Any) -> str:

@@ -17,20 +17,16 @@ def add_commands(commands: Any) -> None:
         help="render the demo dataset",
         description="Render the synthetic demo dataset, in the form of AGIQA-3k.",
     )
-    _add_rendering(data, out="folder to write", seed=0)
-    num_prompts = whole_number("--num-prompts", 1, 10_000)
-    data.add_argument(
-        "--num-prompts", type=num_prompts, default=300, metavar="N", help="ten images each (default: %(default)s)"
-    )
+    _add_rendering(data, "folder to write", seed=0)
+    _add_number(data, "--num-prompts", 300, 1, 10_000, "prompts, ten images each")
     data.set_defaults(run=run_data)
     pairs = commands.add_parser(
         "demo-pairs",
         help="render pairs for Image2Prompt on the demo",
         description="Render pictures and their prompts; no prompt of the demo dataset is among them.",
     )
-    _add_rendering(pairs, out="the demo's folder", seed=1)
-    num_pairs = whole_number("--num", 1, 100_000)
-    pairs.add_argument("--num", type=num_pairs, default=8192, metavar="N", help="pairs (default: %(default)s)")
+    _add_rendering(pairs, "the demo's folder", seed=1)
+    _add_number(pairs, "--num", 8192, 1, 100_000, "pairs")
     pairs.set_defaults(run=run_pairs)
     encoders = commands.add_parser(
         "demo-encoders",
@@ -38,31 +34,29 @@ def add_commands(commands: Any) -> None:
         description="Train tiny encoders on rendered picture-prompt pairs.",
     )
     add_config_arguments(encoders)
-    num_pairs = whole_number("--num-pairs", 256, 100_000)  # one batch at least
-    encoders.add_argument("--num-pairs", type=num_pairs, metavar="N", help="rendered pairs to train on")
-    epochs = whole_number("--epochs", 1, 1000)
-    encoders.add_argument("--epochs", type=epochs, metavar="N", help="times to go through them")
+    _add_number(encoders, "--num-pairs", 16384, 256, 100_000, "rendered pairs to train on")  # one batch at least
+    _add_number(encoders, "--epochs", 4, 1, 1000, "times to go through them")
     encoders.set_defaults(run=run_encoders)
 
 
-def _add_rendering(parser: argparse.ArgumentParser, *, out: str, seed: int) -> None:
-    where, size = path("--out"), whole_number("--image-size", 16, 512)
+def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, low: int, high: int, what: str) -> None:
+    number = whole_number(flag, low, high)
+    parser.add_argument(flag, type=number, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+
+
+def _add_rendering(parser: argparse.ArgumentParser, out: str, *, seed: int) -> None:
+    where = path("--out")
     parser.add_argument("--out", type=where, default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
-    seeds = whole_number("--seed", 0, MAX_SEED)
-    parser.add_argument("--seed", type=seeds, default=seed, metavar="N", help="of everything (default: %(default)s)")
-    parser.add_argument(
-        "--image-size", type=size, default=64, metavar="PX", help="side of the images (default: %(default)s)"
-    )
+    _add_number(parser, "--seed", seed, 0, MAX_SEED, "of everything")
+    _add_number(parser, "--image-size", 64, 16, 512, "side of the images, in pixels")
 
 
 def run_data(arguments: argparse.Namespace) -> int:
     """Writes the demo dataset and prints its noise ceilings."""
     from ipiqa.demo.database import write_demo_dataset
 
-    folder = Path(arguments.out)
-    summary = write_demo_dataset(
-        folder, seed=arguments.seed, num_prompts=arguments.num_prompts, image_size=arguments.image_size
-    )
+    folder, size = Path(arguments.out), arguments.image_size
+    summary = write_demo_dataset(folder, seed=arguments.seed, num_prompts=arguments.num_prompts, image_size=size)
     print(f"{folder}: {summary}")
     return 0
 
@@ -74,8 +68,7 @@ def run_pairs(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.out)
     refuse_other_dataset(folder)
-    table = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")
-    prompts = sorted(set(table["prompt"]))
+    prompts = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")["prompt"]
     write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
     return 0
@@ -87,7 +80,5 @@ def run_encoders(arguments: argparse.Namespace) -> int:
     from ipiqa.engine import log
 
     log.set_up()
-    given = {"num_pairs": arguments.num_pairs, "epochs": arguments.epochs}
-    settings = WarmUp(**{name: value for name, value in given.items() if value is not None})
-    print(warm_up(load(arguments), settings))
+    print(warm_up(load(arguments), WarmUp(num_pairs=arguments.num_pairs, epochs=arguments.epochs)))
     return 0
