@@ -17,7 +17,6 @@ from torch import nn
 
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
@@ -52,11 +51,6 @@ class Data:
     images: ImageSource
     image_hashes: tuple[str, ...]  # sha256 of each row's image file
 
-    @property
-    def images_sha256(self) -> str:
-        """One hash of all images."""
-        return image_set_sha256(self.table, self.image_hashes)
-
 
 @dataclass(frozen=True)
 class Batches:
@@ -68,11 +62,7 @@ class Batches:
 
 
 def choose_device(config: Config) -> torch.device:
-    """Returns the device of this process and sets the memory and precision options that hold for all of it.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none, or fp16 without one.
-    """
+    """Returns the device of this process and sets the memory and precision options that hold for all of it."""
     wanted = config.run.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: 'cuda', but PyTorch sees no GPU. Set run.device=auto or run.device=cpu.")
@@ -109,12 +99,7 @@ def make_task(config: Config) -> Task:
 
 
 def check_kind(config: Config, *, folds: bool) -> None:
-    """Raises ConfigError where a model, task or dataset is for another kind of run.
-
-    Args:
-        config: what is to be run.
-        folds: whether the run cross-validates scores; otherwise it pre-trains.
-    """
+    """Raises ConfigError where a model, task or dataset is not for cross-validation (`folds`), or pre-training."""
     for section in ("model", "task", "dataset"):
         name = getattr(config, section)["name"]
         has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
@@ -203,10 +188,7 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
 
     Args:
         cfg_path: a YAML file, such as ipiqa/projects/agiqa3k/ipiqa.yaml.
-        overrides: settings of the form "key=value".
-
-    Raises:
-        IpiqaError: a setting or a weights file cannot be used.
+        overrides: settings of the form "key=value"; what cannot be used is an IpiqaError.
     """
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
@@ -240,20 +222,23 @@ def describe_model(
     )  # fmt: skip
 
 
+@dataclass
 class Inputs:
     """Batches as a loader gives them -> batches as a task takes them: on the device, normalised, flipped to train."""
 
-    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int | None, seed: int, fold: int):
-        self.processor, self.device = processor, device
-        self.num_rows, self.seed, self.fold = num_rows, seed, fold
-        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
+    processor: SquashProcessor
+    device: torch.device
+    num_rows: int | None
+    seed: int
+    fold: int
+    prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
         flips = None
         if epoch is not None:
-            rows, seed, fold = batch["rows"], self.seed, self.fold
-            flips = self.processor.flips(rows, num_rows=self.num_rows, seed=seed, fold=fold, epoch=epoch)
+            rows, draw = batch["rows"], {"seed": self.seed, "fold": self.fold, "epoch": epoch}
+            flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}

@@ -172,12 +172,9 @@ def check_settings(
 
     Args:
         component: a registered part or a dataclass with keyword-only fields.
-        section: settings by name.
+        section: settings by name; what the component does not take is a ConfigError.
         where: dotted path of the section, for messages.
         parts: other keys that may be in the section.
-
-    Raises:
-        ConfigError: no mapping, unknown key, wrong type, or a setting without default that is not given.
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write its settings under it, indented.")
@@ -208,8 +205,7 @@ def check_settings(
 def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
     """Returns a section with every default filled in, nested parts included; builds nothing.
 
-    Raises:
-        ConfigError: anything in the section that the named part does not take.
+    What the named part does not take is a ConfigError.
     """
     if isinstance(section, str):
         section = {"name": section}
@@ -245,7 +241,7 @@ def _nested(kind: str, part: Callable[..., Any]) -> list[str]:
 
 
 def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:
-    """Returns the part a resolved section describes, its nested parts built first, in the order of its parameters.
+    """Returns the part that a section from `resolve` describes, its nested parts built first, in their order.
 
     Args:
         kind: kind of the part.

@@ -12,27 +12,18 @@ from ipiqa.config.settings import MAX_SEED
 
 def add_commands(commands: Any) -> None:
     """Adds the demo commands."""
-    data = commands.add_parser(
-        "demo-data",
-        help="render the demo dataset",
-        description="Render the synthetic demo dataset, in the form of AGIQA-3k.",
-    )
+    about = "Render the synthetic demo dataset, in the form of AGIQA-3k."
+    data = commands.add_parser("demo-data", help="render the demo dataset", description=about)
     _add_rendering(data, "folder to write", seed=0)
     _add_number(data, "--num-prompts", 300, 1, 10_000, "prompts, ten images each")
     data.set_defaults(run=run_data)
-    pairs = commands.add_parser(
-        "demo-pairs",
-        help="render pairs for Image2Prompt on the demo",
-        description="Render pictures and their prompts; no prompt of the demo dataset is among them.",
-    )
+    about = "Render pictures and their prompts; no prompt of the demo dataset is among them."
+    pairs = commands.add_parser("demo-pairs", help="render pairs for Image2Prompt on the demo", description=about)
     _add_rendering(pairs, "the demo's folder", seed=1)
     _add_number(pairs, "--num", 8192, 1, 100_000, "pairs")
     pairs.set_defaults(run=run_pairs)
-    encoders = commands.add_parser(
-        "demo-encoders",
-        help="train the demo's tiny encoders",
-        description="Train tiny encoders on rendered picture-prompt pairs.",
-    )
+    about = "Train tiny encoders on rendered picture-prompt pairs."
+    encoders = commands.add_parser("demo-encoders", help="train the demo's tiny encoders", description=about)
     add_config_arguments(encoders)
     _add_number(encoders, "--num-pairs", 16384, 256, 100_000, "rendered pairs to train on")  # one batch at least
     _add_number(encoders, "--epochs", 4, 1, 1000, "times to go through them")

@@ -44,19 +44,12 @@ COLUMNS = ("name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_qualit
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What was written, and how well the noiseless truth itself would score against the noisy opinions.
-
-    Attributes:
-        num_images: images in the folder.
-        num_prompts: different prompts.
-        ceilings: target -> (SRCC, PLCC) of the truth; no predictor can expect more.
-        crosstalk: SRCC between the true quality and the true alignment; what one tells about the other.
-    """
+    """What was written, and how well the noiseless truth itself would score against the noisy opinions."""
 
     num_images: int
     num_prompts: int
-    ceilings: dict[str, tuple[float, float]]
-    crosstalk: float
+    ceilings: dict[str, tuple[float, float]]  # target -> (SRCC, PLCC) of the truth; no predictor can expect more
+    crosstalk: float  # SRCC between true quality and true alignment: what one tells about the other
 
     def __str__(self) -> str:
         lines = [
@@ -122,15 +115,8 @@ def write_demo_dataset(
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
-    Args:
-        folder: made if need be; files of an earlier call are replaced, another dataset is not.
-        seed: of everything.
-        num_prompts: different ones; each is drawn by every generator.
-        image_size: side of the images, in pixels.
-        processes: to render in; None for one per core.
-
-    Raises:
-        ConfigError: the folder holds another dataset.
+    Each prompt is drawn by every generator, image_size x image_size pixels. Files of an earlier call are replaced; a
+    folder that holds another dataset is a ConfigError.
     """
     refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -164,11 +150,7 @@ def write_demo_dataset(
 def draw_pairs(num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> tuple[list[Picture], list[str]]:
     """Returns pictures that show all of their scene's prompt, and for each a prompt that is almost right.
 
-    Args:
-        num: number of pairs.
-        seed: of everything.
-        image_size: side of the pictures, in pixels.
-        exclude: prompts that must stay unseen; none is drawn, nor a near miss.
+    None of the prompts to exclude is among either.
     """
     rng = np.random.default_rng([seed, 3])
     forbidden = set(exclude)
@@ -184,12 +166,7 @@ def draw_pairs(num: int, *, seed: int, image_size: int, exclude: Iterable[str]) 
 
 
 def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> None:
-    """Writes pictures and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo.
-
-    Args:
-        folder: where to; made if need be.
-        num, seed, image_size, exclude: as for `draw_pairs`.
-    """
+    """Writes pairs/ and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo."""
     pictures, _ = draw_pairs(num, seed=seed, image_size=image_size, exclude=exclude)
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     names = [f"{number:05d}.png" for number in range(num)]

@@ -72,11 +72,8 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     """Trains the encoders of a config on rendered pairs and returns the file of their weights.
 
     The file is the one that both encoders' `weights` name; its tensors are named as OpenAI names them. If it is there
-    and was made with the same settings, nothing is done. No prompt of the config's dataset is seen.
-
-    Raises:
-        ConfigError: the encoders name no common weights file, or one that something else has made.
-        DataError: the dataset's table cannot be read.
+    and was made with the same settings, nothing is done; one that something else has made is a ConfigError. No prompt
+    of the config's dataset is seen.
     """
     files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
     if len(files) != 1 or None in files:
@@ -95,8 +92,7 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     count, size = settings.num_pairs + NUM_TEST, config.image_size
     pairs = draw_pairs(count, seed=settings.seed, image_size=size, exclude=table.prompts)
     torch.manual_seed(settings.seed)
-    towers = [registry.build(p, section, f"model.{p}", {"image_size": size}) for p, section in sections.items()]
-    model = TwoTowers(*towers)
+    model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", {"image_size": size}) for p in sections))
     _train(model, *pairs, make_processor(config).normalise, settings)
     tensors = model.image_encoder.clip_tensors() | model.prompt_encoder.clip_tensors()
     with replacing(path, "wb") as file:
@@ -165,8 +161,8 @@ def _train(
     order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped
 
     def batch_of(rows: Sequence[int]) -> Batch:
-        images = torch.from_numpy(pixels[rows])
-        return {"rows": torch.tensor(rows), "images": normalise(images), "tokens": prompts[rows]}
+        images = normalise(torch.from_numpy(pixels[rows]))
+        return {"rows": torch.tensor(rows), "images": images, "tokens": prompts[rows]}
 
     def start_epoch(epoch: int, first_step: int) -> None:
         rows = np.random.default_rng([settings.seed, 5, epoch]).permutation(count)

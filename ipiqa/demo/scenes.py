@@ -97,8 +97,7 @@ def with_errors(scene: Scene, error_rate: float, rng: np.random.Generator) -> Sc
 
     def wrong(whole: Any, parts: dict[str, tuple[str, ...]]) -> Any:
         for part in parts:
-            if rng.random() < error_rate:
-                whole = _change(whole, part, rng)
+            whole = _change(whole, part, rng) if rng.random() < error_rate else whole
         return whole
 
     things = (scene.first, scene.second)
@@ -111,9 +110,9 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     part = str(rng.choice(list(PARTS)))
     if part in WHOLE:
         return _change(scene, part, rng)
-    if rng.random() < 0.5:
-        return dataclasses.replace(scene, first=_change(scene.first, part, rng))
-    return dataclasses.replace(scene, second=_change(scene.second, part, rng))
+    side = "first" if rng.random() < 0.5 else "second"
+    changed: dict[str, Any] = {side: _change(getattr(scene, side), part, rng)}
+    return dataclasses.replace(scene, **changed)
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
