@@ -33,8 +33,7 @@ from typing import Any
 from ipiqa import build, dist, registry
 from ipiqa.config import yaml_file
 from ipiqa.config.loading import Config, load_config, parse_override
-from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean
-from ipiqa.registry import shorten
+from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean, shorten
 from ipiqa.report import AblationRow, load_run, write_summary
 from ipiqa.training.cross_validation import run
 from ipiqa.training.run_folder import check_same_run, is_finished, weights_of

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from torch import nn
 
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.loaders import Loading, eval_loader, train_loader
+from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
+from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
 from ipiqa.datasets.shards import Shards
 from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
@@ -42,19 +42,6 @@ from ipiqa.tasks import Task
 
 logger = logging.getLogger("ipiqa")
 
-Tokenize = Callable[[Sequence[str]], torch.Tensor]  # N prompts -> int64 (N, context)
-
-
-class EpochLoader(Protocol):
-    """Batches of one epoch after the other."""
-
-    num_workers: int
-
-    def __iter__(self) -> Any: ...
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the epoch to come and how many of its steps to leave out."""
-
 
 @dataclass(frozen=True)
 class Data:
@@ -64,27 +51,18 @@ class Data:
     images: ImageSource
     image_hashes: tuple[str, ...]  # sha256 of each row's image file
 
-    @property
-    def images_sha256(self) -> str:
-        """One hash of all images."""
-        return image_set_sha256(self.table, self.image_hashes)
-
 
 @dataclass(frozen=True)
 class Batches:
     """What one training reads: batches to train on and to evaluate on, and rows of the table, None where streamed."""
 
-    train: EpochLoader
+    train: BatchLoader | ShardBatches
     held_out: Iterable[Batch]
     num_rows: int | None
 
 
 def choose_device(config: Config) -> torch.device:
-    """Returns the device of this process and sets the memory and precision options that hold for all of it.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none, or fp16 without one.
-    """
+    """Returns the device of this process and sets the memory and precision options that hold for all of it."""
     wanted = config.run.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: 'cuda', but PyTorch sees no GPU. Set run.device=auto or run.device=cpu.")
@@ -102,8 +80,7 @@ def choose_device(config: Config) -> torch.device:
 
 def make_dataset(config: Config) -> Source:
     """Returns the dataset of a config; no file is touched."""
-    dataset: Source = registry.build("dataset", config.dataset, "dataset", {})
-    return dataset
+    return registry.build("dataset", config.dataset, "dataset", {})
 
 
 def make_processor(config: Config) -> SquashProcessor:
@@ -112,32 +89,20 @@ def make_processor(config: Config) -> SquashProcessor:
 
 
 def make_tokenizer(config: Config) -> Tokenize:
-    """Returns what makes tokens of prompts for the model of a config, which is not built for it."""
+    """Returns what makes tokens, int64 (N, context), of N prompts for the model of a config, which is not built."""
     return tokenizer_of(config.model.get("prompt_encoder"))
 
 
 def make_task(config: Config) -> Task:
     """Returns the task of a config."""
-    task: Task = registry.build("task", config.task, "task", {})
-    return task
+    return registry.build("task", config.task, "task", {})
 
 
 def check_kind(config: Config, *, folds: bool) -> None:
-    """Refuses a config whose model, task or dataset is for another kind of run.
-
-    Args:
-        config: what is to be run.
-        folds: whether the run cross-validates scores; otherwise it pre-trains.
-
-    Raises:
-        ConfigError: naming the section that does not fit.
-    """
-    fits = {
-        section: bool(getattr(registry.lookup(section, getattr(config, section)["name"], section), "has_scores", True))
-        for section in ("model", "task", "dataset")
-    }
-    for section, has_scores in fits.items():
+    """Raises ConfigError where a model, task or dataset is not for cross-validation (`folds`), or pre-training."""
+    for section in ("model", "task", "dataset"):
         name = getattr(config, section)["name"]
+        has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
         if folds and not has_scores:
             raise ConfigError(
                 f"{section}.name: {name!r} is for pre-training, where nothing is scored. Start it with: ipiqa pretrain."
@@ -150,11 +115,7 @@ def check_kind(config: Config, *, folds: bool) -> None:
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
-    """Returns table and images, all checked.
-
-    Raises:
-        DataError: anything in them that cannot be trained on.
-    """
+    """Returns table and images, all checked; raises DataError for anything that cannot be trained on."""
     dataset = make_dataset(config)
     table = dataset.load()
     assert isinstance(dataset, ImageFolder)  # what has a table has a folder
@@ -162,55 +123,31 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
     images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
     images = images or dataset.open_images(table, hashes, processor)
-    logger.info(
-        "%d images, %d prompts, %d groups; targets: %s",
-        len(table),
-        len(set(table.prompts)),
-        len(set(table.groups)),
-        ", ".join(table.target_names),
-    )
+    counts = (len(table), len(set(table.prompts)), len(set(table.groups)))
+    logger.info("%d images, %d prompts, %d groups; targets: %s", *counts, ", ".join(table.target_names))
     return Data(table, images, hashes)
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
     """Returns the split of one fold."""
+    split, run = config.split, config.run
     return make_split(
-        table,
-        kind=config.split.kind,
-        seed=config.split.seed,
-        fold=fold,
-        num_folds=config.run.num_folds,
-        train_fraction=config.split.train_fraction,
-        val_fraction=config.run.val_fraction,
-    )
+        table, kind=split.kind, seed=split.seed, fold=fold, num_folds=run.num_folds,
+        train_fraction=split.train_fraction, val_fraction=run.val_fraction,
+    )  # fmt: skip
 
 
 def loading_of(config: Config, device: torch.device) -> Loading:
     """Returns how this process loads the batches of a config."""
     run = config.run
     return Loading(
-        batch_size=run.batch_size,
-        eval_batch_size=run.eval_batch_size,
-        seed=run.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        num_workers=run.num_workers,
-        pin_memory=device.type == "cuda",
-    )
+        batch_size=run.batch_size, eval_batch_size=run.eval_batch_size, seed=run.seed, rank=dist.rank(),
+        world_size=dist.world_size(), num_workers=run.num_workers, pin_memory=device.type == "cuda",
+    )  # fmt: skip
 
 
 def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> Batches:
-    """Returns the batches of one split of a table.
-
-    The held-out part and the part that selects the epoch, where there is one, are evaluated in one pass.
-
-    Args:
-        config: batch sizes, seed, workers.
-        data: table and images.
-        tokens: (N, context) of the table's prompts.
-        split: which rows train.
-        device: where the batches go.
-    """
+    """Returns the batches of one split of a table, whose prompts have the tokens (N, context)."""
     loading = loading_of(config, device)
     train = train_loader(data.table, data.images, tokens, split.train, loading, fold=split.fold)
     return Batches(train, held_out_batches(config, data, tokens, split, device), len(data.table))
@@ -219,7 +156,7 @@ def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split
 def held_out_batches(
     config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device
 ) -> Iterable[Batch]:
-    """Returns the batches of the rows of a split that do not train; arguments as for `table_batches`."""
+    """Returns the batches of the rows that do not train: in one pass the held-out ones and those that select."""
     rows = np.sort(np.concatenate([split.selection, split.val]))
     return eval_loader(data.table, data.images, tokens, rows, loading_of(config, device))
 
@@ -235,9 +172,9 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     context = {"image_size": config.image_size, "num_targets": num_targets}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
-        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
         if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
             raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
+        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
         for module in able:
             module.grad_checkpointing = True
     return model
@@ -251,11 +188,7 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
 
     Args:
         cfg_path: a YAML file, such as ipiqa/projects/agiqa3k/ipiqa.yaml.
-        overrides: settings of the form "key=value".
-
-    Raises:
-        ConfigError: a setting cannot be used.
-        DataError: a weights file cannot be used.
+        overrides: settings of the form "key=value"; what cannot be used is an IpiqaError.
     """
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
@@ -270,43 +203,42 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
 
 
 def describe_model(
-    config: Config,
-    model: nn.Module,
-    targets: Sequence[Target] = (),
-    data: Data | None = None,
+    config: Config, model: nn.Module, targets: Sequence[Target] = (), data: Data | None = None,
     split: Split | None = None,
-) -> ModelSpec:
+) -> ModelSpec:  # fmt: skip
     """Returns what rebuilds a model of a config from its checkpoint alone, and what it is trained on."""
-    training = Training(
-        dataset=config.dataset["name"], versions={"ipiqa": __version__, "torch": str(torch.__version__)}
-    )
+    facts: dict[str, Any] = {}
     if data is not None and split is not None:
         images = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
-        training = replace(
-            training, table_sha256=data.table.sha256, split_sha256=split.sha256, fold=split.fold, images=tuple(images),
-            licence="Before you pass it on, see the licences of that dataset and of the weights training began with.",
-        )  # fmt: skip
+        licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
+        facts = {
+            "table_sha256": data.table.sha256, "split_sha256": split.sha256, "fold": split.fold,
+            "images": tuple(images), "licence": licence,
+        }  # fmt: skip
+    versions = {"ipiqa": __version__, "torch": str(torch.__version__)}
     return ModelSpec(
         model=own_section(model, config.model), image_size=config.image_size, processor=config.processor,
-        targets=tuple(targets), training=training,
+        targets=tuple(targets), training=Training(dataset=config.dataset["name"], versions=versions, **facts),
     )  # fmt: skip
 
 
+@dataclass
 class Inputs:
     """Batches as a loader gives them -> batches as a task takes them: on the device, normalised, flipped to train."""
 
-    def __init__(self, processor: SquashProcessor, device: torch.device, *, num_rows: int | None, seed: int, fold: int):
-        self.processor, self.device = processor, device
-        self.num_rows, self.seed, self.fold = num_rows, seed, fold
-        self.prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
+    processor: SquashProcessor
+    device: torch.device
+    num_rows: int | None
+    seed: int
+    fold: int
+    prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
         flips = None
         if epoch is not None:
-            flips = self.processor.flips(
-                batch["rows"], num_rows=self.num_rows, seed=self.seed, fold=self.fold, epoch=epoch
-            )
+            rows, draw = batch["rows"], {"seed": self.seed, "fold": self.fold, "epoch": epoch}
+            flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
@@ -314,19 +246,10 @@ class Inputs:
 
 
 def make_trainer(
-    config: Config,
-    model: nn.Module,
-    batches: Batches,
-    *,
-    task: Task,
-    inputs: Inputs,
-    evaluate: Callable[[nn.Module], Evaluation],
-    folder: Path,
-    identity: dict[str, Any],
-    spec: ModelSpec,
-    stop: StopSignals,
-    label: str = "",
-) -> Trainer:
+    config: Config, model: nn.Module, batches: Batches, *, task: Task, inputs: Inputs,
+    evaluate: Callable[[nn.Module], Evaluation], folder: Path, identity: dict[str, Any], spec: ModelSpec,
+    stop: StopSignals, label: str = "",
+) -> Trainer:  # fmt: skip
     """Returns the trainer of a model with the optimizer, the schedule and the precision of a config."""
     run = config.run
     if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
@@ -344,26 +267,11 @@ def make_trainer(
         warmup_steps=run.warmup_steps, min_learning_rate=run.min_learning_rate, decay=run.learning_rate_decay,
     )  # fmt: skip
     return Trainer(
-        model=model,
-        optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2),
-        schedule=schedule,
-        train_loader=batches.train,
-        start_epoch=batches.train.set_epoch,
-        compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)),
-        evaluate=evaluate,
-        folder=folder,
-        identity=identity,
-        spec=spec.to_dict(),
-        seed=(run.seed, inputs.fold),
-        device=inputs.device,
-        max_epochs=run.max_epochs,
-        eval_every=run.eval_every,
-        save_every=run.save_every,
-        log_every=run.log_every,
-        accumulate_steps=run.accumulate_steps,
-        clip_grad_norm=run.clip_grad_norm,
-        amp=run.amp,
-        stop=stop,
-        label=label,
+        model=model, optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2), schedule=schedule,
+        train_loader=batches.train, start_epoch=batches.train.set_epoch,
+        compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)), evaluate=evaluate,
+        folder=folder, identity=identity, spec=spec.to_dict(), seed=(run.seed, inputs.fold), device=inputs.device,
+        max_epochs=run.max_epochs, eval_every=run.eval_every, save_every=run.save_every, log_every=run.log_every,
+        accumulate_steps=run.accumulate_steps, clip_grad_norm=run.clip_grad_norm, amp=run.amp, stop=stop, label=label,
         forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
-    )
+    )  # fmt: skip

@@ -20,15 +20,11 @@ logger = logging.getLogger("ipiqa")
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def _is_launched() -> bool:
-    return all(name in os.environ for name in _NEEDED)
-
-
 def _number(name: str, default: int, lowest: int = 0) -> int:
     """Returns a whole number that torchrun has set, or the default where it has not started this process."""
-    text = os.environ.get(name) if _is_launched() else None
-    if text is None:
+    if name not in os.environ or any(needed not in os.environ for needed in _NEEDED):
         return default
+    text = os.environ[name]
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < lowest:
         raise ConfigError(
             f"environment: {name}={text[:40]!r} is not a whole number from {lowest}. Unset it, or start with torchrun."
@@ -56,41 +52,34 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def is_restart() -> bool:
-    """Returns whether torchrun has started this job again after a process of it had failed (`--max-restarts`)."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
+def restarts() -> int:
+    """Returns how often torchrun has started this job again after a process had failed (`--max-restarts`)."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Joins the processes torchrun started (nccl on GPU, gloo on CPU) for the duration of the block.
 
     Inside another such block nothing happens: several runs of one process stay joined from the first to the last.
-
-    Raises:
-        ConfigError: the environment of torchrun contradicts itself.
+    An environment that contradicts itself is a ConfigError.
     """
     if rank() >= world_size():
         raise ConfigError(
             f"environment: RANK={rank()} with WORLD_SIZE={world_size()}. Ranks are counted from 0; start with torchrun."
         )
-    stray = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ and not _is_launched()]
-    if stray:
-        missing = ", ".join(name for name in _NEEDED if name not in os.environ)
-        logger.warning("%s ignored: %s not set, so this is one process by itself", " and ".join(stray), missing)
+    missing = ", ".join(name for name in _NEEDED if name not in os.environ)
+    stray = " and ".join(name for name in ("RANK", "WORLD_SIZE") if name in os.environ)
+    if stray and missing:
+        logger.warning("%s ignored: %s not set, so this is one process by itself", stray, missing)
     if world_size() == 1 or dist.is_initialized():
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(minutes=30)
     store, number, count = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     # torchrun's own store outlives the processes: without a name for each life, the second one would find the
     # addresses of the first.
-    store = dist.PrefixStore(f"ipiqa/{_restarts()}", store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"ipiqa/{restarts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
@@ -117,11 +106,7 @@ def from_main(value: Any) -> Any:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-    """Runs an action on rank 0 alone and returns there what it returned, elsewhere None.
-
-    Raises:
-        IpiqaError: the action raised it; every process raises the same.
-    """
+    """Runs an action on rank 0 alone and returns there what it returned, elsewhere None; all raise its IpiqaError."""
     value = error = None
     if is_main():
         try:
@@ -135,16 +120,12 @@ def on_main(action: Callable[[], Any]) -> Any:
 
 
 def check_equal(values: Mapping[str, Any]) -> None:
-    """Compares named values over all processes.
-
-    Raises:
-        ConfigError: on every process, naming what differs from rank 0 and where.
-    """
-    everywhere = gather(dict(values))
-    for number, other in enumerate(everywhere):
-        names = [n for n in {**everywhere[0], **other} if everywhere[0].get(n) != other.get(n)]
+    """Raises ConfigError on every process where named values differ between processes, with what differs and where."""
+    first, *others = gather(dict(values))
+    for number, other in enumerate(others, 1):
+        names = [n for n in first | other if first.get(n) != other.get(n)]
         if names:
-            changes = "; ".join(f"{n} is {everywhere[0].get(n)!r} and {other.get(n)!r}" for n in names)
+            changes = "; ".join(f"{n} is {first.get(n)!r} and {other.get(n)!r}" for n in names)
             raise ConfigError(f"processes 0 and {number} differ: {changes}. Start all processes with the same command.")
 
 

@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.errors import ConfigError, did_you_mean, shorten
 
 KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task")
 
@@ -32,49 +32,41 @@ _PARTS: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in (*KINDS
 
 FilePath = Annotated[str, "path"]  # a setting that names a file or folder, or a pattern of them; `~` is expanded
 
+_UNIONS = (typing.Union, types.UnionType)
+
 Part = TypeVar("Part", bound=Callable[..., Any])
 
 
 def register(kind: str, name: str) -> Callable[[Part], Part]:
     """Returns a decorator that makes a class available as `name: <name>` in a section of this kind."""
 
+    def full_name(part: Callable[..., Any]) -> str:
+        return f"{part.__module__}.{part.__qualname__}"
+
     def add(part: Part) -> Part:
-        known = _PARTS[kind].setdefault(name, part)
-        if _full_name(known) != _full_name(part):  # the same name again is a module that was reloaded
-            raise ValueError(f"{kind} {name!r} is registered twice: {_full_name(known)} and {_full_name(part)}")
+        known = full_name(_PARTS[kind].get(name, part))
+        if known != full_name(part):  # the same name again is a module that was reloaded
+            raise ValueError(f"{kind} {name!r} is registered twice: {known} and {full_name(part)}")
         _PARTS[kind][name] = part
         return part
 
     return add
 
 
-def _full_name(part: Callable[..., Any]) -> str:
-    return f"{part.__module__}.{part.__qualname__}"
-
-
 def list_registered(kind: str) -> list[str]:
-    """Returns the names registered under a kind, sorted.
-
-    Raises:
-        ConfigError: the kind is unknown.
-    """
+    """Returns the names registered under a kind, sorted; a ConfigError where there is no such kind."""
     if kind not in _PARTS:
-        raise ConfigError(
-            f"{kind}: no such kind of part.{did_you_mean(kind, _PARTS)} The kinds are: {', '.join(_PARTS)}."
-        )
+        near = did_you_mean(kind, _PARTS)
+        raise ConfigError(f"{kind}: no such kind of part.{near} The kinds are: {', '.join(_PARTS)}.")
     return sorted(_PARTS[kind])
 
 
 def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
-    """Returns the part registered under `name`.
-
-    Raises:
-        ConfigError: no such name; the message gives the near miss and all names.
-    """
+    """Returns the part registered under `name`; the ConfigError of an unknown one gives the near miss and all names."""
     names = list_registered(kind)
     if not isinstance(name, str) or name not in _PARTS[kind]:
-        near = did_you_mean(str(name), names)
         setting = where if kind in FUNCTIONS else f"{where}.name"
+        near = did_you_mean(str(name), names)
         raise ConfigError(f"{setting}: no {kind} is called {shorten(name)}.{near} There are: {', '.join(names)}.")
     return _PARTS[kind][name]
 
@@ -82,8 +74,7 @@ def lookup(kind: str, name: object, where: str) -> Callable[..., Any]:
 @functools.cache
 def _parameters(component: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Returns (settings by name, nested kinds and context names -> default) of a constructor, annotations resolved."""
-    target = component.__init__ if inspect.isclass(component) else component
-    hints = get_type_hints(target, include_extras=True)
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
     settings, given = {}, {}
     for name, parameter in inspect.signature(component).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -99,11 +90,7 @@ def settings_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def file_path(text: str, where: str) -> str:
-    """Returns the name of a file or folder with `~` expanded.
-
-    Raises:
-        ConfigError: no file can have this name.
-    """
+    """Returns the name of a file or folder with `~` expanded; a name that no file can have is a ConfigError."""
     problem = None
     try:
         if "\0" in text:
@@ -117,27 +104,15 @@ def file_path(text: str, where: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111 (Path raises where a user is unknown)
 
 
-def shorten(value: Any) -> str:
-    """Returns a value for a message; a long one is cut."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
-
-
 def describe_type(annotation: Any) -> str:
-    """Returns a type in words for an error message.
-
-    >>> describe_type(float | None)
-    'a number or null'
-    """
+    """Returns a type in words for an error message, such as "a number or null"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(a) for a in arguments)
-    if origin is list:
-        return f"a list ({describe_type(arguments[0])} each)"
-    if origin is dict:
-        return f"a mapping ({describe_type(arguments[1])} each)"
+    if origin in _UNIONS:
+        return " or ".join(map(describe_type, arguments))
+    if origin in (list, dict):
+        return f"{describe_type(origin)} ({describe_type(arguments[-1])} each)"
     words = {
         int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
         dict: "a mapping", list: "a list", FilePath: "a path",
@@ -145,21 +120,17 @@ def describe_type(annotation: Any) -> str:
     return words.get(annotation, str(annotation))
 
 
-class _MismatchError(Exception):
-    """A value is not of the type of its setting."""
-
-
 def _convert(value: Any, annotation: Any, where: str) -> Any:
     """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`.
 
     Raises:
-        _MismatchError: it is of another type.
+        TypeError: it is of another type.
         ConfigError: a path that no file can have.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         for argument in arguments:
-            with contextlib.suppress(_MismatchError):
+            with contextlib.suppress(TypeError):
                 return _convert(value, argument, where)
     elif origin is list and isinstance(value, (list, tuple)):
         return [_convert(item, arguments[0], where) for item in value]
@@ -169,23 +140,19 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         return value
     elif annotation == FilePath and isinstance(value, str):
         return file_path(value, where)
-    elif origin is None:
-        return _convert_plain(value, annotation)
-    raise _MismatchError
+    elif origin is None and _is_plain(value, annotation):
+        return float(value) if annotation is float else value
+    raise TypeError
 
 
-def _convert_plain(value: Any, annotation: Any) -> Any:
-    if annotation is Any:
-        return value
-    if isinstance(value, bool) and annotation is not bool:
-        raise _MismatchError
-    if annotation is float and isinstance(value, (int, float)):
-        with contextlib.suppress(OverflowError):  # a whole number too large to be one with a point
-            if math.isfinite(value):
-                return float(value)
-    elif annotation is not float and isinstance(value, annotation):
-        return value
-    raise _MismatchError
+def _is_plain(value: Any, annotation: Any) -> bool:
+    """Returns whether a value is of a type without parts; a truth value is no number, and numbers are finite."""
+    if annotation is not float:
+        return annotation is Any or (isinstance(value, annotation) and isinstance(value, bool) == (annotation is bool))
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number too large to be one with a point
+        return False
 
 
 def _remedy(value: Any, annotation: Any) -> str:
@@ -198,10 +165,6 @@ def _remedy(value: Any, annotation: Any) -> str:
     return did_you_mean(str(value), literals)
 
 
-def _accepts_null(annotation: Any) -> bool:
-    return get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in get_args(annotation)
-
-
 def check_settings(
     component: Callable[..., Any], section: Any, where: str, parts: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -209,12 +172,9 @@ def check_settings(
 
     Args:
         component: a registered part or a dataclass with keyword-only fields.
-        section: settings by name.
+        section: settings by name; what the component does not take is a ConfigError.
         where: dotted path of the section, for messages.
         parts: other keys that may be in the section.
-
-    Raises:
-        ConfigError: no mapping, unknown key, wrong type, or a setting without default that is not given.
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write its settings under it, indented.")
@@ -226,17 +186,17 @@ def check_settings(
             raise ConfigError(f"{where}.{key}: no such setting.{near} It takes: {', '.join(takes) or 'no settings'}.")
     out = {}
     for key, parameter in settings.items():
+        annotation, value = parameter.annotation, section.get(key, parameter.default)
+        if key not in section and value is inspect.Parameter.empty:
+            raise ConfigError(f"{where}.{key}: missing. Give {describe_type(annotation)}.")
         if key not in section:
-            if parameter.default is inspect.Parameter.empty:
-                raise ConfigError(f"{where}.{key}: missing. Give {describe_type(parameter.annotation)}.")
-            out[key] = copy.deepcopy(parameter.default)  # a list must not be shared by all configs
+            out[key] = copy.deepcopy(value)  # a list must not be shared by all configs
             continue
-        if section[key] == "None" and _accepts_null(parameter.annotation):
+        if value == "None" and type(None) in get_args(annotation):
             raise ConfigError(f"{where}.{key}: 'None' is text. Write null for none.")
-        value, annotation = section[key], parameter.annotation
         try:
             out[key] = _convert(value, annotation, f"{where}.{key}")
-        except _MismatchError:
+        except TypeError:
             problem = f"{where}.{key}: {shorten(value)} is not {describe_type(annotation)}."
             raise ConfigError(problem + _remedy(value, annotation)) from None
     return out
@@ -245,26 +205,24 @@ def check_settings(
 def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
     """Returns a section with every default filled in, nested parts included; builds nothing.
 
-    Raises:
-        ConfigError: anything in the section that the named part does not take.
+    What the named part does not take is a ConfigError.
     """
     if isinstance(section, str):
         section = {"name": section}
     if not isinstance(section, Mapping):
-        raise ConfigError(
-            f"{where}: {shorten(section)} is not a mapping. Write name: and the settings of the {kind} under it."
-        )
-    if "name" not in section:
-        raise ConfigError(f"{where}.name: missing. There are: {', '.join(list_registered(kind))}.")
-    part = lookup(kind, section["name"], where)
+        what = f"name: and the settings of the {kind}"
+        raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write {what} under it.")
+
+    def given(key: str, kind: str) -> Any:
+        if key not in section:
+            raise ConfigError(f"{where}.{key}: missing. There are: {', '.join(list_registered(kind))}.")
+        return section[key]
+
+    part = lookup(kind, given("name", kind), where)
     nested = _nested(kind, part)
     settings = check_settings(part, section, where, ("name", *nested))
-    out: dict[str, Any] = {"name": section["name"]}
-    for name in nested:
-        if name not in section:
-            raise ConfigError(f"{where}.{name}: missing. There are: {', '.join(list_registered(name))}.")
-        out[name] = resolve(name, section[name], f"{where}.{name}")
-    return out | settings
+    parts = {name: resolve(name, given(name, name), f"{where}.{name}") for name in nested}
+    return {"name": section["name"]} | parts | settings
 
 
 def keys_of(kind: str, name: str) -> list[str]:
@@ -283,7 +241,7 @@ def _nested(kind: str, part: Callable[..., Any]) -> list[str]:
 
 
 def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:
-    """Returns the part a resolved section describes, its nested parts built first, in the order of its parameters.
+    """Returns the part that a section from `resolve` describes, its nested parts built first, in their order.
 
     Args:
         kind: kind of the part.
@@ -296,20 +254,13 @@ def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[st
     part = lookup(kind, section["name"], where)
     settings, given = _parameters(part)
     known = dict(context)
-    for name, default in given.items():
-        if name in known:
-            continue
+    for name in [name for name in given if name not in known]:
+        elders = [value for key, value in known.items() if key in KINDS and hasattr(value, name)]
         if name in KINDS:
             known[name] = build(name, section[name], f"{where}.{name}", known)
-        elif (elder := _youngest_with(name, known)) is not None:
-            known[name] = getattr(elder, name)
-        elif default is inspect.Parameter.empty:
+        elif elders:
+            known[name] = getattr(elders[-1], name)
+        elif given[name] is inspect.Parameter.empty:
             raise TypeError(f"{part.__qualname__} needs {name!r}, which is neither a part nor in the context")
     arguments = {name: known[name] for name in given if name in known}
     return part(**arguments, **{name: section[name] for name in settings})
-
-
-def _youngest_with(attribute: str, known: Mapping[str, Any]) -> Any:
-    """Returns the part built last that has the attribute, or None."""
-    elders = [value for name, value in known.items() if name in KINDS and hasattr(value, attribute)]
-    return elders[-1] if elders else None

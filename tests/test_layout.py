@@ -32,10 +32,10 @@ LAYERS = {
     "config": 3,
     "build": 4,
     "evaluation": 5, "training": 5, "scoring": 5,
-    "report": 6, "ablation": 6,
-    "demo": 7, "cli": 7,
+    "report": 6, "ablation": 6, "demo": 6,
+    "cli": 7,
 }  # fmt: skip
-SAME_LAYER = {("training", "evaluation"), ("ablation", "report"), ("cli", "demo"), ("demo", "cli")}
+SAME_LAYER = {("training", "evaluation"), ("ablation", "report")}
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}

@@ -7,6 +7,7 @@ import pytest
 from conftest import refused
 
 from ipiqa import registry
+from ipiqa.errors import shorten
 from ipiqa.registry import (
     FilePath,
     build,
@@ -16,7 +17,6 @@ from ipiqa.registry import (
     list_registered,
     register,
     resolve,
-    shorten,
 )
 
 

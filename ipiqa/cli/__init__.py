@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 import ipiqa
-from ipiqa.cli import ablate, arguments, data, pretrain, show, train
+from ipiqa.cli import ablate, arguments, data, demo, pretrain, show, train
 from ipiqa.cli.guard import EXIT_STATUS, guarded
-from ipiqa.demo import commands as demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipiqa.errors import ConfigError
-from ipiqa.registry import file_path, shorten
+from ipiqa.errors import ConfigError, shorten
+from ipiqa.registry import file_path
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

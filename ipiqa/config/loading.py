@@ -22,7 +22,7 @@ import ipiqa.tasks  # noqa: F401
 from ipiqa import registry
 from ipiqa.config import reference, yaml_file
 from ipiqa.config.settings import RunConfig, SplitConfig
-from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.errors import ConfigError, did_you_mean, shorten
 from ipiqa.models.checkpoints import check_qa_token
 from ipiqa.models.towers import set_normalisation
 from ipiqa.registry import list_registered
@@ -114,7 +114,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     parts = key.split(".")
     if not equals or not all(part.strip() for part in parts) or len(parts) > MAX_KEYS:
         raise ConfigError(
-            f"{registry.shorten(text)}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10."
+            f"{shorten(text)}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10."
         )
     key, value = key.strip(), value.strip()
     try:
@@ -243,10 +243,10 @@ def _check_values(value: Any, where: str) -> None:
         for item in value:
             _check_values(item, where)
     elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(f"{where}: {registry.shorten(value)} is not UTF-8. Write it in UTF-8.")
+        raise ConfigError(f"{where}: {shorten(value)} is not UTF-8. Write it in UTF-8.")
     elif isinstance(value, str) and _has_call(value):
         raise ConfigError(
-            f"{where}: {registry.shorten(value)} calls a function. Write the value itself, or ${{section.setting}}."
+            f"{where}: {shorten(value)} calls a function. Write the value itself, or ${{section.setting}}."
         )
     elif isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError(f"{where}: a whole number of {value.bit_length()} bits is out of range. Give a smaller one.")
@@ -293,7 +293,7 @@ def _resolve(settings: dict[str, Any]) -> Config:
     check_qa_token(settings.get("model"))
     size = settings.get("image_size")
     if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
-        problem = "missing" if size is None else f"{registry.shorten(size)} is out of range"
+        problem = "missing" if size is None else f"{shorten(size)} is out of range"
         raise ConfigError(f"image_size: {problem}. Give the pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224.")
     parts = {}
     for kind in PARTS:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ipiqa.errors import ConfigError, did_you_mean
-from ipiqa.registry import shorten
+from ipiqa.errors import ConfigError, did_you_mean, shorten
 
 # reference key -> ours, which takes the value as it stands
 _COPIED = {

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import read_rows
 from ipiqa.datasets.table import AnnotationTable, Layout, make_table
-from ipiqa.errors import ConfigError, DataError
-from ipiqa.registry import FilePath, register, shorten
+from ipiqa.errors import ConfigError, DataError, shorten
+from ipiqa.registry import FilePath, register
 
 logger = logging.getLogger(__name__)
 

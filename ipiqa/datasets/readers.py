@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ipiqa.errors import DataError, IpiqaError, did_you_mean
+from ipiqa.errors import DataError, IpiqaError, did_you_mean, shorten
 from ipiqa.files import require_package
-from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ipiqa.datasets.readers import is_utf8
-from ipiqa.errors import DataError
+from ipiqa.errors import DataError, shorten
 from ipiqa.prompts import same_prompts
-from ipiqa.registry import shorten
 
 if TYPE_CHECKING:
     import pandas

@@ -1,1 +1,1 @@
-"""The demo: rendered scenes, their database, tiny encoders, and the commands that make them."""
+"""The demo: rendered scenes, their database, tiny encoders."""

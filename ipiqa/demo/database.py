@@ -6,31 +6,20 @@ picture is distorted the quality; twenty simulated raters then judge both with a
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
-from ipiqa.demo.scenes import (
-    DISTORTIONS,
-    Scene,
-    alignment,
-    distort,
-    draw_scene,
-    look,
-    near_miss,
-    render,
-    with_errors,
-)
+from ipiqa.demo.scenes import DISTORTIONS, Scene, alignment, distort, draw_scene, look, near_miss, render, with_errors
 from ipiqa.errors import ConfigError
 from ipiqa.files import write_text
 
@@ -46,77 +35,68 @@ GENERATORS = {
     "stencil": (0.66, 0.25), "doodle": (0.74, 0.55),
 }  # fmt: skip
 
-Job = TypeVar("Job")
-Done = TypeVar("Done")
-
 MARK = "These images and scores are synthetic: rendered by `ipiqa demo-data`"  # its README.txt begins so
 README = """{mark}, judged by simulated raters.
 They show that the framework works and say nothing about real images. Seed {seed}, {size} px.
 """
+COLUMNS = ("name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align")
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What was written, and how well the noiseless truth itself would score against the noisy opinions.
-
-    Attributes:
-        num_images: images in the folder.
-        num_prompts: different prompts.
-        ceilings: target -> (SRCC, PLCC) of the truth; no predictor can expect more.
-        crosstalk: SRCC between the true quality and the true alignment; what one tells about the other.
-    """
+    """What was written, and how well the noiseless truth itself would score against the noisy opinions."""
 
     num_images: int
     num_prompts: int
-    ceilings: dict[str, tuple[float, float]]
-    crosstalk: float
+    ceilings: dict[str, tuple[float, float]]  # target -> (SRCC, PLCC) of the truth; no predictor can expect more
+    crosstalk: float  # SRCC between true quality and true alignment: what one tells about the other
 
     def __str__(self) -> str:
-        lines = [f"{self.num_images} synthetic images of {self.num_prompts} prompts"]
-        for target, (srcc, plcc) in self.ceilings.items():
-            lines.append(
-                f"  {target:9} noise ceiling: SRCC {srcc:.3f}, PLCC {plcc:.3f} "
-                f"(the truth against {NUM_RATERS} simulated raters)"
-            )
-        lines.append(f"  SRCC between true quality and true alignment: {self.crosstalk:.3f}")
-        return "\n".join(lines)
-
-
-def draw_prompts(num_prompts: int, seed: int) -> list[Scene]:
-    """Returns scenes with different prompts, a pure function of the arguments."""
-    rng = np.random.default_rng([seed, 0])
-    scenes: dict[str, Scene] = {}
-    while len(scenes) < num_prompts:
-        scene = draw_scene(rng)
-        scenes.setdefault(scene.prompt, scene)
-    return list(scenes.values())
+        lines = [
+            f"  {target:9} noise ceiling: SRCC {srcc:.3f}, PLCC {plcc:.3f} "
+            f"(the truth against {NUM_RATERS} simulated raters)"
+            for target, (srcc, plcc) in self.ceilings.items()
+        ]
+        head = f"{self.num_images} synthetic images of {self.num_prompts} prompts"
+        return "\n".join([head, *lines, f"  SRCC between true quality and true alignment: {self.crosstalk:.3f}"])
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One image still to be rendered."""
+class Picture:
+    """A picture that can be rendered: a scene, its distortion, the side in pixels, the seed of all that varies."""
 
-    path: Path
-    drawn: Scene
+    scene: Scene
     kind: str
     strength: float
     size: int
     seed: tuple[int, ...]
 
+    @property
+    def look(self) -> str:
+        """How the picture is distorted, in words."""
+        return look(self.kind, self.strength)
 
-def _write_picture(picture: _Picture) -> None:
-    rng = np.random.default_rng(picture.seed)
-    image = distort(render(picture.drawn, picture.size, rng), picture.kind, picture.strength, rng)
-    image.save(picture.path, quality=JPEG_QUALITY, subsampling=0)
+    def image(self) -> Image.Image:
+        """Returns the rendered picture."""
+        rng = np.random.default_rng(self.seed)
+        return distort(render(self.scene, self.size, rng), self.kind, self.strength, rng)
+
+    def pixels(self) -> np.ndarray:
+        """Returns the rendered picture as an array, (3, S, S) uint8."""
+        return np.asarray(self.image()).transpose(2, 0, 1)
+
+    def save(self, path: Path) -> None:
+        """Writes the rendered picture in the format its name ends with."""
+        self.image().save(path, quality=JPEG_QUALITY, subsampling=0)
 
 
-def _in_processes(
-    function: Callable[[Job], Done], jobs: list[Job], description: str, processes: int | None, chunksize: int = 1
-) -> list[Done]:
-    """Returns what a function makes of each job, in their order, worked out in processes under a progress bar."""
+def render_all(
+    function: Callable[..., Any], pictures: Sequence[Picture], *others: Iterable[Any], processes: int | None = None
+) -> list[Any]:
+    """Returns what a method of `Picture` makes of each, in their order; works in processes, by default one per core."""
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        results = pool.map(function, jobs, chunksize=chunksize)
-        return list(tqdm(results, total=len(jobs), desc=description, leave=False, disable=None))
+        results = pool.map(function, pictures, *others, chunksize=64)
+        return list(tqdm(results, total=len(pictures), desc="render", leave=False, disable=None))
 
 
 def refuse_other_dataset(folder: Path) -> None:
@@ -135,134 +115,61 @@ def write_demo_dataset(
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
-    Args:
-        folder: made if need be; files of an earlier call are replaced, another dataset is not.
-        seed: of everything.
-        num_prompts: each is drawn by every generator.
-        image_size: side of the images, in pixels.
-        processes: to render in; None for one per core.
-
-    Raises:
-        ConfigError: the folder holds another dataset.
+    Each prompt is drawn by every generator, image_size x image_size pixels. Files of an earlier call are replaced; a
+    folder that holds another dataset is a ConfigError.
     """
     refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write_text(folder / "README.txt", README.format(mark=MARK, seed=seed, size=image_size))
+    rng = np.random.default_rng([seed, 0])
+    prompts: dict[str, Scene] = {}
+    while len(prompts) < num_prompts:
+        scene = draw_scene(rng)
+        prompts.setdefault(scene.prompt, scene)
     pictures, rows, truth = [], [], []
-    for prompt_id, asked in enumerate(draw_prompts(num_prompts, seed)):
+    for prompt_id, (prompt, asked) in enumerate(prompts.items()):
         for number, (generator, (error_rate, distortion)) in enumerate(GENERATORS.items()):
             rng = np.random.default_rng([seed, 1, prompt_id, number])
             drawn = with_errors(asked, error_rate, rng)
             strength = float(np.clip(distortion + rng.normal(0, 0.25), 0, 1))
             kind = str(rng.choice(list(DISTORTIONS)))
+            pictures.append(Picture(drawn, kind, strength, image_size, (seed, 2, prompt_id, number)))
             true = np.array([5 * (1 - strength), 5 * alignment(asked, drawn)])
             opinions = true + rng.normal(0, RATER_STD, (NUM_RATERS, 2))
             mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
-            name = f"{generator}_normal_{prompt_id:03d}.jpg"
-            path = folder / "images" / name
-            pictures.append(_Picture(path, drawn, kind, strength, image_size, (seed, 2, prompt_id, number)))
-            rows.append(
-                [name, asked.prompt, "", "", asked.style, *(f"{v:.6f}" for v in (mos[0], std[0], mos[1], std[1]))]
-            )
+            scores = [f"{value:.6f}" for value in (mos[0], std[0], mos[1], std[1])]
+            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", prompt, "", "", asked.style, *scores])
             truth.append([*true, *mos])
-    _in_processes(_write_picture, pictures, "render", processes, chunksize=64)
-    header = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    write_text(folder / "data.csv", out.getvalue())
-    return _summary(np.array(truth), num_prompts)
+    render_all(Picture.save, pictures, [folder / "images" / row[0] for row in rows], processes=processes)
+    write_text(folder / "data.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
+    srcc, plcc = stats.spearmanr(truth).statistic, np.corrcoef(truth, rowvar=False)
+    ceilings = {t: (float(srcc[i, i + 2]), float(plcc[i, i + 2])) for i, t in enumerate(("quality", "alignment"))}
+    return DemoSummary(len(rows), num_prompts, ceilings, float(srcc[0, 1]))
 
 
-def _summary(truth: np.ndarray, num_prompts: int) -> DemoSummary:
-    """Returns the ceilings: columns of `truth` are true quality, true alignment and the two MOS."""
-    ceilings = {}
-    for i, target in enumerate(("quality", "alignment")):
-        true, mos = truth[:, i], truth[:, i + 2]
-        ceilings[target] = (float(stats.spearmanr(true, mos).statistic), float(stats.pearsonr(true, mos).statistic))
-    crosstalk = float(stats.spearmanr(truth[:, 0], truth[:, 1]).statistic)
-    return DemoSummary(len(truth), num_prompts, ceilings, crosstalk)
+def draw_pairs(num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> tuple[list[Picture], list[str]]:
+    """Returns pictures that show all of their scene's prompt, and for each a prompt that is almost right.
 
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pictures that show all of their prompts, and prompts that are almost right.
-
-    Attributes:
-        images: (N, 3, S, S) uint8.
-        prompts: N prompts.
-        near_misses: N prompts with one part changed.
-        looks: N texts that say how the picture is distorted.
-    """
-
-    images: np.ndarray
-    prompts: list[str]
-    near_misses: list[str]
-    looks: list[str]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One pair still to be rendered."""
-
-    scene: Scene
-    kind: str
-    strength: float
-
-
-def _render_some(job: tuple[list[_Pair], int, int, int]) -> np.ndarray:
-    pairs, size, seed, first = job
-    out = np.empty((len(pairs), 3, size, size), np.uint8)
-    for i, pair in enumerate(pairs):
-        rng = np.random.default_rng([seed, 4, first + i])
-        image = distort(render(pair.scene, size, rng), pair.kind, pair.strength, rng)
-        out[i] = np.asarray(image).transpose(2, 0, 1)
-    return out
-
-
-def render_pairs(
-    num: int, *, seed: int, image_size: int, exclude: Sequence[str], processes: int | None = None
-) -> Pairs:
-    """Returns picture-prompt pairs; none of their prompts, nor of the near misses, is among `exclude`.
-
-    Args:
-        num: number of pairs.
-        seed: of everything.
-        image_size: side of the pictures, in pixels.
-        exclude: prompts that must stay unseen.
-        processes: to render in; None for one per core.
+    None of the prompts to exclude is among either.
     """
     rng = np.random.default_rng([seed, 3])
     forbidden = set(exclude)
-    pairs: list[_Pair] = []
-    misses: list[str] = []
-    while len(pairs) < num:
-        pair = _Pair(draw_scene(rng), str(rng.choice(list(DISTORTIONS))), float(rng.uniform()))
-        miss = near_miss(pair.scene, rng)
-        if pair.scene.prompt not in forbidden and miss.prompt not in forbidden:
-            pairs.append(pair)
-            misses.append(miss.prompt)
-    jobs = [(pairs[i : i + 256], image_size, seed, i) for i in range(0, num, 256)]
-    parts = _in_processes(_render_some, jobs, "render pairs", processes)
-    return Pairs(
-        np.concatenate(parts), [p.scene.prompt for p in pairs], misses, [look(p.kind, p.strength) for p in pairs]
-    )
+    pictures: list[Picture] = []
+    near_misses: list[str] = []
+    while len(pictures) < num:
+        scene, kind, strength = draw_scene(rng), str(rng.choice(list(DISTORTIONS))), float(rng.uniform())
+        miss = near_miss(scene, rng).prompt
+        if not forbidden & {scene.prompt, miss}:
+            pictures.append(Picture(scene, kind, strength, image_size, (seed, 4, len(pictures))))
+            near_misses.append(miss)
+    return pictures, near_misses
 
 
-def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int, exclude: Sequence[str]) -> None:
-    """Writes pictures and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo.
-
-    Args:
-        folder: where to; made if need be.
-        num, seed, image_size, exclude: as for `render_pairs`.
-    """
-    pairs = render_pairs(num, seed=seed, image_size=image_size, exclude=exclude)
+def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> None:
+    """Writes pairs/ and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo."""
+    pictures, _ = draw_pairs(num, seed=seed, image_size=image_size, exclude=exclude)
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, (pixels, prompt) in enumerate(zip(pairs.images, pairs.prompts, strict=True)):
-        name = f"{number:05d}.png"
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / "pairs" / name)
-        rows.append((name, prompt))
-    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "prompt"])
-        writer.writerows(rows)
+    names = [f"{number:05d}.png" for number in range(num)]
+    render_all(Picture.save, pictures, [folder / "pairs" / name for name in names])
+    table = pd.DataFrame({"image": names, "prompt": [picture.scene.prompt for picture in pictures]})
+    write_text(folder / "pairs.csv", table.to_csv(index=False, lineterminator="\r\n"))

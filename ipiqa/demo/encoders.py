@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader
 from ipiqa import registry
 from ipiqa.build import make_dataset, make_processor
 from ipiqa.config.loading import Config
-from ipiqa.demo.database import Pairs, render_pairs
+from ipiqa.demo.database import Picture, draw_pairs, render_all
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -51,23 +50,14 @@ QUERY_SCALE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """Settings of the warm-up; the learning rate climbs over 50 steps and falls along half a cosine.
+    """Settings of the warm-up; the learning rate climbs over 50 steps and falls along half a cosine."""
 
-    Raises:
-        ConfigError: fewer pairs than one batch, or no epoch.
-    """
-
-    num_pairs: int = 16384
-    epochs: int = 4
+    num_pairs: int  # one batch or more
+    epochs: int
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for flag, value, lowest in (("num-pairs", self.num_pairs, self.batch_size), ("epochs", self.epochs, 1)):
-            if value < lowest:
-                raise ConfigError(f"--{flag}: {value} is too few. Give {lowest} or more.")
 
     def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
         """Sets the learning rate of a step and returns it."""
@@ -82,13 +72,15 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     """Trains the encoders of a config on rendered pairs and returns the file of their weights.
 
     The file is the one that both encoders' `weights` name; its tensors are named as OpenAI names them. If it is there
-    and was made with the same settings, nothing is done. No prompt of the config's dataset is seen.
-
-    Raises:
-        ConfigError: the encoders name no common weights file, or one that something else has made.
-        DataError: the dataset's table cannot be read.
+    and was made with the same settings, nothing is done; one that something else has made is a ConfigError. No prompt
+    of the config's dataset is seen.
     """
-    path = _target(config)
+    files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
+    if len(files) != 1 or None in files:
+        raise ConfigError(
+            "model.image_encoder.weights and model.prompt_encoder.weights must name the one file to be made."
+        )
+    path = Path(files.pop())
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
     table = make_dataset(config).load()
@@ -97,35 +89,19 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     if path.exists() and _digest_of(path) == digest:
         logger.info("%s is there already, made with these settings", path)
         return path
-    pairs = render_pairs(
-        settings.num_pairs + NUM_TEST, seed=settings.seed, image_size=config.image_size,
-        exclude=sorted(set(table.prompts)),
-    )  # fmt: skip
+    count, size = settings.num_pairs + NUM_TEST, config.image_size
+    pairs = draw_pairs(count, seed=settings.seed, image_size=size, exclude=table.prompts)
     torch.manual_seed(settings.seed)
-    contexts: dict[str, dict[str, Any]] = {"image_encoder": {"image_size": config.image_size}, "prompt_encoder": {}}
-    model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", context) for p, context in contexts.items()))
-    _train(model, pairs, make_processor(config).normalise, settings)
-    tensors = {**model.image_encoder.clip_tensors(), **model.prompt_encoder.clip_tensors()}
+    model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", {"image_size": size}) for p in sections))
+    _train(model, *pairs, make_processor(config).normalise, settings)
+    tensors = model.image_encoder.clip_tensors() | model.prompt_encoder.clip_tensors()
     with replacing(path, "wb") as file:
         file.write(serialise({n: t.contiguous() for n, t in tensors.items()}, metadata={"warm_up": digest}))
     return path
 
 
-def _target(config: Config) -> Path:
-    files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
-    if len(files) != 1 or None in files:
-        raise ConfigError(
-            "model.image_encoder.weights and model.prompt_encoder.weights must name the one file to be made."
-        )
-    return Path(files.pop())
-
-
 def _digest_of(path: Path) -> str:
-    """Returns the settings hash inside a file of the warm-up.
-
-    Raises:
-        ConfigError: the file was made by something else.
-    """
+    """Returns the settings hash inside a file of the warm-up; a file made by something else is a ConfigError."""
     try:
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {})["warm_up"])
@@ -171,18 +147,22 @@ def matching_loss(images: torch.Tensor, texts: torch.Tensor, looks: torch.Tensor
     return contrastive + functional.cross_entropy(logits(texts[2 * count :]), looks)
 
 
-def _train(model: TwoTowers, pairs: Pairs, normalise: Callable[[torch.Tensor], torch.Tensor], settings: WarmUp) -> None:
+def _train(
+    model: TwoTowers, pictures: list[Picture], near_misses: list[str],
+    normalise: Callable[[torch.Tensor], torch.Tensor], settings: WarmUp,
+) -> None:  # fmt: skip
     """Trains both encoders in place; a training that is interrupted leaves nothing and starts anew."""
+    pixels = np.stack(render_all(Picture.pixels, pictures))
     count, size, epochs = settings.num_pairs, settings.batch_size, settings.epochs
     task, device = ImageToPrompt(), torch.device("cpu")
-    look_names = sorted(set(pairs.looks))
-    look_of = torch.tensor([look_names.index(text) for text in pairs.looks])
-    prompts, near_misses, looks = map(tokenize, (pairs.prompts, pairs.near_misses, look_names))
+    look_names, look_numbers = np.unique([picture.look for picture in pictures], return_inverse=True)
+    prompts, misses = tokenize([picture.scene.prompt for picture in pictures]), tokenize(near_misses)
+    looks, look_of = tokenize(look_names.tolist()), torch.from_numpy(look_numbers)
     order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped
 
     def batch_of(rows: Sequence[int]) -> Batch:
-        images = torch.from_numpy(pairs.images[rows])
-        return {"rows": torch.tensor(rows), "images": normalise(images), "tokens": prompts[rows]}
+        images = normalise(torch.from_numpy(pixels[rows]))
+        return {"rows": torch.tensor(rows), "images": images, "tokens": prompts[rows]}
 
     def start_epoch(epoch: int, first_step: int) -> None:
         rows = np.random.default_rng([settings.seed, 5, epoch]).permutation(count)
@@ -190,7 +170,7 @@ def _train(model: TwoTowers, pairs: Pairs, normalise: Callable[[torch.Tensor], t
 
     def compute_loss(module: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
         rows = batch["rows"]
-        images, texts = module(batch["images"], torch.cat([batch["tokens"], near_misses[rows], looks]))
+        images, texts = module(batch["images"], torch.cat([batch["tokens"], misses[rows], looks]))
         return matching_loss(images, texts, look_of[rows], model.log_scale.exp())
 
     def evaluate(module: nn.Module) -> Evaluation:

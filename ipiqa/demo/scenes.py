@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 COLOURS = {
-    "red": (215, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 80, 215),
-    "yellow": (240, 205, 40),
+    "red": (215, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (240, 205, 40),
     "purple": (150, 50, 180),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
-COUNTS = ("one", "two", "three")
-RELATIONS = ("above", "below", "left of", "right of")
-STYLES = ("plain", "night scene", "pencil sketch", "mosaic")
+}  # fmt: skip
+BACKGROUNDS = {
+    "plain": (224, 220, 212), "night scene": (22, 24, 52), "pencil sketch": (226, 226, 222), "mosaic": (200, 190, 170),
+}  # fmt: skip
+
+# The parts of a prompt and what each may be: first those of a thing, then those of the whole scene.
+THING = {"count": ("one", "two", "three"), "colour": tuple(COLOURS), "shape": ("circle", "square", "triangle", "cross")}
+WHOLE = {"relation": ("above", "below", "left of", "right of"), "style": tuple(BACKGROUNDS)}
+PARTS = THING | WHOLE
 
 # What each part of the prompt counts for in the alignment; an object that is missing loses all its parts.
 CHECKLIST = {"colour": 0.15, "shape": 0.10, "count": 0.05, "relation": 0.15, "style": 0.25}
@@ -39,11 +40,9 @@ class Thing:
     colour: str
     shape: str
 
-    @property
-    def words(self) -> str:
-        """The things in words, such as "two red circles"."""
-        plural = "es" if self.shape == "cross" else "s"
-        return f"{self.count} {self.colour} {self.shape}{plural if self.count != 'one' else ''}"
+    def __str__(self) -> str:
+        plural = "" if self.count == "one" else "es" if self.shape == "cross" else "s"
+        return f"{self.count} {self.colour} {self.shape}{plural}"
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,7 @@ class Scene:
     @property
     def prompt(self) -> str:
         """The scene in words; only for scenes in which nothing is left out."""
-        assert self.first is not None and self.second is not None
-        return f"{self.first.words} {self.relation} {self.second.words}, {self.style}"
-
-
-def draw_thing(rng: np.random.Generator) -> Thing:
-    """Returns a random thing."""
-    return Thing(str(rng.choice(COUNTS)), str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES)))
+        return f"{self.first} {self.relation} {self.second}, {self.style}"
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
@@ -72,122 +65,96 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
     So two things of one colour are not a sign of an error, which could be seen without the prompt.
     """
-    first = second = draw_thing(rng)
+
+    def draw_thing() -> Thing:
+        return Thing(*(str(rng.choice(choices)) for choices in THING.values()))
+
+    first = second = draw_thing()
     while (first.colour, first.shape) == (second.colour, second.shape):
-        second = draw_thing(rng)
-    return Scene(first, second, str(rng.choice(RELATIONS)), str(rng.choice(STYLES)))
+        second = draw_thing()
+    return Scene(first, second, *(str(rng.choice(choices)) for choices in WHOLE.values()))
 
 
 def alignment(asked: Scene, drawn: Scene) -> float:
-    """Returns which part of a prompt is really there, 0 to 1, by the weights of `CHECKLIST`.
-
-    >>> rng = np.random.default_rng(0)
-    >>> scene = draw_scene(rng)
-    >>> round(alignment(scene, scene), 6), round(alignment(scene, dataclasses.replace(scene, relation="nowhere")), 6)
-    (1.0, 0.85)
-    """
+    """Returns which part of a prompt is really there, 0 to 1, by the weights of `CHECKLIST`."""
     score = CHECKLIST["style"] * (asked.style == drawn.style)
     for wanted, found in ((asked.first, drawn.first), (asked.second, drawn.second)):
-        if wanted is not None and found is not None:
+        if found is not None:
             score += sum(CHECKLIST[p] * (getattr(wanted, p) == getattr(found, p)) for p in ("colour", "shape", "count"))
-    if drawn.first is not None and drawn.second is not None:
+    if None not in (drawn.first, drawn.second):
         score += CHECKLIST["relation"] * (asked.relation == drawn.relation)
     return score
 
 
-# The parts of a thing and what each may be.
-PARTS = {"count": COUNTS, "colour": tuple(COLOURS), "shape": SHAPES}
-
-
-def _other(choices: Sequence[str], than: str, rng: np.random.Generator) -> str:
-    """Returns one of the choices at random, but not the one given."""
-    return str(rng.choice([choice for choice in choices if choice != than]))
+def _change(whole: Any, part: str, rng: np.random.Generator) -> Any:
+    """Returns a thing or a scene with one part replaced by another at random."""
+    others = [choice for choice in PARTS[part] if choice != getattr(whole, part)]
+    return dataclasses.replace(whole, **{part: str(rng.choice(others))})
 
 
 def with_errors(scene: Scene, error_rate: float, rng: np.random.Generator) -> Scene:
     """Returns what a generator draws that gets each part of the prompt wrong with probability `error_rate`."""
 
-    def wrong(thing: Thing) -> Thing | None:
-        if rng.random() < error_rate * MISSING_RATE:
-            return None
-        parts = {
-            part: _other(choices, getattr(thing, part), rng)
-            for part, choices in PARTS.items()
-            if rng.random() < error_rate
-        }
-        return dataclasses.replace(thing, **parts)
+    def wrong(whole: Any, parts: dict[str, tuple[str, ...]]) -> Any:
+        for part in parts:
+            whole = _change(whole, part, rng) if rng.random() < error_rate else whole
+        return whole
 
-    assert scene.first is not None and scene.second is not None
-    first, second = wrong(scene.first), wrong(scene.second)
-    relation, style = scene.relation, scene.style
-    if rng.random() < error_rate:
-        relation = _other(RELATIONS, relation, rng)
-    if rng.random() < error_rate:
-        style = _other(STYLES, style, rng)
-    return Scene(first, second, relation, style)
+    things = (scene.first, scene.second)
+    first, second = (None if rng.random() < error_rate * MISSING_RATE else wrong(thing, THING) for thing in things)
+    return wrong(Scene(first, second, scene.relation, scene.style), WHOLE)
 
 
 def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     """Returns the scene with one part changed, for a prompt that is almost right."""
-    assert scene.first is not None and scene.second is not None
-    part = str(rng.choice(["count", "colour", "shape", "relation", "style"]))
-    if part == "relation":
-        return dataclasses.replace(scene, relation=_other(RELATIONS, scene.relation, rng))
-    if part == "style":
-        return dataclasses.replace(scene, style=_other(STYLES, scene.style, rng))
-    is_first = rng.random() < 0.5
-    thing = scene.first if is_first else scene.second
-    other = dataclasses.replace(thing, **{part: _other(PARTS[part], getattr(thing, part), rng)})
-    return dataclasses.replace(scene, first=other) if is_first else dataclasses.replace(scene, second=other)
+    part = str(rng.choice(list(PARTS)))
+    if part in WHOLE:
+        return _change(scene, part, rng)
+    side = "first" if rng.random() < 0.5 else "second"
+    changed: dict[str, Any] = {side: _change(getattr(scene, side), part, rng)}
+    return dataclasses.replace(scene, **changed)
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
     """Returns a picture of the scene, RGB, size x size pixels; places and sizes vary a little."""
     large = size * 3  # drawn large and reduced, for smooth edges
-    background = {
-        "plain": (224, 220, 212),
-        "night scene": (22, 24, 52),
-        "pencil sketch": (226, 226, 222),
-        "mosaic": (200, 190, 170),
-    }
-    tint = rng.integers(-6, 7, 3)
-    image = Image.new(
-        "RGB", (large, large), tuple(int(c) for c in np.clip(np.array(background[scene.style]) + tint, 0, 255))
-    )
+    image = Image.new("RGB", (large, large), _tint(BACKGROUNDS[scene.style], 6, rng))
     draw = ImageDraw.Draw(image)
     if scene.style == "night scene":
         for _ in range(14):
             x, y = rng.uniform(0, large, 2)
             draw.ellipse([x, y, x + large / 50, y + large / 50], fill=(250, 250, 220))
-    centres = {"above": ((0.5, 0.27), (0.5, 0.73)), "left of": ((0.27, 0.5), (0.73, 0.5))}
-    centres |= {"below": centres["above"][::-1], "right of": centres["left of"][::-1]}
-    upright = scene.relation in ("left of", "right of")
-    for thing, centre in zip((scene.first, scene.second), centres[scene.relation], strict=True):
+    beside = scene.relation in ("left of", "right of")
+    centres = [(0.27, 0.5), (0.73, 0.5)] if beside else [(0.5, 0.27), (0.5, 0.73)]
+    if scene.relation in ("right of", "below"):
+        centres.reverse()
+    for thing, centre in zip((scene.first, scene.second), centres, strict=True):
         if thing is not None:
-            _draw_thing(draw, thing, centre, upright, scene.style, large, rng)
+            _draw_thing(draw, thing, centre, beside, scene.style == "pencil sketch", large, rng)
     image = image.resize((size, size), Image.Resampling.BOX)
     if scene.style == "mosaic":
-        tiles = image.resize((size // 4, size // 4), Image.Resampling.BOX).resize(
-            (size, size), Image.Resampling.NEAREST
-        )
-        image = Image.blend(image, tiles, 0.75)
+        tiles = image.resize((size // 4, size // 4), Image.Resampling.BOX)
+        image = Image.blend(image, tiles.resize((size, size), Image.Resampling.NEAREST), 0.75)
     return image
 
 
+def _tint(colour: tuple[int, ...], spread: int, rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(np.clip(colour + rng.integers(-spread, spread + 1, 3), 0, 255).tolist())
+
+
 def _draw_thing(
-    draw: ImageDraw.ImageDraw, thing: Thing, centre: tuple[float, float], upright: bool, style: str, large: int,
+    draw: ImageDraw.ImageDraw, thing: Thing, centre: tuple[float, float], upright: bool, is_sketch: bool, large: int,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    number = COUNTS.index(thing.count) + 1
+    number = THING["count"].index(thing.count) + 1
     radius = large * rng.uniform(0.115, 0.145)
     for i in range(number):
         offset = (i - (number - 1) / 2) * 0.31
         x = (centre[0] + (0 if upright else offset) + rng.uniform(-0.015, 0.015)) * large
         y = (centre[1] + (offset if upright else 0) + rng.uniform(-0.015, 0.015)) * large
-        colour = tuple(int(c) for c in np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255))
-        width = max(large // 40, 2)
+        colour = _tint(COLOURS[thing.colour], 12, rng)
         # a sketch has the outline only, in the colour asked for
-        look = {"outline": colour, "fill": None, "width": width} if style == "pencil sketch" else {"fill": colour}
+        look = {"outline": colour, "fill": None, "width": max(large // 40, 2)} if is_sketch else {"fill": colour}
         _draw_shape(draw, thing.shape, x, y, radius, look)
 
 
@@ -210,8 +177,8 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
 
 # The words for each distortion, and for how strong it is.
 DISTORTIONS = {"blur": "blurry", "noise": "noisy", "jpeg": "blocky", "colour": "faded", "ringing": "rippled"}
-FADED = (150, 130, 90)
 LEVELS = ("hardly", "slightly", "quite", "very", "extremely")
+FADED = (150, 130, 90)
 
 
 def look(kind: str, strength: float) -> str:
@@ -235,8 +202,7 @@ def distort(image: Image.Image, kind: str, strength: float, rng: np.random.Gener
         return Image.open(buffer).convert("RGB")
     pixels = np.asarray(image, dtype=np.float64)
     if kind == "noise":
-        grains = rng.normal(0, 60 * strength, (size // 2, size // 2, 3))
-        pixels = pixels + grains.repeat(2, axis=0).repeat(2, axis=1)
+        pixels = pixels + rng.normal(0, 60 * strength, (size // 2, size // 2, 3)).repeat(2, axis=0).repeat(2, axis=1)
     elif kind == "colour":  # towards one brownish tone, as an old print fades
         pixels = pixels + 0.75 * strength * (np.array(FADED) - pixels)
     else:  # an ideal band-pass: every edge echoes in ripples

@@ -17,13 +17,9 @@ Batch = dict[str, torch.Tensor]  # images (B, 3, S, S) normalised, tokens (B, co
 
 
 class Task(Protocol):
-    """What a model is trained for.
+    """What a model is trained for."""
 
-    Attributes:
-        has_scores: whether it needs the scores of a dataset, and so is cross-validated; otherwise it pre-trains.
-    """
-
-    has_scores: bool
+    has_scores: bool  # whether it needs the scores of a dataset, and so is cross-validated; otherwise it pre-trains
 
     def step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Returns the loss of a batch, a scalar."""
@@ -34,10 +30,7 @@ class Task(Protocol):
     def measure(
         self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray
     ) -> tuple[dict[str, Any], float]:
-        """Returns (metrics, the value by which the best epoch is chosen, higher is better).
+        """Returns (metrics of outputs (N, K), the value by which the best epoch is chosen, higher is better).
 
-        Args:
-            outputs: (N, K), of the rows.
-            table: what the rows are of; None where samples are streamed.
-            rows: (N,) row numbers.
+        The rows (N,) are row numbers of the table, which is None where samples are streamed.
         """

@@ -17,29 +17,21 @@ from ipiqa.registry import register
 
 @register("task", "image2prompt")
 class ImageToPrompt:
-    """Pre-training of the image tower on pictures and their prompts (paper, section 3.1)."""
+    """Pre-training of the image tower on pictures and their prompts (paper, section 3.1).
+
+    The loss "cosine" (paper) draws each image to its own prompt alone; "contrastive", which has a temperature, also
+    away from the other prompts of the batch of its process.
+    """
 
     has_scores = False
 
     def __init__(self, *, loss: Literal["cosine", "contrastive"] = "cosine", temperature: float = 0.07) -> None:
-        """Takes the settings.
-
-        Args:
-            loss: "cosine" (paper) draws each image to its own prompt alone; "contrastive" also away from the other
-                prompts of the batch of its process.
-            temperature: of the contrastive loss.
-        """
         if not temperature > 0:
             raise ConfigError(f"task.temperature: {temperature!r} is not above 0. CLIP began with 0.07.")
         self.name, self.temperature = loss, temperature
 
     def loss(self, image_features: torch.Tensor, prompt_features: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss over a batch.
-
-        Args:
-            image_features: (B, D), as they are pooled.
-            prompt_features: (B, D), of the images' own prompts, without gradient.
-        """
+        """Returns the mean loss of pooled image features (B, D) and those of their own prompts, without gradient."""
         images = functional.normalize(image_features.float(), dim=1)
         prompts = functional.normalize(prompt_features.float(), dim=1)
         if self.name == "cosine":

@@ -9,23 +9,9 @@ from ipiqa.registry import register
 
 EPSILON = 1e-8
 
-
-@register("loss", "mse")
-def mse(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the mean squared error (paper, section 3.4)."""
-    return functional.mse_loss(predictions, targets)
-
-
-@register("loss", "l1")
-def l1(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the mean absolute error."""
-    return functional.l1_loss(predictions, targets)
-
-
-@register("loss", "huber")
-def huber(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns Huber's loss: squared up to an error of 1, linear beyond."""
-    return functional.huber_loss(predictions, targets)
+register("loss", "mse")(functional.mse_loss)  # paper, section 3.4
+register("loss", "l1")(functional.l1_loss)
+register("loss", "huber")(functional.huber_loss)  # squared up to an error of 1, linear beyond
 
 
 @register("loss", "plcc")

@@ -23,37 +23,25 @@ class QualityRegression:
     has_scores = True
 
     def __init__(self, *, loss: str | dict[str, float] = "mse") -> None:
-        """Takes the loss by name, or several with the weights they are summed with.
-
-        Raises:
-            ConfigError: no such loss, or a weight that is not above 0.
-        """
-        weights = {loss: 1.0} if isinstance(loss, str) else dict(loss)
+        """Takes the loss by name, or several with the weights, above 0, that they are summed with."""
+        weights = {loss: 1.0} if isinstance(loss, str) else loss
         if not weights:
             raise ConfigError("task.loss: empty. Give a name such as mse, or weights such as {mse: 1, plcc: 0.5}.")
-        self._terms = []
+        self._terms = [(lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
         for name, weight in weights.items():
-            term = lookup("loss", name, "task.loss")
-            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not is_number or not 0 < weight < math.inf:
+            if not 0 < weight < math.inf:
                 raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
-            self._terms.append((term, float(weight)))
 
     def loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the weighted sum of the losses over a batch.
-
-        Args:
-            predictions: (B, T).
-            targets: (B, T) MOS.
-        """
+        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T)."""
         return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.loss(model(batch["images"], batch["tokens"]), batch["targets"])
 
     def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        scores: torch.Tensor = model(batch["images"], batch["tokens"])  # (B, T)
-        return scores
+        """Returns scores (B, T)."""
+        return model(batch["images"], batch["tokens"])
 
     def measure(
         self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray

@@ -19,6 +19,7 @@ import torch
 from ipiqa import dist
 from ipiqa.build import Data
 from ipiqa.config.loading import Config, load_config
+from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.splits import Split
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import Lock, content_sha256, write_json, write_text
@@ -106,7 +107,7 @@ def content_of(device: torch.device, data: Data | None, splits: Iterable[Split])
         content["the number of CPU threads (OMP_NUM_THREADS)"] = torch.get_num_threads()
     if data is not None:
         content["the annotation table (sha256)"] = data.table.sha256
-        content["the image files (sha256)"] = data.images_sha256
+        content["the image files (sha256)"] = image_set_sha256(data.table, data.image_hashes)
     return content | {f"sha256 of the split of fold {split.fold}": split.sha256 for split in splits}
 
 
@@ -183,7 +184,7 @@ def is_finished(run_dir: Path, fold: int) -> bool:
 
 def is_restarted(run_dir: Path) -> bool:
     """Returns whether torchrun has started this job again and its first life got as far as to begin the run."""
-    return dist.is_restart() and (run_dir / "config.yaml").is_file()
+    return dist.restarts() > 0 and (run_dir / "config.yaml").is_file()
 
 
 @contextlib.contextmanager
