@@ -35,7 +35,9 @@ LAYERS = {
     "report": 6, "ablation": 6,
     "demo": 7, "cli": 7,
 }  # fmt: skip
-SAME_LAYER = {("training", "evaluation"), ("ablation", "report"), ("cli", "demo"), ("demo", "cli")}
+SAME_LAYER = {
+    ("datasets", "processors"), ("training", "evaluation"), ("ablation", "report"), ("cli", "demo"), ("demo", "cli"),
+}  # fmt: skip
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}

@@ -9,33 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import torch
 
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.files import content_sha256
+from ipiqa.processors.image import SquashProcessor
 
 _LISTER = "list them with: ipiqa data check --cfg-path ..."
-
-
-class ImageReader(Protocol):
-    """What the datasets need of an image processor."""
-
-    @property
-    def image_size(self) -> int:
-        """Side S of a decoded image, in pixels."""
-
-    @property
-    def key(self) -> str:
-        """All that decides the decoded pixels, apart from the file."""
-
-    def verify(self, path: Path) -> None:
-        """Raises DataError when the header cannot be used."""
-
-    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
 
 
 def num_threads() -> int:
@@ -59,37 +39,36 @@ class Findings:
     summary: list[str] = field(default_factory=list)
 
 
-def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> Findings:
+def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: bool, hint: str) -> Findings:
     """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
     Args:
         table: names and folder of the images.
-        reader: judges one file.
+        processor: judges one file.
         full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
         hint: where to get the images, for messages.
     """
-    if not table.image_dir.is_dir():
-        return Findings(refusal=f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
+    folder, look = table.image_dir, processor.decode if full else processor.verify
+    if not folder.is_dir():
+        return Findings(refusal=f"dataset.images: the folder '{folder}' does not exist. {hint}")
 
-    look = reader.decode if full else reader.verify
-
-    def problem(path: Path) -> str:
+    def problem(name: str) -> str:
         try:
-            look(path)
+            look(folder / name)
         except DataError as error:
             return str(error)
         return ""
 
     names = dict.fromkeys(table.names)
-    missing = dict.fromkeys(name for name in names if not (table.image_dir / name).is_file())
+    missing = [name for name in names if not (folder / name).is_file()]
+    absent = set(missing)
     with ThreadPoolExecutor(num_threads()) as pool:
-        looks = pool.map(problem, [table.image_dir / name for name in names if name not in missing])
-        unusable = [message for message in looks if message]
+        unusable = [message for message in pool.map(problem, [name for name in names if name not in absent]) if message]
     refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
         refusal = (
-            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
-            f"first {next(iter(missing))!r}. Check the path, or {_LISTER}"
+            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{folder}', "
+            f"first {missing[0]!r}. Check the path, or {_LISTER}"
         )
     return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
@@ -101,14 +80,11 @@ def describe_unusable(messages: Sequence[str], num_images: int) -> str:
 
 
 def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
-    """Returns the sha256 of the whole image file of each row, in table order.
+    """Returns the sha256 of the whole image file of each row; raises DataError where one cannot be read.
 
     Args:
         table: names and folder of the images.
         memory: file that keeps the hashes between runs; see `files.content_sha256`.
-
-    Raises:
-        DataError: a file cannot be read.
     """
     names = list(dict.fromkeys(table.names))
     try:

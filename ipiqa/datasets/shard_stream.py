@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ipiqa.datasets.checks import ImageReader, num_threads
+from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.loaders import Batch, Failure, Loading, deliver
 from ipiqa.datasets.shard_reader import Sample, ShardReader, Skipped, shuffled
 from ipiqa.errors import DataError
+from ipiqa.processors.image import SquashProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ Tokenize = Callable[[Sequence[str]], torch.Tensor]
 Delivery = tuple[Batch | Failure | None, Skipped]  # a worker's batch, and what it skipped on the way
 
 
-def decode(processor: ImageReader, sample: Sample, skipped: Skipped) -> torch.Tensor | None:
+def decode(processor: SquashProcessor, sample: Sample, skipped: Skipped) -> torch.Tensor | None:
     """Returns the uint8 image (3, S, S) of a sample; None, and counts it, where it cannot be decoded."""
     try:
         return processor.decode(sample.image, sample.name)
@@ -53,7 +54,7 @@ class Streaming:
 
     reader: ShardReader
     shards: Sequence[Path]
-    processor: ImageReader
+    processor: SquashProcessor
     tokenize: Tokenize
     loading: Loading
 

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
-from ipiqa.datasets.checks import Findings, ImageReader, num_threads
+from ipiqa.datasets.checks import Findings, num_threads
 from ipiqa.datasets.loaders import Loading, check_batch_size
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import HeldOutStream, ShardBatches, Streaming, Tokenize, TrainStream, decode
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import content_sha256, require_package
+from ipiqa.processors.image import SquashProcessor
 from ipiqa.registry import FilePath, register
 
 MAX_SHARDS = 1_000_000  # that a pattern may stand for
@@ -98,7 +99,7 @@ class Shards:
             )
         return parts
 
-    def check(self, processor: ImageReader) -> Findings:
+    def check(self, processor: SquashProcessor) -> Findings:
         """Decodes every image of every shard. What cannot be used is counted; training passes over it."""
 
         def look(shard: Path) -> tuple[int, Skipped]:
@@ -135,7 +136,7 @@ class Shards:
             out[f"dataset.{setting} (sha256)"] = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         return out
 
-    def train_batches(self, processor: ImageReader, tokenize: Tokenize, loading: Loading) -> ShardBatches:
+    def train_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns shuffled training batches of this process. Call `set_epoch` before each epoch.
 
         Args:
@@ -159,7 +160,7 @@ class Shards:
         )
         return ShardBatches(stream, "dataset.shards")
 
-    def val_batches(self, processor: ImageReader, tokenize: Tokenize, loading: Loading) -> ShardBatches:
+    def val_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns the held-out batches of this process: the same samples for any number of processes and workers.
 
         Args: as in `train_batches`.
@@ -169,7 +170,7 @@ class Shards:
         )
         return ShardBatches(stream, "dataset.val_shards")
 
-    def _streaming(self, setting: str, processor: ImageReader, tokenize: Tokenize, loading: Loading) -> Streaming:
+    def _streaming(self, setting: str, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> Streaming:
         shards = find_shards(getattr(self, setting), f"dataset.{setting}")
         return Streaming(reader=self.reader, shards=shards, processor=processor, tokenize=tokenize, loading=loading)
 

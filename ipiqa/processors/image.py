@@ -132,7 +132,7 @@ def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
 
 
 def _open(source: Path | bytes, shown: str) -> Image.Image:
-    """Returns an image whose header can be used, its pixels not yet decoded; raises DataError, which calls it `shown`."""
+    """Returns an image whose header can be used, its pixels not yet decoded; raises DataError that calls it `shown`."""
     try:
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -140,7 +140,7 @@ def _open(source: Path | bytes, shown: str) -> Image.Image:
             start = file.read(12)
         found = f"it starts with {start!r}" if start else "it has 0 bytes"
         raise DataError(f"'{shown}' is not an image: {found}.") from error
-    except Exception as error:  # missing, no permission, too many pixels, or a header that breaks one of Pillow's parsers
+    except Exception as error:  # missing, no permission, too large, or a header that breaks one of Pillow's parsers
         raise DataError(f"'{shown}' cannot be read: {_one_line(error)}.") from error
     try:
         problem = _problem(image)
