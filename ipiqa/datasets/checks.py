@@ -59,11 +59,10 @@ def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: 
             return str(error)
         return ""
 
-    names = dict.fromkeys(table.names)
-    missing = [name for name in names if not (folder / name).is_file()]
-    absent = set(missing)
+    exists = {name: (folder / name).is_file() for name in table.names}
+    missing = [name for name in exists if not exists[name]]
     with ThreadPoolExecutor(num_threads()) as pool:
-        unusable = [message for message in pool.map(problem, [name for name in names if name not in absent]) if message]
+        unusable = list(filter(None, pool.map(problem, filter(exists.get, exists))))
     refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
         refusal = (
@@ -79,18 +78,24 @@ def describe_unusable(messages: Sequence[str], num_images: int) -> str:
     return f"{first} Replace them, or {_LISTER}"
 
 
-def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
-    """Returns the sha256 of the whole image file of each row; raises DataError where one cannot be read.
+def file_hashes(setting: str, paths: Sequence[Path], memory: Path | None = None) -> list[str]:
+    """Returns the sha256 of the whole content of each file; raises DataError where one cannot be read.
 
     Args:
-        table: names and folder of the images.
+        setting: names the files, for the message.
+        paths: the files.
         memory: file that keeps the hashes between runs; see `files.content_sha256`.
     """
-    names = list(dict.fromkeys(table.names))
     try:
-        hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names], memory), strict=True))
+        return content_sha256(paths, memory)
     except OSError as error:
-        raise DataError(f"dataset.images: '{error.filename}' cannot be read: {error.strerror}.") from error
+        raise DataError(f"dataset.{setting}: '{error.filename}' cannot be read: {error.strerror}.") from error
+
+
+def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
+    """Returns the hash of each row's image, as `file_hashes`."""
+    names = list(dict.fromkeys(table.names))
+    hash_of = dict(zip(names, file_hashes("images", [table.image_dir / name for name in names], memory), strict=True))
     return tuple(hash_of[name] for name in table.names)
 
 

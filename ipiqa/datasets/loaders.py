@@ -45,15 +45,14 @@ class Loading:
     num_workers: int | None = None
     pin_memory: bool = False
 
+    def workers(self, *, cached: bool) -> int:
+        """Returns the number of workers: none for cached images, which are copied faster than handed over."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if cached else min(num_threads(), 8)
 
-@dataclass(frozen=True)
-class Failure:
-    """Stands for a batch with an unusable image: an exception would reach the main process as a long traceback."""
 
-    message: str
-
-
-class TableBatches(Dataset[Batch | Failure]):
+class TableBatches(Dataset[Batch | DataError]):
     """Batches by row numbers.
 
     Args:
@@ -63,17 +62,18 @@ class TableBatches(Dataset[Batch | Failure]):
     """
 
     def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
-        if len(tokens) != len(table):
-            raise ValueError(f"{len(tokens)} prompts were tokenised for {len(table)} rows")
         self.images, self.tokens = images, tokens
         self.targets = torch.from_numpy(table.scores.astype(np.float32))
 
-    def __getitem__(self, rows: np.ndarray) -> Batch | Failure:
-        """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,)."""
+    def __getitem__(self, rows: np.ndarray) -> Batch | DataError:
+        """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,).
+
+        An error is returned: raised in a worker, it would reach the main process as a long traceback.
+        """
         try:
             images = self.images.batch(rows)
         except DataError as error:
-            return Failure(str(error))
+            return error
         index = torch.from_numpy(rows)
         return {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
 
@@ -86,38 +86,41 @@ class TrainSampler(Sampler[np.ndarray]):
     """
 
     def __init__(self, rows: np.ndarray, loading: Loading, fold: int) -> None:
-        self.rows, self.batch_size, self.rank, self.seed = rows, loading.batch_size, loading.rank, loading.seed
-        self.global_size = loading.batch_size * loading.world_size
-        self.fold, self.epoch, self.first_step = fold, 0, 0
+        self.rows, self.loading, self.fold, self.epoch, self.first_step = rows, loading, fold, 0, 0
 
     def __len__(self) -> int:
-        return len(self.rows) // self.global_size
+        return len(self.rows) // (self.loading.batch_size * self.loading.world_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = np.random.RandomState([self.seed, self.fold, self.epoch, _ORDER]).permutation(self.rows)
+        size, loading = self.loading.batch_size, self.loading
+        order = np.random.RandomState([loading.seed, self.fold, self.epoch, _ORDER]).permutation(self.rows)
         for step in range(self.first_step, len(self)):
-            start = step * self.global_size + self.rank * self.batch_size
-            yield order[start : start + self.batch_size]
+            start = (step * loading.world_size + loading.rank) * size
+            yield order[start : start + size]
 
 
 class BatchLoader(DataLoader[Any]):
     """A DataLoader of ready-made batches; an unusable image ends the iteration with a DataError that names it."""
+
+    def __init__(
+        self, batches: TableBatches, rows: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
+    ) -> None:
+        workers = loading.workers(cached=isinstance(batches.images, CachedImages))
+        super().__init__(
+            batches, sampler=rows, batch_size=None,  # the sampler's items are whole batches
+            num_workers=workers, persistent_workers=workers > 0, pin_memory=loading.pin_memory,
+        )  # fmt: skip
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them).
 
         The rows of each batch are drawn in this process and sent to the workers, so persistent ones follow.
         """
-        sampler = self.sampler
-        if not isinstance(sampler, TrainSampler):
-            raise TypeError("only training batches change with the epoch")
-        sampler.epoch, sampler.first_step = epoch, first_step
+        assert isinstance(self.sampler, TrainSampler)
+        self.sampler.epoch, self.sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
-        for batch in deliver(super().__iter__, self.num_workers):
-            if isinstance(batch, Failure):
-                raise DataError(batch.message)
-            yield batch
+        return deliver(super().__iter__, self.num_workers)
 
 
 def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[Any]:
@@ -131,20 +134,21 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
         num_workers: how many workers it has.
 
     Raises:
-        DataError: a worker was killed.
+        DataError: one was given in the place of a batch, or a worker was killed.
     """
-    if num_workers == 0:
-        yield from start()
-        return
-    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    handler = signal.getsignal(signal.SIGCHLD) if num_workers and hasattr(signal, "SIGCHLD") else None
     try:
         batches = start()
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:  # its pipe and its sockets break, too
         caught = str(error)
-        if caught.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in caught):
+        is_killed = "DataLoader worker" in caught or not isinstance(error, RuntimeError)
+        if num_workers == 0 or caught.startswith("Caught ") or not is_killed:
             raise  # a mistake of the program
         raise DataError(
             f"run.num_workers: one of the {num_workers} processes that load images has ended unexpectedly, as it does "
@@ -169,17 +173,15 @@ def train_loader(
         DataError: the rows do not fill one global batch.
     """
     check_batch_size(len(rows), loading.batch_size, loading.world_size)
-    return _loader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
+    return BatchLoader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
 
 
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
     """Raises DataError where the images to train on, called `what`, do not fill one batch of every process."""
     if num_rows < batch_size * world_size:
         processes = f" x {world_size} processes" if world_size > 1 else ""
-        raise DataError(
-            f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. "
-            f"Use at most {num_rows // world_size}."
-        )
+        most = f"Use at most {num_rows // world_size}."
+        raise DataError(f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. {most}")
 
 
 def eval_loader(
@@ -191,23 +193,4 @@ def eval_loader(
     """
     own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
     batches = [own[start : start + size] for start in range(0, len(own), size)]
-    return _loader(TableBatches(table, images, tokens), batches, loading)
-
-
-def _loader(
-    batches: TableBatches, sampler: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
-) -> BatchLoader:
-    workers = suggest_workers(batches.images) if loading.num_workers is None else loading.num_workers
-    return BatchLoader(
-        batches,
-        sampler=sampler,
-        batch_size=None,  # the sampler's items are whole batches
-        num_workers=workers,
-        pin_memory=loading.pin_memory,
-        persistent_workers=workers > 0,
-    )
-
-
-def suggest_workers(images: ImageSource) -> int:
-    """Returns 0 for cached images, which are copied faster than handed over, else one worker per core, 8 at most."""
-    return 0 if isinstance(images, CachedImages) else min(num_threads(), 8)
+    return BatchLoader(TableBatches(table, images, tokens), batches, loading)

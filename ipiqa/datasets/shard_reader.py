@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import operator
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
 
 
@@ -29,26 +32,25 @@ class Skipped:
         first: where the first of them was, as 'shard.tar: name'.
     """
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     first: str = ""
 
-    def add(self, reason: str, where: str, count: int = 1) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        self.first = self.first or where
+    def add(self, reason: str, where: str) -> None:
+        self.merge(Skipped(Counter([reason]), where))
+
+    def merge(self, other: Skipped) -> None:
+        self.counts += other.counts
+        self.first = self.first or other.first
 
     def take(self) -> Skipped:
         """Returns what is counted so far, and forgets it."""
         taken = Skipped(self.counts, self.first)
-        self.counts, self.first = {}, ""
+        self.counts, self.first = Counter(), ""
         return taken
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        return f"{self.total} members skipped: {reasons}; first '{self.first}'"
+        return f"{self.counts.total()} members skipped: {reasons}; first '{self.first}'"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ShardReader:
 
     def _samples(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, dict[str, bytes | None]]]:
         """Yields the samples of a shard: a name for messages, and ending -> content, None where that is too large."""
-        for key, group in itertools.groupby(self._members(shard, skipped), key=lambda member: member[0]):
+        for key, group in itertools.groupby(self._members(shard, skipped), key=operator.itemgetter(0)):
             members: dict[str, bytes | None] = {}
             for _, ending, content in group:
                 if ending in members:
@@ -165,9 +167,9 @@ def _read_to_its_end(file: BinaryIO) -> bool:
     return not any(rest) and not any(file.read())
 
 
-def shuffled(samples: Iterable[Sample], size: int, random: np.random.RandomState) -> Iterator[Sample]:
+def shuffled(samples: Iterable[T], size: int, random: np.random.RandomState) -> Iterator[T]:
     """Yields every sample once, drawn from a buffer of the `size` that came first and are not drawn yet."""
-    buffer: list[Sample] = []
+    buffer: list[T] = []
     for sample in samples:
         buffer.append(sample)
         if len(buffer) > size:
