@@ -26,17 +26,11 @@ def num_threads() -> int:
 
 @dataclass
 class Findings:
-    """What a look at a dataset has found.
+    """What a look at a dataset has found."""
 
-    Attributes:
-        problems: one line for each image or shard that cannot be used.
-        refusal: why nothing can be trained on this dataset, "" where it can.
-        summary: what the dataset holds, in lines.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    refusal: str = ""
-    summary: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # one line for each image or shard that cannot be used
+    refusal: str = ""  # why nothing can be trained on this dataset, "" where it can
+    summary: list[str] = field(default_factory=list)  # what the dataset holds, in lines
 
 
 def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: bool, hint: str) -> Findings:
@@ -79,12 +73,9 @@ def describe_unusable(messages: Sequence[str], num_images: int) -> str:
 
 
 def file_hashes(setting: str, paths: Sequence[Path], memory: Path | None = None) -> list[str]:
-    """Returns the sha256 of the whole content of each file; raises DataError where one cannot be read.
+    """Returns the sha256 of the whole content of each file that a setting names; the file `memory` keeps them.
 
-    Args:
-        setting: names the files, for the message.
-        paths: the files.
-        memory: file that keeps the hashes between runs; see `files.content_sha256`.
+    Raises DataError where one cannot be read.
     """
     try:
         return content_sha256(paths, memory)

@@ -43,13 +43,7 @@ CHUNK = 64  # images decoded between two writes: bounds the memory a build takes
 
 
 class DecodedImages:
-    """Images decoded each time they are asked for.
-
-    Args:
-        paths: of each row's image.
-        hashes: sha256 of each file; a file with another content is refused.
-        processor: decodes one file.
-    """
+    """Images by row number, decoded each time from the file at `paths`, whose sha256 must be the one in `hashes`."""
 
     def __init__(self, paths: Sequence[Path], hashes: Sequence[str], processor: SquashProcessor) -> None:
         self.paths, self.hashes, self.processor = paths, hashes, processor
@@ -71,15 +65,10 @@ class DecodedImages:
 
 
 class CachedImages:
-    """Images copied out of a cache file. Its pages belong to the system's file cache, shared by all processes.
+    """Images copied out of a cache file: row -> image number `slots[row]`. All processes share its pages in memory.
 
     Each image is compared with its checksum when this process first reads it. One that does not match is decoded again
     and written in its place.
-
-    Args:
-        path: cache file.
-        slots: (N,) int64, which of its images each row has.
-        decoded: the images themselves.
     """
 
     def __init__(self, path: Path, slots: np.ndarray, decoded: DecodedImages) -> None:
@@ -89,7 +78,7 @@ class CachedImages:
             _try_lock(file, shared=True)
             self.images = np.memmap(file, np.uint8, "r", offset=HEADER_BYTES, shape=(count, size, size, 3))
             self.checksums = np.memmap(file, "<u4", "r", offset=HEADER_BYTES + self.images.size, shape=(count,))
-        self.checked, self.repaired = np.zeros(count, dtype=bool), 0
+        self.checked, self.is_repaired = np.zeros(count, dtype=bool), False
 
     def __reduce__(self) -> Any:  # a spawned worker maps the file again; pickling the map would copy every image
         return CachedImages, (self.path, self.slots, self.decoded)
@@ -108,15 +97,15 @@ class CachedImages:
 
     def _repair(self, slot: int, pixels: np.ndarray, source: Path) -> None:
         """Writes an image to the file; whoever else does so writes the same bytes."""
-        level = logging.DEBUG if self.repaired else logging.WARNING  # one line a process, however much is damaged
-        message = "image cache: '%s' is damaged, first at the pixels of '%s'; decoding what is damaged again"
-        logger.log(level, message, self.path, source)
-        self.repaired += 1
+        if not self.is_repaired:  # one line a process, however much is damaged
+            message = "image cache: '%s' is damaged, first at the pixels of '%s'; decoding what is damaged again"
+            logger.warning(message, self.path, source)
+        self.is_repaired = True
         with contextlib.suppress(OSError), self.path.open("r+b") as file:
             file.seek(HEADER_BYTES + slot * pixels.size)
             file.write(pixels.data)
             file.seek(HEADER_BYTES + self.images.size + 4 * slot)
-            file.write(_checksum(pixels))
+            file.write(np.array(zlib.crc32(pixels), "<u4").tobytes())
 
 
 ImageSource = DecodedImages | CachedImages
@@ -135,8 +124,7 @@ def open_images(
         hashes: sha256 of each row's image file.
         processor: decodes one file.
         cache_dir: folder of cache files, made if need be.
-        limit_gb: most that the files in this folder may take together, in 10**9 bytes; those used longest ago are
-            removed for a new one. 0 builds none.
+        limit_gb: most that its files take together, in 10**9 bytes; those used longest ago make room. 0 builds none.
 
     Raises:
         DataError: images are missing or cannot be decoded.
@@ -172,10 +160,6 @@ def open_images(
         reason = error.strerror or str(error)
         logger.warning("image cache: cannot use '%s' (%s); decoding images in every epoch", path, reason)
         return decoded
-
-
-def _checksum(pixels: np.ndarray) -> bytes:
-    return zlib.crc32(pixels.data).to_bytes(4, "little")
 
 
 def _intact(path: Path, header: bytes, size: int) -> bool:
@@ -214,11 +198,7 @@ def _lock(path: Path) -> Iterator[bool]:
 
 
 def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
-    """Removes what killed builds have left, and the files used longest ago until another of this size fits.
-
-    Raises:
-        OSError: it does not fit beside those that are in use.
-    """
+    """Removes what killed builds left, and files not used for longest; raises OSError where the rest leaves no room."""
     if locked:  # nobody else builds
         for path in folder.glob("*.partial"):
             path.unlink(missing_ok=True)
@@ -254,13 +234,13 @@ def _build(path: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray,
     rows = np.unique(slots, return_index=True)[1].tolist()  # one of each distinct image, by slot
     logger.info("image cache: decoding %d images once to '%s' (%.2f GB)", len(rows), path, size / 1e9)
 
-    def decode(row: int) -> np.ndarray | DataError:
+    def decode(row: int) -> np.ndarray | str:
         try:
             return decoded.pixels(row)
         except DataError as error:
-            return error
+            return str(error)
 
-    checksums, problems, partial = bytearray(), {}, path.with_suffix(f".{os.getpid()}.partial")
+    checksums, problems, partial = [], {}, path.with_suffix(f".{os.getpid()}.partial")
     try:
         with (
             partial.open("xb") as file,  # made here, never written through a link
@@ -271,13 +251,13 @@ def _build(path: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray,
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK]
                 for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                    if isinstance(image, DataError):
-                        problems[row] = str(image)
+                    if isinstance(image, str):
+                        problems[row] = image
                     else:
                         file.write(image.data)
-                        checksums += _checksum(image)
+                        checksums.append(zlib.crc32(image))
                     bar.update()
-            file.write(checksums)
+            file.write(np.array(checksums, "<u4").tobytes())
             file.flush()
             os.fsync(file.fileno())
         if problems:

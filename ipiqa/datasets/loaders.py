@@ -25,25 +25,15 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a process loads batches.
+    """How a process loads batches."""
 
-    Attributes:
-        batch_size: images in a training batch of one process.
-        eval_batch_size: images in any other batch.
-        seed: seed of the order.
-        rank: number of this process.
-        world_size: number of processes.
-        num_workers: worker processes; None chooses.
-        pin_memory: whether batches are bound for a GPU.
-    """
-
-    batch_size: int
+    batch_size: int  # of training, in one process
     eval_batch_size: int
-    seed: int
+    seed: int  # of the order
     rank: int = 0
     world_size: int = 1
-    num_workers: int | None = None
-    pin_memory: bool = False
+    num_workers: int | None = None  # None chooses
+    pin_memory: bool = False  # for batches that go to a GPU
 
     def workers(self, *, cached: bool) -> int:
         """Returns the number of workers: none for cached images, which are copied faster than handed over."""
@@ -53,13 +43,7 @@ class Loading:
 
 
 class TableBatches(Dataset[Batch | DataError]):
-    """Batches by row numbers.
-
-    Args:
-        table: N rows.
-        images: their images.
-        tokens: (N, context) int64 token ids of their prompts.
-    """
+    """Batches by row numbers; tokens (N, context) int64 are those of the N prompts of the table."""
 
     def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
         self.images, self.tokens = images, tokens
@@ -134,7 +118,7 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
         num_workers: how many workers it has.
 
     Raises:
-        DataError: one was given in the place of a batch, or a worker was killed.
+        DataError: a worker was killed, or gave this error in the place of a batch.
     """
     handler = signal.getsignal(signal.SIGCHLD) if num_workers and hasattr(signal, "SIGCHLD") else None
     try:
@@ -162,15 +146,12 @@ def train_loader(
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
     Args:
-        table: all rows.
-        images: images by row.
-        tokens: (N, context) int64, token ids by row.
-        rows: row numbers to train on.
+        table: N rows.
+        images: their images.
+        tokens: (N, context) int64, of their prompts.
+        rows: row numbers to train on; DataError where they do not fill one global batch.
         loading: whose batches, and how.
-        fold: number of the fold, which has an order of its own.
-
-    Raises:
-        DataError: the rows do not fill one global batch.
+        fold: has an order of its own.
     """
     check_batch_size(len(rows), loading.batch_size, loading.world_size)
     return BatchLoader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
@@ -187,10 +168,7 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str 
 def eval_loader(
     table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading
 ) -> BatchLoader:
-    """Returns the batches of this process's share of the rows: over all processes, every row exactly once.
-
-    Args: as in `train_loader`.
-    """
+    """Returns batches of this process's share of the rows, each in one process. Arguments as in `train_loader`."""
     own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
     batches = [own[start : start + size] for start in range(0, len(own), size)]
     return BatchLoader(TableBatches(table, images, tokens), batches, loading)

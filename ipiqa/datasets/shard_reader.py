@@ -25,15 +25,10 @@ MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not 
 
 @dataclass
 class Skipped:
-    """What could not be used.
+    """What could not be used."""
 
-    Attributes:
-        counts: reason -> number of members, or of shards where the whole rest of a shard is lost.
-        first: where the first of them was, as 'shard.tar: name'.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: str = ""
+    counts: Counter[str] = field(default_factory=Counter)  # reason -> members, or shards whose whole rest is lost
+    first: str = ""  # where the first of them was, as 'shard.tar: name'
 
     def add(self, reason: str, where: str) -> None:
         self.merge(Skipped(Counter([reason]), where))
@@ -47,6 +42,9 @@ class Skipped:
         taken = Skipped(self.counts, self.first)
         self.counts, self.first = Counter(), ""
         return taken
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
@@ -64,29 +62,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads samples out of tar files, one after the other.
+    """Reads samples out of tar files, one after the other."""
 
-    Attributes:
-        images: endings of image members; the first that a sample has is taken.
-        prompt: ending of the prompt member.
-        key: key of the prompt in that member, which is JSON; None where the member is the prompt.
-    """
-
-    images: tuple[str, ...]
-    prompt: str
-    key: str | None
+    images: tuple[str, ...]  # endings of image members; the first that a sample has is taken
+    prompt: str  # ending of the prompt member
+    key: str | None  # of the prompt in that member, which is JSON; None where the member is the prompt
 
     def samples(
         self, shards: Iterable[Path], skipped: Skipped, part: int = 0, num_parts: int = 1, limit: int | None = None
     ) -> Iterator[tuple[int, Sample]]:
         """Yields the samples with a prompt, and their numbers among all samples of the shards.
 
-        Args:
-            shards: files to read.
-            skipped: where to count what cannot be used; each member is counted by the one part that it belongs to.
-            part: of num_parts; it takes the samples number part, part + num_parts, ...
-            num_parts: readers that share these shards.
-            limit: number of samples to look at, over all parts; None for all.
+        Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples, and
+        counts in `skipped` which of them it cannot use.
         """
         broken = skipped if part == 0 else Skipped()
         everything = itertools.chain.from_iterable(self._samples(shard, broken) for shard in shards)

@@ -55,30 +55,17 @@ def decoded(
 
 @dataclass(kw_only=True)
 class ShardStream(IterableDataset[Delivery]):
-    """The batches of one process: shuffled and without end to train on, or the held-out samples once, in their order.
+    """The batches of one process: of an epoch of training, shuffled, or of the held-out samples, in their order."""
 
-    Attributes:
-        setting: names the shards, for messages.
-        reader: reads their samples.
-        shards: their files.
-        processor: decodes images.
-        tokenize: makes int64 (B, context) of B prompts.
-        loading: whose batches, and how.
-        num_samples: in an epoch or, at most, in the held-out part; over all processes.
-        shuffle_buffer: undecoded samples to draw from; None reads the held-out part.
-        shards_per_epoch: how many shards about hold the samples of an epoch.
-        epoch: of training, the one to read.
-    """
-
-    setting: str
+    setting: str  # names the shards in messages
     reader: ShardReader
     shards: Sequence[Path]
     processor: SquashProcessor
-    tokenize: Tokenize
+    tokenize: Tokenize  # B prompts -> int64 (B, context)
     loading: Loading
-    num_samples: int
-    shuffle_buffer: int | None = None
-    shards_per_epoch: int = 0
+    num_samples: int  # of an epoch or, at most, of the held-out part; over all processes
+    shuffle_buffer: int | None = None  # undecoded samples to draw from; None reads the held-out part
+    shards_per_epoch: int = 0  # which about hold the samples of an epoch
     epoch: int = 0
 
     @property
@@ -136,7 +123,7 @@ class ShardStream(IterableDataset[Delivery]):
     def no_image(self, skipped: Skipped) -> DataError:
         """Returns the error of shards without a usable image."""
         num_streams = self.loading.world_size * max(1, self.loading.workers(cached=False))
-        why = f"{skipped}" if skipped.counts else f"They hold too few samples for {num_streams} workers"
+        why = f"{skipped}" if skipped else f"They hold too few samples for {num_streams} workers"
         return DataError(f"{self.setting}: no usable image in {len(self.shards)} shards. {why}.")
 
 
@@ -173,7 +160,7 @@ class ShardBatches(DataLoader[Any]):
                 steps += 1
                 if steps > self.first_step:
                     yield batch
-        if skipped.counts:
+        if skipped:
             logger.warning("%s: %s", self.stream.setting, skipped)
-        if not steps and (skipped.counts or self.stream.loading.rank == 0):  # the others' share may be empty
+        if not steps and (skipped or self.stream.loading.rank == 0):  # the others' share may be empty
             raise self.stream.no_image(skipped)

@@ -80,15 +80,10 @@ class Shards:
         )
 
     def check_files(self) -> dict[str, list[Path]]:
-        """Returns the files of both parts by setting, having looked whether they are there.
-
-        Raises:
-            DataError: shards are missing, or stand in both parts.
-        """
+        """Returns the files of both parts by setting; raises DataError where some are missing or in both."""
         parts = {s: find_shards(getattr(self, s), f"dataset.{s}") for s in ("shards", "val_shards")}
         known = {path.resolve() for path in parts["shards"]}
-        both = [path for path in parts["val_shards"] if path.resolve() in known]
-        if both:
+        if both := [path for path in parts["val_shards"] if path.resolve() in known]:
             raise DataError(
                 f"dataset.val_shards: {len(both)} of {len(parts['val_shards'])} are in dataset.shards too, "
                 f"first '{both[0]}'. Hold out shards that are not trained on."
@@ -106,7 +101,7 @@ class Shards:
         for setting, shards in self.check_files().items():
             with ThreadPoolExecutor(num_threads()) as pool:
                 numbers, skipped = zip(*pool.map(look, shards), strict=True)
-            findings.problems += [f"{shard}: {each}" for shard, each in zip(shards, skipped, strict=True) if each.counts]
+            findings.problems += [f"{shard}: {each}" for shard, each in zip(shards, skipped, strict=True) if each]
             usable, unusable = sum(numbers), sum(each.counts.total() for each in skipped)
             counts = f"{len(shards)} shards, {usable} usable samples, {unusable} members skipped"
             findings.summary.append(f"{setting}: {counts}")
@@ -126,13 +121,8 @@ class Shards:
     def train_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns shuffled training batches of this process. Call `set_epoch` before each epoch.
 
-        Args:
-            processor: decodes images.
-            tokenize: makes int64 (B, context) of B prompts.
-            loading: whose batches, and how; their order depends on the number of workers.
-
-        Raises:
-            DataError: an epoch does not fill one global batch, or no shard looked at has a sample.
+        Their order depends on the number of workers. Raises DataError where an epoch does not fill one global batch,
+        or no shard that is looked at has a sample.
         """
         number, shards = self.samples_per_epoch, find_shards(self.shards, "dataset.shards")
         check_batch_size(number, loading.batch_size, loading.world_size, "dataset.samples_per_epoch, {}")
@@ -145,10 +135,7 @@ class Shards:
         )  # fmt: skip
 
     def val_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
-        """Returns the held-out batches of this process: the same samples for any number of processes and workers.
-
-        Args: as in `train_batches`.
-        """
+        """Returns the held-out batches of this process: the same samples for any number of processes and workers."""
         shards = find_shards(self.val_shards, "dataset.val_shards")
         return ShardBatches(
             ShardStream(
@@ -158,17 +145,13 @@ class Shards:
         )  # fmt: skip
 
     def _samples_per_shard(self, shards: Sequence[Path]) -> int:
-        """Returns the number of samples in the first shard that has any; some shards all over the list are tried.
-
-        Raises:
-            DataError: none of them has a sample, so the settings are probably wrong.
-        """
+        """Returns the number of samples in the first shard that has any, out of some all over the list."""
         skipped = Skipped()
         tried = shards[:: math.ceil(len(shards) / _LOOKED_AT)]
         for shard in tried:
             if number := sum(1 for _ in self.reader.samples([shard], skipped)):
                 return number
-        why = f"{skipped}" if skipped.counts else f"first '{tried[0]}'"
+        why = f"{skipped}" if skipped else f"first '{tried[0]}'"
         wanted = f"{' or '.join(self.reader.images)} with a {self.reader.prompt}"
         raise DataError(
             f"dataset.shards: {len(tried)} of {len(shards)} shards were looked at, and none has a sample of {wanted}: "
@@ -179,9 +162,7 @@ class Shards:
 def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:
     """Returns the files that paths, globs and brace ranges name, each once, in the order they are named.
 
-    Raises:
-        ConfigError: a pattern is no path, or stands for too many.
-        DataError: a file is missing, or a pattern matches none.
+    Raises ConfigError where a pattern is no path or stands for too many, DataError where a file is missing.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns or [""]
     for pattern in patterns:

@@ -38,11 +38,11 @@ class SquashProcessor:
         self, image_size: int, *, flip: float = 0.5, interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         mean: list[float] | None = None, std: list[float] | None = None,
     ) -> None:  # fmt: skip
-        """Takes the size and the settings.
+        """Takes the settings.
 
         Args:
             image_size: side S of the square, in pixels.
-            flip: probability of a horizontal flip in training, 0 to 1.
+            flip: probability of a horizontal flip in training.
             interpolation: Pillow's resize filter.
             mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
             std: of each channel, above 0; None as for mean.
@@ -78,11 +78,8 @@ class SquashProcessor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
 
         Args:
-            source: file, the content of one, or an image that Pillow has opened.
+            source: file, the content of one, or an image that Pillow has opened; DataError where it cannot be used.
             name: what messages call it; None takes the path.
-
-        Raises:
-            DataError: the file cannot be used; the message names it and says why.
         """
         shown = name or (str(source) if isinstance(source, Path) else "image in memory")
         with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
@@ -95,12 +92,9 @@ class SquashProcessor:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def flips(self, rows: torch.Tensor, *, num_rows: int | None, seed: int, fold: int, epoch: int) -> torch.Tensor:
-        """Returns which of the images to flip, bool (B,): the same for a row whichever process or worker has it.
+        """Returns which images to flip, bool (B,), of row numbers (B,): the same whichever process or worker has a row.
 
-        Args:
-            rows: (B,) int64 row numbers.
-            num_rows: rows of the table; None where rows are streamed, of which there may be any number.
-            seed, fold, epoch: what else decides the draw.
+        `num_rows` is that of the table; None where rows are streamed, of which there may be any number.
         """
         if num_rows is not None:
             return torch.from_numpy(_draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
@@ -108,11 +102,9 @@ class SquashProcessor:
         return torch.from_numpy(np.array(blocks) < self.flip)
 
     def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns float32 (B, 3, S, S), on the device of the images, equal to the last bit to torchvision's transforms.
+        """Returns float32 of uint8 (B, 3, S, S), equal to the last bit to torchvision's transforms.
 
-        Args:
-            images: (B, 3, S, S) uint8.
-            flips: (B,) bool, which images to mirror left to right; None mirrors none.
+        Images stay on their device; `flips`, bool (B,), says which are mirrored left to right.
         """
         if flips is not None and bool(flips.any()):
             images = images.clone()
@@ -127,7 +119,6 @@ class SquashProcessor:
 
 @functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones
 def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
-    """Returns (count,) float64 random numbers from 0 to 1."""
     return np.random.RandomState(list(seed)).random_sample(count)
 
 
