@@ -30,7 +30,6 @@ class ImageFolder(ABC):
     """
 
     has_scores: ClassVar[bool] = True
-    streamed: ClassVar[bool] = False
 
     images: FilePath
     image_cache: bool = True

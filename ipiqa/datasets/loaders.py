@@ -112,13 +112,11 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
 
     PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
     optimizer step, too. Here it is found when the next batch is asked for, and what is trained so far can be saved.
+    Raises DataError where one was killed, or gave this error in the place of a batch.
 
     Args:
-        start: begins a round of a DataLoader.
-        num_workers: how many workers it has.
-
-    Raises:
-        DataError: a worker was killed, or gave this error in the place of a batch.
+        start: begins a round of the DataLoader.
+        num_workers: how many it has.
     """
     handler = signal.getsignal(signal.SIGCHLD) if num_workers and hasattr(signal, "SIGCHLD") else None
     try:

@@ -40,9 +40,7 @@ Decoded = tuple[int, torch.Tensor, str]  # number of a sample, uint8 image (3, S
 Delivery = tuple[Batch | None, Skipped] | DataError  # a worker's batch, and what it skipped on the way
 
 
-def decoded(
-    processor: SquashProcessor, samples: Iterable[tuple[int, Sample]], skipped: Skipped
-) -> Iterator[Decoded]:
+def decoded(processor: SquashProcessor, samples: Iterable[tuple[int, Sample]], skipped: Skipped) -> Iterator[Decoded]:
     """Yields the samples whose image can be decoded, and counts the others."""
     for number, sample in samples:
         try:

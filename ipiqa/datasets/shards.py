@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -46,7 +47,6 @@ class Shards:
 
     num_targets: ClassVar[int] = 0
     has_scores: ClassVar[bool] = False
-    streamed: ClassVar[bool] = True
 
     shards: list[FilePath] | FilePath
     val_shards: list[FilePath] | FilePath
@@ -186,13 +186,12 @@ def _expanded(pattern: str, setting: str) -> list[str]:
     if not {"{", "}"} & set(pattern):
         return [pattern]
     braces, names = require_package("braceexpand", setting), []
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # unmatched ones
         if math.prod(map(_num_choices, re.findall(r"\{([^{}]*)\}", pattern))) <= MAX_SHARDS:
             names = list(itertools.islice(braces.braceexpand(pattern), MAX_SHARDS + 1))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{setting}: {pattern!r} has an unmatched brace. Write {{000..999}} or {{a,b}}.") from error
     if not 0 < len(names) <= MAX_SHARDS:
-        raise ConfigError(f"{setting}: {pattern!r} stands for more than {MAX_SHARDS:,} files. Write a smaller range.")
+        wanted = f"Write up to {MAX_SHARDS:,} files, as {{000..999}} or {{a,b}}."
+        raise ConfigError(f"{setting}: {pattern!r} has unmatched braces or stands for too many files. {wanted}")
     return names
 
 
