@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
@@ -92,4 +93,9 @@ def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[st
 
 def image_set_sha256(table: AnnotationTable, hashes: Sequence[str]) -> str:
     """Returns one hash of all images of a table: of their names and the hashes of their contents."""
-    return hashlib.sha256(json.dumps(sorted(set(zip(table.names, hashes, strict=True)))).encode()).hexdigest()
+    return json_sha256(sorted(set(zip(table.names, hashes, strict=True))))
+
+
+def json_sha256(content: Any) -> str:
+    """Returns the hash of what json can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ipiqa.datasets.checks import describe_unusable, num_threads
+from ipiqa.datasets.checks import describe_unusable, json_sha256, num_threads
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
@@ -131,7 +131,7 @@ def open_images(
     distinct, slots = np.unique(hashes, return_inverse=True)
     shape = (len(distinct), processor.image_size, processor.image_size, 3)
     size = HEADER_BYTES + math.prod(shape) + 4 * len(distinct)
-    key = hashlib.sha256(json.dumps([2, processor.key, distinct.tolist()]).encode()).hexdigest()
+    key = json_sha256([2, processor.key, distinct.tolist()])
     content = {"content": "ipiqa image cache", "format": 2, "key": key, "dtype": "uint8", "shape": shape}
     header = json.dumps(content).encode().ljust(HEADER_BYTES - 1) + b"\n"
     path = cache_dir / f"{key[:32]}.images"

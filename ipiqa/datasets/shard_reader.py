@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -125,13 +125,10 @@ class ShardReader:
     def _prompt(self, content: bytes) -> str:
         """Returns the prompt in a member, "" where there is none."""
         try:
-            text: Any = content.decode("utf-8-sig")
-            if self.key is not None:
-                values = json.loads(text)
-                text = values.get(self.key) if isinstance(values, dict) else ""
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+            text = content.decode("utf-8-sig")
+            return str.strip(text if self.key is None else json.loads(text)[self.key])
+        except (ValueError, RecursionError, LookupError, TypeError):  # not UTF-8, not JSON, without end, without a text
             return ""
-        return text.strip() if isinstance(text, str) else ""
 
 
 class _Entry(tarfile.TarInfo):

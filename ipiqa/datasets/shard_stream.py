@@ -51,7 +51,7 @@ def decoded(processor: SquashProcessor, samples: Iterable[tuple[int, Sample]], s
             yield number, image, sample.prompt
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ShardStream(IterableDataset[Delivery]):
     """The batches of one process: of an epoch of training, shuffled, or of the held-out samples, in their order."""
 
@@ -76,12 +76,12 @@ class ShardStream(IterableDataset[Delivery]):
     def __iter__(self) -> Iterator[Delivery]:
         info, loading, skipped = get_worker_info(), self.loading, Skipped()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        part, size = (loading.rank * workers + worker, loading.world_size * workers), loading.batch_size
+        part = loading.rank * workers + worker, loading.world_size * workers
         if self.shuffle_buffer is None:
-            size = loading.eval_batch_size
-            samples = self.reader.samples(self.shards, skipped, *part, self.num_samples)
+            size, samples = loading.eval_batch_size, self.reader.samples(self.shards, skipped, *part, self.num_samples)
             images = decoded(self.processor, samples, skipped)
         else:
+            size = loading.batch_size
             firsts = ((step * loading.world_size + loading.rank) * size for step in range(worker, self.steps, workers))
             rows = itertools.chain.from_iterable(range(first, first + size) for first in firsts)
             endless = self._shuffled(*part, self.shuffle_buffer, skipped)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
-from ipiqa.datasets.checks import Findings, file_hashes, num_threads
+from ipiqa.datasets.checks import Findings, file_hashes, json_sha256, num_threads
 from ipiqa.datasets.loaders import Loading, check_batch_size
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import ShardBatches, ShardStream, Tokenize, decoded
@@ -111,12 +109,8 @@ class Shards:
 
     def identity(self) -> dict[str, str]:
         """Returns a hash of the whole content of the shards of each part, in their order."""
-        memory = Path(self.cache_dir).expanduser() / "hashes"
-        hashes = {setting: file_hashes(setting, shards, memory) for setting, shards in self.check_files().items()}
-        return {
-            f"dataset.{setting} (sha256)": hashlib.sha256(json.dumps(every).encode()).hexdigest()
-            for setting, every in hashes.items()
-        }
+        memory, parts = Path(self.cache_dir).expanduser() / "hashes", self.check_files()
+        return {f"dataset.{s} (sha256)": json_sha256(file_hashes(s, files, memory)) for s, files in parts.items()}
 
     def train_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns shuffled training batches of this process. Call `set_epoch` before each epoch.
@@ -127,22 +121,14 @@ class Shards:
         number, shards = self.samples_per_epoch, find_shards(self.shards, "dataset.shards")
         check_batch_size(number, loading.batch_size, loading.world_size, "dataset.samples_per_epoch, {}")
         per_epoch = math.ceil(number / self._samples_per_shard(shards))
-        return ShardBatches(
-            ShardStream(
-                setting="dataset.shards", reader=self.reader, shards=shards, processor=processor, tokenize=tokenize,
-                loading=loading, num_samples=number, shuffle_buffer=self.shuffle_buffer, shards_per_epoch=per_epoch,
-            )
-        )  # fmt: skip
+        common = "dataset.shards", self.reader, shards, processor, tokenize, loading
+        return ShardBatches(ShardStream(*common, number, self.shuffle_buffer, per_epoch))
 
     def val_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns the held-out batches of this process: the same samples for any number of processes and workers."""
         shards = find_shards(self.val_shards, "dataset.val_shards")
-        return ShardBatches(
-            ShardStream(
-                setting="dataset.val_shards", reader=self.reader, shards=shards, processor=processor, tokenize=tokenize,
-                loading=loading, num_samples=self.val_samples,
-            )
-        )  # fmt: skip
+        common = "dataset.val_shards", self.reader, shards, processor, tokenize, loading
+        return ShardBatches(ShardStream(*common, self.val_samples))
 
     def _samples_per_shard(self, shards: Sequence[Path]) -> int:
         """Returns the number of samples in the first shard that has any, out of some all over the list."""
