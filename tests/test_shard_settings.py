@@ -154,6 +154,4 @@ def test_commands_on_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         f"{part}: 1 shards, 1 usable samples, 0 members skipped\n" for part in ("shards", "val_shards")
     )
     assert main(["data", "split", "--cfg-path", str(config), "--fold", "0"]) == 2
-    assert (
-        "dataset.name: 'shards' is streamed and has no rows to split. dataset.val_shards is" in capsys.readouterr().err
-    )
+    assert "dataset.name: 'shards' has no rows to split. dataset.val_shards is" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def open_images(
         table: names and folder of the images.
         hashes: sha256 of each row's image file.
         processor: decodes one file.
-        cache_dir: folder of cache files, made if need be.
+        cache_dir: folder of cache files.
         limit_gb: most that its files take together, in 10**9 bytes; those used longest ago make room. 0 builds none.
     """
     decoded = DecodedImages(table.image_paths, hashes, processor)

@@ -96,11 +96,8 @@ class BatchLoader(DataLoader[Any]):
         )  # fmt: skip
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them).
-
-        The rows of each batch are drawn in this process and sent to the workers, so persistent ones follow.
-        """
-        assert isinstance(self.sampler, TrainSampler)
+        """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them)."""
+        assert isinstance(self.sampler, TrainSampler)  # it runs in this process, so persistent workers follow
         self.sampler.epoch, self.sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
@@ -143,13 +140,7 @@ def train_loader(
 ) -> BatchLoader:
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
-    Args:
-        table: N rows.
-        images: their images.
-        tokens: (N, context) int64, of their prompts.
-        rows: row numbers to train on; DataError where they do not fill one global batch.
-        loading: whose batches, and how.
-        fold: has an order of its own.
+    Raises DataError where `rows`, the row numbers to train on, do not fill one batch of every process.
     """
     check_batch_size(len(rows), loading.batch_size, loading.world_size)
     return BatchLoader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
@@ -166,7 +157,7 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str 
 def eval_loader(
     table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading
 ) -> BatchLoader:
-    """Returns batches of this process's share of the rows, each in one process. Arguments as in `train_loader`."""
+    """Returns the batches of this process's share of the rows: over all processes, every row exactly once."""
     own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
     batches = [own[start : start + size] for start in range(0, len(own), size)]
     return BatchLoader(TableBatches(table, images, tokens), batches, loading)

@@ -73,9 +73,7 @@ class Shards:
 
     def load(self) -> NoReturn:
         """Refuses: there is no table of what is streamed."""
-        raise ConfigError(
-            "dataset.name: 'shards' is streamed and has no rows to split. dataset.val_shards is its held-out part."
-        )
+        raise ConfigError("dataset.name: 'shards' has no rows to split. dataset.val_shards is its held-out part.")
 
     def check_files(self) -> dict[str, list[Path]]:
         """Returns the files of both parts by setting; raises DataError where some are missing or in both."""
