@@ -22,7 +22,6 @@ from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
 from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
 from ipiqa.datasets.shards import Shards
-from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
@@ -78,7 +77,7 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def make_dataset(config: Config) -> Source:
+def make_dataset(config: Config) -> ImageFolder | Shards:
     """Returns the dataset of a config; no file is touched."""
     return registry.build("dataset", config.dataset, "dataset", {})
 

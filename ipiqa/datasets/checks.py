@@ -9,33 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import Any
 
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.files import content_sha256
+from ipiqa.processors.image import SquashProcessor
 
 _LISTER = "list them with: ipiqa data check --cfg-path ..."
-
-
-class ImageReader(Protocol):
-    """What the datasets need of an image processor."""
-
-    @property
-    def image_size(self) -> int:
-        """Side S of a decoded image, in pixels."""
-
-    @property
-    def key(self) -> str:
-        """All that decides the decoded pixels, apart from the file."""
-
-    def verify(self, path: Path) -> None:
-        """Raises DataError when the header cannot be used."""
-
-    def decode(self, source: Path | bytes, name: str | None = None) -> torch.Tensor:
-        """Returns the uint8 image (3, S, S) of a file or of its content; raises DataError when it cannot be used."""
 
 
 def num_threads() -> int:
@@ -46,50 +27,42 @@ def num_threads() -> int:
 
 @dataclass
 class Findings:
-    """What a look at a dataset has found.
+    """What a look at a dataset has found."""
 
-    Attributes:
-        problems: one line for each image or shard that cannot be used.
-        refusal: why nothing can be trained on this dataset, "" where it can.
-        summary: what the dataset holds, in lines.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    refusal: str = ""
-    summary: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # one line for each image or shard that cannot be used
+    refusal: str = ""  # why nothing can be trained on this dataset, "" where it can
+    summary: list[str] = field(default_factory=list)  # what the dataset holds, in lines
 
 
-def look_at_images(table: AnnotationTable, reader: ImageReader, *, full: bool, hint: str) -> Findings:
+def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: bool, hint: str) -> Findings:
     """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
     Args:
         table: names and folder of the images.
-        reader: judges one file.
+        processor: judges one file.
         full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
         hint: where to get the images, for messages.
     """
-    if not table.image_dir.is_dir():
-        return Findings(refusal=f"dataset.images: the folder '{table.image_dir}' does not exist. {hint}")
+    folder, look = table.image_dir, processor.decode if full else processor.verify
+    if not folder.is_dir():
+        return Findings(refusal=f"dataset.images: the folder '{folder}' does not exist. {hint}")
 
-    look = reader.decode if full else reader.verify
-
-    def problem(path: Path) -> str:
+    def problem(name: str) -> str:
         try:
-            look(path)
+            look(folder / name)
         except DataError as error:
             return str(error)
         return ""
 
-    names = dict.fromkeys(table.names)
-    missing = dict.fromkeys(name for name in names if not (table.image_dir / name).is_file())
+    exists = {name: (folder / name).is_file() for name in table.names}
+    missing = [name for name in exists if not exists[name]]
     with ThreadPoolExecutor(num_threads()) as pool:
-        looks = pool.map(problem, [table.image_dir / name for name in names if name not in missing])
-        unusable = [message for message in looks if message]
+        unusable = list(filter(None, pool.map(problem, filter(exists.get, exists))))
     refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
         refusal = (
-            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{table.image_dir}', "
-            f"first {next(iter(missing))!r}. Check the path, or {_LISTER}"
+            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{folder}', "
+            f"first {missing[0]!r}. Check the path, or {_LISTER}"
         )
     return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
@@ -100,24 +73,29 @@ def describe_unusable(messages: Sequence[str], num_images: int) -> str:
     return f"{first} Replace them, or {_LISTER}"
 
 
-def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
-    """Returns the sha256 of the whole image file of each row, in table order.
+def file_hashes(setting: str, paths: Sequence[Path], memory: Path | None = None) -> list[str]:
+    """Returns the sha256 of the whole content of each file that a setting names; the file `memory` keeps them.
 
-    Args:
-        table: names and folder of the images.
-        memory: file that keeps the hashes between runs; see `files.content_sha256`.
-
-    Raises:
-        DataError: a file cannot be read.
+    Raises DataError where one cannot be read.
     """
-    names = list(dict.fromkeys(table.names))
     try:
-        hash_of = dict(zip(names, content_sha256([table.image_dir / name for name in names], memory), strict=True))
+        return content_sha256(paths, memory)
     except OSError as error:
-        raise DataError(f"dataset.images: '{error.filename}' cannot be read: {error.strerror}.") from error
+        raise DataError(f"dataset.{setting}: '{error.filename}' cannot be read: {error.strerror}.") from error
+
+
+def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[str, ...]:
+    """Returns the hash of each row's image, as `file_hashes`."""
+    names = list(dict.fromkeys(table.names))
+    hash_of = dict(zip(names, file_hashes("images", [table.image_dir / name for name in names], memory), strict=True))
     return tuple(hash_of[name] for name in table.names)
 
 
 def image_set_sha256(table: AnnotationTable, hashes: Sequence[str]) -> str:
     """Returns one hash of all images of a table: of their names and the hashes of their contents."""
-    return hashlib.sha256(json.dumps(sorted(set(zip(table.names, hashes, strict=True)))).encode()).hexdigest()
+    return json_sha256(sorted(set(zip(table.names, hashes, strict=True))))
+
+
+def json_sha256(content: Any) -> str:
+    """Returns the hash of what json can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -9,25 +9,26 @@ shared lock on it, and only a file that nobody reads is removed to make room for
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ipiqa.datasets.checks import ImageReader, describe_unusable, num_threads
+from ipiqa.datasets.checks import describe_unusable, json_sha256, num_threads
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
+from ipiqa.processors.image import SquashProcessor
 
 try:
     import fcntl
@@ -40,31 +41,14 @@ HEADER_BYTES = 4096
 CHUNK = 64  # images decoded between two writes: bounds the memory a build takes
 
 
-class ImageSource(Protocol):
-    """Images by table row."""
-
-    def batch(self, rows: np.ndarray) -> torch.Tensor:
-        """Returns uint8 (B, 3, S, S) in channels_last layout for B row numbers."""
-
-
 class DecodedImages:
-    """Images decoded each time they are asked for.
+    """Images by row number, decoded each time from the file at `paths`, whose sha256 must be the one in `hashes`."""
 
-    Args:
-        paths: of each row's image.
-        hashes: sha256 of each file; a file with another content is refused.
-        reader: decodes one file.
-    """
-
-    def __init__(self, paths: Sequence[Path], hashes: Sequence[str], reader: ImageReader) -> None:
-        self.paths, self.hashes, self.reader = paths, hashes, reader
+    def __init__(self, paths: Sequence[Path], hashes: Sequence[str], processor: SquashProcessor) -> None:
+        self.paths, self.hashes, self.processor = paths, hashes, processor
 
     def pixels(self, row: int) -> np.ndarray:
-        """Returns the uint8 image (S, S, 3) of one row.
-
-        Raises:
-            DataError: the file cannot be used, or is not the one that was hashed.
-        """
+        """Returns the uint8 image (S, S, 3) of a row; raises DataError: unusable, or not the file that was hashed."""
         path = self.paths[row]
         try:
             content = path.read_bytes()
@@ -72,100 +56,88 @@ class DecodedImages:
             raise DataError(f"'{path}' cannot be read: {error.strerror}.") from error
         if hashlib.sha256(content).hexdigest() != self.hashes[row]:
             raise DataError(f"'{path}' has changed since this run began. Leave the images alone while it lasts.")
-        return self.reader.decode(content, str(path)).permute(1, 2, 0).contiguous().numpy()
+        return self.processor.decode(content, str(path)).permute(1, 2, 0).contiguous().numpy()
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """Returns uint8 (B, 3, S, S) in channels_last layout for B row numbers."""
         return torch.from_numpy(np.stack([self.pixels(row) for row in rows])).permute(0, 3, 1, 2)
 
 
 class CachedImages:
-    """Images copied out of a cache file. Its pages belong to the system's file cache, shared by all processes.
+    """Images copied out of a cache file: row -> image number `slots[row]`. All processes share its pages in memory.
 
     Each image is compared with its checksum when this process first reads it. One that does not match is decoded again
     and written in its place.
-
-    Args:
-        path: cache file.
-        slots: (N,) int64, which of its images each row has.
-        decoded: the images themselves.
     """
 
     def __init__(self, path: Path, slots: np.ndarray, decoded: DecodedImages) -> None:
         self.path, self.slots, self.decoded = path, slots, decoded
-        size, count = decoded.reader.image_size, int(slots.max()) + 1
+        size, count = decoded.processor.image_size, int(slots.max()) + 1
         with path.open("rb") as file:  # the maps keep the open file, and its lock, as long as the images are in use
             _try_lock(file, shared=True)
             self.images = np.memmap(file, np.uint8, "r", offset=HEADER_BYTES, shape=(count, size, size, 3))
             self.checksums = np.memmap(file, "<u4", "r", offset=HEADER_BYTES + self.images.size, shape=(count,))
-        self.checked, self.repaired = np.zeros(count, dtype=bool), 0
+        self.checked, self.is_repaired = np.zeros(count, dtype=bool), False
 
     def __reduce__(self) -> Any:  # a spawned worker maps the file again; pickling the map would copy every image
         return CachedImages, (self.path, self.slots, self.decoded)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """Returns uint8 (B, 3, S, S) in channels_last layout for B row numbers."""
         images = np.empty((len(rows), *self.images.shape[1:]), dtype=np.uint8)
         for image, row in zip(images, rows, strict=True):
-            slot = self.slots[row]
+            slot = int(self.slots[row])
             image[:] = self.images[slot]
-            if not self.checked[slot]:
-                if zlib.crc32(image) != self.checksums[slot]:
-                    image[:] = self._repaired(row)
-                self.checked[slot] = True
+            if not self.checked[slot] and zlib.crc32(image) != self.checksums[slot]:
+                image[:] = self.decoded.pixels(row)
+                self._repair(slot, image, self.decoded.paths[row])
+            self.checked[slot] = True
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    def _repaired(self, row: int) -> np.ndarray:
-        """Returns the image of a row, decoded and written to the file; whoever else does so writes the same bytes."""
-        pixels, slot = self.decoded.pixels(row), int(self.slots[row])
-        logger.log(
-            logging.DEBUG if self.repaired else logging.WARNING,  # one line a process, however much is damaged
-            "image cache: '%s' is damaged, first at the pixels of '%s'; decoding what is damaged again",
-            *(self.path, self.decoded.paths[row]),
-        )
-        self.repaired += 1
+    def _repair(self, slot: int, pixels: np.ndarray, source: Path) -> None:
+        """Writes an image to the file; whoever else does so writes the same bytes."""
+        if not self.is_repaired:  # one line a process, however much is damaged
+            message = "image cache: '%s' is damaged, first at the pixels of '%s'; decoding what is damaged again"
+            logger.warning(message, self.path, source)
+        self.is_repaired = True
         with contextlib.suppress(OSError), self.path.open("r+b") as file:
             file.seek(HEADER_BYTES + slot * pixels.size)
             file.write(pixels.data)
             file.seek(HEADER_BYTES + self.images.size + 4 * slot)
-            file.write(_checksum(pixels))
-        return pixels
+            file.write(np.array(zlib.crc32(pixels.data), "<u4").tobytes())
+
+
+ImageSource = DecodedImages | CachedImages
 
 
 def open_images(
-    table: AnnotationTable, hashes: Sequence[str], reader: ImageReader, *, cache_dir: Path, limit_gb: float
+    table: AnnotationTable, hashes: Sequence[str], processor: SquashProcessor, *, cache_dir: Path, limit_gb: float
 ) -> ImageSource:
     """Returns the images of a table, from its cache file, which is built if it is not there or not intact.
 
     Both ways of reading give the same bytes. Where the file would pass the limit, or cannot be written, a warning says
-    so and the images are decoded each time.
+    so and the images are decoded each time. Raises DataError where an image cannot be used.
 
     Args:
         table: names and folder of the images.
         hashes: sha256 of each row's image file.
-        reader: decodes one file.
-        cache_dir: folder of cache files, made if need be.
-        limit_gb: most that the files in this folder may take together, in 10**9 bytes; those used longest ago are
-            removed for a new one. 0 builds none.
-
-    Raises:
-        DataError: images are missing or cannot be decoded.
+        processor: decodes one file.
+        cache_dir: folder of cache files.
+        limit_gb: most that its files take together, in 10**9 bytes; those used longest ago make room. 0 builds none.
     """
-    decoded = DecodedImages(table.image_paths, hashes, reader)
+    decoded = DecodedImages(table.image_paths, hashes, processor)
     if limit_gb <= 0:
         return decoded
-    distinct = sorted(set(hashes))
-    slot_of = {digest: slot for slot, digest in enumerate(distinct)}
-    slots = np.array([slot_of[digest] for digest in hashes], dtype=np.int64)
-    shape = (len(distinct), reader.image_size, reader.image_size, 3)
-    size = HEADER_BYTES + int(np.prod(shape, dtype=np.int64)) + 4 * len(distinct)
-    if size > limit_gb * 1e9:
-        logger.warning(
-            "image cache: %d images take %.1f GB, more than dataset.cache_limit_gb %g; decoding them in every epoch",
-            *(len(distinct), size / 1e9, limit_gb),
-        )
-        return decoded
-    key = hashlib.sha256(json.dumps([2, reader.key, distinct]).encode()).hexdigest()
-    path, header = cache_dir / f"{key[:32]}.images", _header(key, shape)
+    distinct, slots = np.unique(hashes, return_inverse=True)
+    shape = (len(distinct), processor.image_size, processor.image_size, 3)
+    size = HEADER_BYTES + math.prod(shape) + 4 * len(distinct)
+    key = json_sha256([2, processor.key, distinct.tolist()])
+    content = {"content": "ipiqa image cache", "format": 2, "key": key, "dtype": "uint8", "shape": shape}
+    header = json.dumps(content).encode().ljust(HEADER_BYTES - 1) + b"\n"
+    path = cache_dir / f"{key[:32]}.images"
     try:
+        if size > limit_gb * 1e9:
+            raise OSError(f"its {size / 1e9:.1f} GB are more than dataset.cache_limit_gb {limit_gb:g}")
         if not _intact(path, header, size):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with _lock(cache_dir / "build.lock") as locked:
@@ -173,7 +145,7 @@ def open_images(
                     if path.is_file():
                         logger.warning("image cache: '%s' is damaged; building it again", path)
                     _make_room(cache_dir, size, limit_gb * 1e9, locked)
-                    _build(path, path.with_suffix(f".{os.getpid()}.partial"), header, decoded, slots, size)
+                    _build(path, header, decoded, slots, size)
         images = CachedImages(path, slots, decoded)
         with contextlib.suppress(OSError):
             os.utime(path)  # used now
@@ -184,35 +156,22 @@ def open_images(
         return decoded
 
 
-def _header(key: str, shape: tuple[int, ...]) -> bytes:
-    text = json.dumps({"content": "ipiqa image cache", "format": 2, "key": key, "dtype": "uint8", "shape": shape})
-    return text.encode().ljust(HEADER_BYTES - 1) + b"\n"
-
-
-def _checksum(pixels: np.ndarray) -> bytes:
-    return zlib.crc32(pixels.data).to_bytes(4, "little")
-
-
 def _intact(path: Path, header: bytes, size: int) -> bool:
     """Returns whether the file is there and the one that the header describes."""
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size != size:
         return False
     with path.open("rb") as file:
-        return path.stat().st_size == size and file.read(HEADER_BYTES) == header
+        return file.read(HEADER_BYTES) == header
 
 
 def _try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool | None:
     """Locks a file until it is closed or its process ends; returns whether it did, None where files have no locks."""
     try:
-        if fcntl is None:
-            raise OSError(errno.ENOLCK, "no file locks here")
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         return True
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-            raise
+    except (OSError, AttributeError):  # neither this file system nor, without fcntl, this system has them
         return None
 
 
@@ -229,62 +188,42 @@ def _lock(path: Path) -> Iterator[bool]:
 
 
 def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
-    """Removes what killed builds have left, and the files used longest ago until another of this size fits.
-
-    Raises:
-        OSError: it does not fit beside those that are in use.
-    """
+    """Removes what killed builds left, and files not used for longest; raises OSError where the rest leaves no room."""
     if locked:  # nobody else builds
         for path in folder.glob("*.partial"):
             path.unlink(missing_ok=True)
-    files = sorted((path.stat().st_mtime_ns, path) for path in folder.glob("*.images"))
-    sizes = {path: path.stat().st_size for _, path in files}
-    surplus, removed = sum(sizes.values()) + size - limit, []
-    for _, path in files:
-        if surplus > 0 and _remove_unused(path):
-            surplus -= sizes[path]
-            removed.append(path)
+    files = {path: path.stat() for path in folder.glob("*.images")}
+    surplus, removed = sum(status.st_size for status in files.values()) + size - limit, []
+    for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # of somebody else's
+            if surplus > 0 and _try_lock(file) is not False:
+                path.unlink()
+                surplus -= files[path].st_size
+                removed.append(files[path].st_size)
     if removed:
-        logger.info(
-            "image cache: removed %d unused files (%.2f GB) under '%s' to stay within dataset.cache_limit_gb",
-            *(len(removed), sum(sizes[path] for path in removed) / 1e9, folder),
-        )
+        message = "image cache: removed %d unused files (%.2f GB) under '%s' to stay within dataset.cache_limit_gb"
+        logger.info(message, len(removed), sum(removed) / 1e9, folder)
     if surplus > 0:
-        raise OSError(errno.EDQUOT, "the files in use fill dataset.cache_limit_gb")
+        raise OSError("the files in use fill dataset.cache_limit_gb")
 
 
-def _remove_unused(path: Path) -> bool:
-    """Removes a file unless a process has it locked; returns whether it did."""
-    try:
-        with path.open("r+b") as file:
-            if not _try_lock(file):
-                return False
-            path.unlink()
-        return True
-    except OSError:  # somebody else's
-        return False
-
-
-def _build(path: Path, partial: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray, size: int) -> None:
+def _build(path: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray, size: int) -> None:
     """Writes the cache file: under another name first, so that it is never seen half-written.
 
     Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     """
     if shutil.disk_usage(path.parent).free < size:
-        raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB do not fit on the disk")
+        raise OSError(f"{size / 1e9:.1f} GB do not fit on the disk")
     rows = np.unique(slots, return_index=True)[1].tolist()  # one of each distinct image, by slot
     logger.info("image cache: decoding %d images once to '%s' (%.2f GB)", len(rows), path, size / 1e9)
 
-    problems: dict[int, str] = {}
-
-    def decode(row: int) -> np.ndarray | None:
+    def decode(row: int) -> np.ndarray | str:
         try:
             return decoded.pixels(row)
         except DataError as error:
-            problems[row] = str(error)
-            return None
+            return str(error)
 
-    checksums = bytearray()
+    checksums, problems, partial = [], {}, path.with_suffix(f".{os.getpid()}.partial")
     try:
         with (
             partial.open("xb") as file,  # made here, never written through a link
@@ -293,12 +232,15 @@ def _build(path: Path, partial: Path, header: bytes, decoded: DecodedImages, slo
         ):
             file.write(header)
             for start in range(0, len(rows), CHUNK):
-                for image in pool.map(decode, rows[start : start + CHUNK]):
-                    if image is not None:
+                chunk = rows[start : start + CHUNK]
+                for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
+                    if isinstance(image, str):
+                        problems[row] = image
+                    else:
                         file.write(image.data)
-                        checksums += _checksum(image)
+                        checksums.append(zlib.crc32(image.data))
                     bar.update()
-            file.write(checksums)
+            file.write(np.array(checksums, "<u4").tobytes())
             file.flush()
             os.fsync(file.fileno())
         if problems:

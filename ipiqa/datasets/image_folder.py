@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ipiqa.datasets.checks import Findings, ImageReader, image_hashes, look_at_images
+from ipiqa.datasets.checks import Findings, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.processors.image import SquashProcessor
 from ipiqa.prompts import describe
 from ipiqa.registry import FilePath
 
@@ -29,7 +30,6 @@ class ImageFolder(ABC):
     """
 
     has_scores: ClassVar[bool] = True
-    streamed: ClassVar[bool] = False
 
     images: FilePath
     image_cache: bool = True
@@ -42,11 +42,7 @@ class ImageFolder(ABC):
 
     @abstractmethod
     def load(self) -> AnnotationTable:
-        """Returns the table; the images are not touched.
-
-        Raises:
-            DataError: a file is missing or something in it cannot be right.
-        """
+        """Returns the table, images not touched; raises DataError: a file is missing, or something in it is wrong."""
 
     @property
     def hint(self) -> str:
@@ -58,28 +54,27 @@ class ImageFolder(ABC):
         """Number of scores of an image; 0 where only prompts are known."""
         return 0
 
-    def check_images(self, table: AnnotationTable, processor: ImageReader) -> None:
+    def check_images(self, table: AnnotationTable, processor: SquashProcessor) -> None:
         """Raises DataError when an image is missing or, by its header, cannot be used."""
         if refusal := look_at_images(table, processor, full=False, hint=self.hint).refusal:
             raise DataError(refusal)
 
-    def check(self, processor: ImageReader) -> Findings:
+    def check(self, processor: SquashProcessor) -> Findings:
         """Decodes every image, and says what the table holds."""
         table = self.load()
         findings = look_at_images(table, processor, full=True, hint=self.hint)
         counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
         findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
         for target, scores in zip(table.target_names, table.scores.T, strict=True):
-            findings.summary.append(
-                f"  MOS {target}: {scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"
-            )
+            spread = f"{scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"
+            findings.summary.append(f"  MOS {target}: {spread}")
         return findings
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
         """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""
         return image_hashes(table, Path(self.cache_dir) / "hashes")
 
-    def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: ImageReader) -> ImageSource:
+    def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: SquashProcessor) -> ImageSource:
         """Returns the images of the table by row number, from the cache (built now if need be) or decoded each time."""
         limit_gb = self.cache_limit_gb if self.image_cache else 0.0
         return open_images(table, hashes, processor, cache_dir=Path(self.cache_dir), limit_gb=limit_gb)

@@ -25,55 +25,39 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a process loads batches.
+    """How a process loads batches."""
 
-    Attributes:
-        batch_size: images in a training batch of one process.
-        eval_batch_size: images in any other batch.
-        seed: seed of the order.
-        rank: number of this process.
-        world_size: number of processes.
-        num_workers: worker processes; None chooses.
-        pin_memory: whether batches are bound for a GPU.
-    """
-
-    batch_size: int
+    batch_size: int  # of training, in one process
     eval_batch_size: int
-    seed: int
+    seed: int  # of the order
     rank: int = 0
     world_size: int = 1
-    num_workers: int | None = None
-    pin_memory: bool = False
+    num_workers: int | None = None  # None chooses
+    pin_memory: bool = False  # for batches that go to a GPU
+
+    def workers(self, *, cached: bool) -> int:
+        """Returns the number of workers: none for cached images, which are copied faster than handed over."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if cached else min(num_threads(), 8)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Stands for a batch with an unusable image: an exception would reach the main process as a long traceback."""
-
-    message: str
-
-
-class TableBatches(Dataset[Batch | Failure]):
-    """Batches by row numbers.
-
-    Args:
-        table: N rows.
-        images: their images.
-        tokens: (N, context) int64 token ids of their prompts.
-    """
+class TableBatches(Dataset[Batch | DataError]):
+    """Batches by row numbers; tokens (N, context) int64 are those of the N prompts of the table."""
 
     def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
-        if len(tokens) != len(table):
-            raise ValueError(f"{len(tokens)} prompts were tokenised for {len(table)} rows")
         self.images, self.tokens = images, tokens
         self.targets = torch.from_numpy(table.scores.astype(np.float32))
 
-    def __getitem__(self, rows: np.ndarray) -> Batch | Failure:
-        """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,)."""
+    def __getitem__(self, rows: np.ndarray) -> Batch | DataError:
+        """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,).
+
+        An error is returned: raised in a worker, it would reach the main process as a long traceback.
+        """
         try:
             images = self.images.batch(rows)
         except DataError as error:
-            return Failure(str(error))
+            return error
         index = torch.from_numpy(rows)
         return {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
 
@@ -86,38 +70,38 @@ class TrainSampler(Sampler[np.ndarray]):
     """
 
     def __init__(self, rows: np.ndarray, loading: Loading, fold: int) -> None:
-        self.rows, self.batch_size, self.rank, self.seed = rows, loading.batch_size, loading.rank, loading.seed
-        self.global_size = loading.batch_size * loading.world_size
-        self.fold, self.epoch, self.first_step = fold, 0, 0
+        self.rows, self.loading, self.fold, self.epoch, self.first_step = rows, loading, fold, 0, 0
 
     def __len__(self) -> int:
-        return len(self.rows) // self.global_size
+        return len(self.rows) // (self.loading.batch_size * self.loading.world_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = np.random.RandomState([self.seed, self.fold, self.epoch, _ORDER]).permutation(self.rows)
+        size, loading = self.loading.batch_size, self.loading
+        order = np.random.RandomState([loading.seed, self.fold, self.epoch, _ORDER]).permutation(self.rows)
         for step in range(self.first_step, len(self)):
-            start = step * self.global_size + self.rank * self.batch_size
-            yield order[start : start + self.batch_size]
+            start = (step * loading.world_size + loading.rank) * size
+            yield order[start : start + size]
 
 
 class BatchLoader(DataLoader[Any]):
     """A DataLoader of ready-made batches; an unusable image ends the iteration with a DataError that names it."""
 
-    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them).
+    def __init__(
+        self, batches: TableBatches, rows: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
+    ) -> None:
+        workers = loading.workers(cached=isinstance(batches.images, CachedImages))
+        super().__init__(
+            batches, sampler=rows, batch_size=None,  # the sampler's items are whole batches
+            num_workers=workers, persistent_workers=workers > 0, pin_memory=loading.pin_memory,
+        )  # fmt: skip
 
-        The rows of each batch are drawn in this process and sent to the workers, so persistent ones follow.
-        """
-        sampler = self.sampler
-        if not isinstance(sampler, TrainSampler):
-            raise TypeError("only training batches change with the epoch")
-        sampler.epoch, sampler.first_step = epoch, first_step
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch to come, and how many of its first steps to leave out (a resumed run has taken them)."""
+        assert isinstance(self.sampler, TrainSampler)  # it runs in this process, so persistent workers follow
+        self.sampler.epoch, self.sampler.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do
-        for batch in deliver(super().__iter__, self.num_workers):
-            if isinstance(batch, Failure):
-                raise DataError(batch.message)
-            yield batch
+        return deliver(super().__iter__, self.num_workers)
 
 
 def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[Any]:
@@ -125,26 +109,25 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
 
     PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
     optimizer step, too. Here it is found when the next batch is asked for, and what is trained so far can be saved.
+    Raises DataError where one was killed, or gave this error in the place of a batch.
 
     Args:
-        start: begins a round of a DataLoader.
-        num_workers: how many workers it has.
-
-    Raises:
-        DataError: a worker was killed.
+        start: begins a round of the DataLoader.
+        num_workers: how many it has.
     """
-    if num_workers == 0:
-        yield from start()
-        return
-    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    handler = signal.getsignal(signal.SIGCHLD) if num_workers and hasattr(signal, "SIGCHLD") else None
     try:
         batches = start()
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:  # its pipe and its sockets break, too
         caught = str(error)
-        if caught.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in caught):
+        is_killed = "DataLoader worker" in caught or not isinstance(error, RuntimeError)
+        if num_workers == 0 or caught.startswith("Caught ") or not is_killed:
             raise  # a mistake of the program
         raise DataError(
             f"run.num_workers: one of the {num_workers} processes that load images has ended unexpectedly, as it does "
@@ -157,57 +140,24 @@ def train_loader(
 ) -> BatchLoader:
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
-    Args:
-        table: all rows.
-        images: images by row.
-        tokens: (N, context) int64, token ids by row.
-        rows: row numbers to train on.
-        loading: whose batches, and how.
-        fold: number of the fold, which has an order of its own.
-
-    Raises:
-        DataError: the rows do not fill one global batch.
+    Raises DataError where `rows`, the row numbers to train on, do not fill one batch of every process.
     """
     check_batch_size(len(rows), loading.batch_size, loading.world_size)
-    return _loader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
+    return BatchLoader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
 
 
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
     """Raises DataError where the images to train on, called `what`, do not fill one batch of every process."""
     if num_rows < batch_size * world_size:
         processes = f" x {world_size} processes" if world_size > 1 else ""
-        raise DataError(
-            f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. "
-            f"Use at most {num_rows // world_size}."
-        )
+        most = f"Use at most {num_rows // world_size}."
+        raise DataError(f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. {most}")
 
 
 def eval_loader(
     table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading
 ) -> BatchLoader:
-    """Returns the batches of this process's share of the rows: over all processes, every row exactly once.
-
-    Args: as in `train_loader`.
-    """
+    """Returns the batches of this process's share of the rows: over all processes, every row exactly once."""
     own, size = rows[loading.rank :: loading.world_size], loading.eval_batch_size
     batches = [own[start : start + size] for start in range(0, len(own), size)]
-    return _loader(TableBatches(table, images, tokens), batches, loading)
-
-
-def _loader(
-    batches: TableBatches, sampler: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
-) -> BatchLoader:
-    workers = suggest_workers(batches.images) if loading.num_workers is None else loading.num_workers
-    return BatchLoader(
-        batches,
-        sampler=sampler,
-        batch_size=None,  # the sampler's items are whole batches
-        num_workers=workers,
-        pin_memory=loading.pin_memory,
-        persistent_workers=workers > 0,
-    )
-
-
-def suggest_workers(images: ImageSource) -> int:
-    """Returns 0 for cached images, which are copied faster than handed over, else one worker per core, 8 at most."""
-    return 0 if isinstance(images, CachedImages) else min(num_threads(), 8)
+    return BatchLoader(TableBatches(table, images, tokens), batches, loading)

@@ -9,46 +9,46 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import operator
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
 
 
 @dataclass
 class Skipped:
-    """What could not be used.
+    """What could not be used."""
 
-    Attributes:
-        counts: reason -> number of members, or of shards where the whole rest of a shard is lost.
-        first: where the first of them was, as 'shard.tar: name'.
-    """
+    counts: Counter[str] = field(default_factory=Counter)  # reason -> members, or shards whose whole rest is lost
+    first: str = ""  # where the first of them was, as 'shard.tar: name'
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: str = ""
+    def add(self, reason: str, where: str) -> None:
+        self.merge(Skipped(Counter([reason]), where))
 
-    def add(self, reason: str, where: str, count: int = 1) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        self.first = self.first or where
+    def merge(self, other: Skipped) -> None:
+        self.counts += other.counts
+        self.first = self.first or other.first
 
     def take(self) -> Skipped:
         """Returns what is counted so far, and forgets it."""
         taken = Skipped(self.counts, self.first)
-        self.counts, self.first = {}, ""
+        self.counts, self.first = Counter(), ""
         return taken
 
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
+    def __bool__(self) -> bool:
+        return bool(self.counts)
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        return f"{self.total} members skipped: {reasons}; first '{self.first}'"
+        return f"{self.counts.total()} members skipped: {reasons}; first '{self.first}'"
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads samples out of tar files, one after the other.
+    """Reads samples out of tar files, one after the other."""
 
-    Attributes:
-        images: endings of image members; the first that a sample has is taken.
-        prompt: ending of the prompt member.
-        key: key of the prompt in that member, which is JSON; None where the member is the prompt.
-    """
-
-    images: tuple[str, ...]
-    prompt: str
-    key: str | None
+    images: tuple[str, ...]  # endings of image members; the first that a sample has is taken
+    prompt: str  # ending of the prompt member
+    key: str | None  # of the prompt in that member, which is JSON; None where the member is the prompt
 
     def samples(
         self, shards: Iterable[Path], skipped: Skipped, part: int = 0, num_parts: int = 1, limit: int | None = None
     ) -> Iterator[tuple[int, Sample]]:
         """Yields the samples with a prompt, and their numbers among all samples of the shards.
 
-        Args:
-            shards: files to read.
-            skipped: where to count what cannot be used; each member is counted by the one part that it belongs to.
-            part: of num_parts; it takes the samples number part, part + num_parts, ...
-            num_parts: readers that share these shards.
-            limit: number of samples to look at, over all parts; None for all.
+        Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples, and
+        counts in `skipped` which of them it cannot use.
         """
         broken = skipped if part == 0 else Skipped()
         everything = itertools.chain.from_iterable(self._samples(shard, broken) for shard in shards)
@@ -105,7 +95,7 @@ class ShardReader:
 
     def _samples(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, dict[str, bytes | None]]]:
         """Yields the samples of a shard: a name for messages, and ending -> content, None where that is too large."""
-        for key, group in itertools.groupby(self._members(shard, skipped), key=lambda member: member[0]):
+        for key, group in itertools.groupby(self._members(shard, skipped), key=operator.itemgetter(0)):
             members: dict[str, bytes | None] = {}
             for _, ending, content in group:
                 if ending in members:
@@ -135,13 +125,10 @@ class ShardReader:
     def _prompt(self, content: bytes) -> str:
         """Returns the prompt in a member, "" where there is none."""
         try:
-            text: Any = content.decode("utf-8-sig")
-            if self.key is not None:
-                values = json.loads(text)
-                text = values.get(self.key) if isinstance(values, dict) else ""
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+            text = content.decode("utf-8-sig")
+            return str.strip(text if self.key is None else json.loads(text)[self.key])
+        except (ValueError, RecursionError, LookupError, TypeError):  # not UTF-8, not JSON, without end, without a text
             return ""
-        return text.strip() if isinstance(text, str) else ""
 
 
 class _Entry(tarfile.TarInfo):
@@ -165,9 +152,9 @@ def _read_to_its_end(file: BinaryIO) -> bool:
     return not any(rest) and not any(file.read())
 
 
-def shuffled(samples: Iterable[Sample], size: int, random: np.random.RandomState) -> Iterator[Sample]:
+def shuffled(samples: Iterable[T], size: int, random: np.random.RandomState) -> Iterator[T]:
     """Yields every sample once, drawn from a buffer of the `size` that came first and are not drawn yet."""
-    buffer: list[Sample] = []
+    buffer: list[T] = []
     for sample in samples:
         buffer.append(sample)
         if len(buffer) > size:

@@ -22,10 +22,7 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 # Only what is expected: of the other formats, some start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-MAX_PIXELS = 178_956_970  # Pillow refuses more as a decompression bomb
 MIN_SIDE = 8
-_TOO_LARGE = f"has more than the {MAX_PIXELS / 1e6:.0f} million pixels that are safe to decode"
-
 _FLIPS = 4  # number in the RandomState seed: a stream that splits and batches do not share
 _BLOCK = 4096  # streamed rows whose flips are drawn together
 
@@ -38,37 +35,29 @@ class SquashProcessor:
     """
 
     def __init__(
-        self,
-        image_size: int,
-        *,
-        flip: float = 0.5,
-        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-    ) -> None:
-        """Takes the size and the settings.
+        self, image_size: int, *, flip: float = 0.5, interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        mean: list[float] | None = None, std: list[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Takes the settings.
 
         Args:
             image_size: side S of the square, in pixels.
-            flip: probability of a horizontal flip in training, 0 to 1.
+            flip: probability of a horizontal flip in training.
             interpolation: Pillow's resize filter.
             mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
             std: of each channel, above 0; None as for mean.
         """
-        mean, std = CLIP_MEAN if mean is None else mean, CLIP_STD if std is None else std
         if not 0 <= flip <= 1:
             raise ConfigError(f"processor.flip: {flip:g} is not a probability. Give a number from 0 to 1.")
+        mean, std = CLIP_MEAN if mean is None else mean, CLIP_STD if std is None else std
         for setting, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ConfigError(f"processor.{setting}: {len(values)} values. Give three: red, green, blue.")
-            if not all(math.isfinite(value) for value in values):
-                raise ConfigError(f"processor.{setting}: {values} is not finite. Give three finite numbers.")
-        if min(std) <= 0:
-            raise ConfigError(f"processor.std: {min(std):g} is not above 0. Give the spread of each channel.")
+            if len(values) != 3 or not all(map(math.isfinite, values)) or (setting == "std" and min(values) <= 0):
+                above = ", each above 0" if setting == "std" else ""
+                wanted = f"three finite numbers{above}: of red, green and blue"
+                raise ConfigError(f"processor.{setting}: invalid value {values}. Give {wanted}.")
         self.image_size, self.flip, self.interpolation = image_size, flip, interpolation
         self._mean, self._std = list(mean), list(std)  # as given: float32 has not all of their digits
-        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
 
     def section(self) -> dict[str, Any]:
         """Returns the settings that build this processor again, for any image size."""
@@ -82,22 +71,15 @@ class SquashProcessor:
         return f"squash 1, {self.image_size}, {self.interpolation}, {libraries}"
 
     def verify(self, path: Path) -> None:
-        """Checks the header of a file; `decode` checks every pixel.
-
-        Raises:
-            DataError: the file cannot be used; the message names it and says why.
-        """
+        """Raises DataError, as `decode` does, where the header of a file cannot be used."""
         _open(path, str(path)).close()
 
     def decode(self, source: Path | bytes | Image.Image, name: str | None = None) -> torch.Tensor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
 
         Args:
-            source: file, the content of one, or an image that Pillow has opened.
+            source: file, the content of one, or an image that Pillow has opened; DataError where it cannot be used.
             name: what messages call it; None takes the path.
-
-        Raises:
-            DataError: the file cannot be used; the message names it and says why.
         """
         shown = name or (str(source) if isinstance(source, Path) else "image in memory")
         with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
@@ -110,28 +92,19 @@ class SquashProcessor:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def flips(self, rows: torch.Tensor, *, num_rows: int | None, seed: int, fold: int, epoch: int) -> torch.Tensor:
-        """Returns which of the images to flip, bool (B,): the same for a row whichever process or worker has it.
+        """Returns which images to flip, bool (B,), of row numbers (B,): the same whichever process or worker has a row.
 
-        Args:
-            rows: (B,) int64 row numbers.
-            num_rows: rows of the table; None where rows are streamed, of which there may be any number.
-            seed: seed of all draws.
-            fold: number of the fold.
-            epoch: number of the epoch.
+        `num_rows` is that of the table; None where rows are streamed, of which there may be any number.
         """
-        if self.flip == 0:
-            return torch.zeros(len(rows), dtype=torch.bool)
         if num_rows is not None:
             return torch.from_numpy(_draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
         blocks = [_draws((seed, fold, epoch, _FLIPS, row // _BLOCK), _BLOCK)[row % _BLOCK] for row in rows.tolist()]
         return torch.from_numpy(np.array(blocks) < self.flip)
 
     def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns float32 (B, 3, S, S), on the device of the images, equal to the last bit to torchvision's transforms.
+        """Returns float32 of uint8 (B, 3, S, S), equal to the last bit to torchvision's transforms.
 
-        Args:
-            images: (B, 3, S, S) uint8.
-            flips: (B,) bool, which images to mirror left to right; None mirrors none.
+        Images stay on their device; `flips`, bool (B,), says which are mirrored left to right.
         """
         if flips is not None and bool(flips.any()):
             images = images.clone()
@@ -146,29 +119,19 @@ class SquashProcessor:
 
 @functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones
 def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
-    """Returns (count,) float64 random numbers from 0 to 1."""
     return np.random.RandomState(list(seed)).random_sample(count)
 
 
 def _open(source: Path | bytes, shown: str) -> Image.Image:
-    """Returns the image with its header read and judged, its pixels not yet decoded.
-
-    Args:
-        source: file, or the content of one.
-        shown: its name in messages.
-
-    Raises:
-        DataError: not an image, too small or too large, animated.
-    """
+    """Returns an image whose header can be used, its pixels not yet decoded; raises DataError that calls it `shown`."""
     try:
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"'{shown}' {_TOO_LARGE}.") from error
     except UnidentifiedImageError as error:
-        start = _start(source)
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            start = file.read(12)
         found = f"it starts with {start!r}" if start else "it has 0 bytes"
         raise DataError(f"'{shown}' is not an image: {found}.") from error
-    except Exception as error:  # missing, no permission, or a header that breaks one of Pillow's parsers
+    except Exception as error:  # missing, no permission, too large, or a header that breaks one of Pillow's parsers
         raise DataError(f"'{shown}' cannot be read: {_one_line(error)}.") from error
     try:
         problem = _problem(image)
@@ -185,21 +148,11 @@ def _problem(image: Image.Image) -> str:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         return f"is {width}x{height} pixels, too small to judge"
-    if width * height > MAX_PIXELS:
-        return _TOO_LARGE
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG photo and its preview
         return f"is animated ({getattr(image, 'n_frames', 2)} frames); save the one frame to be judged"
     if image.mode == "F":
         return "has floating-point pixels of unknown range; save it with 8 or 16 bits"
     return ""
-
-
-def _start(source: Path | bytes) -> bytes:
-    """Returns the first bytes of a file, which tell what it is."""
-    if isinstance(source, bytes):
-        return source[:12]
-    with source.open("rb") as file:
-        return file.read(12)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from ipiqa import build, dist
 from ipiqa.build import Batches, Inputs
 from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
+from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
 from ipiqa.engine.log import recording
 from ipiqa.engine.predict import predict
@@ -87,8 +88,8 @@ def _check(config: Config) -> None:
 
 def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
     """Returns the batches of a table or of shards, and what they come from."""
-    dataset: Any = build.make_dataset(config)
-    if dataset.streamed:
+    dataset = build.make_dataset(config)
+    if isinstance(dataset, Shards):
         identity = dist.from_main(dist.on_main(dataset.identity))
         batches = build.streamed_batches(config, dataset, processor, device)
         return batches, content_of(device, None, []) | identity | {
