@@ -135,7 +135,9 @@ def test_a_score_does_not_depend_on_the_batch_or_the_form_of_the_image(cfg: Path
     [
         (torch.rand(2, 3, 8, 8), ["a"], "prompts: 1 for 2 images"),
         (torch.rand(2, 3, 8, 8), None, "prompts: missing"),
-        (torch.rand(3, 8, 8), [7], "prompts: 7 is not text"),
+        (torch.rand(3, 8, 8), [7], "prompts: row 0: 7 is not text"),
+        (torch.rand(3, 3, 8, 8), ["a", "b", " \n"], "prompts: row 2 is empty"),
+        (torch.rand(3, 8, 8), "", "prompts: row 0 is empty"),
         (torch.rand(3, 8, 8) * 255, "a", "outside 0 to 1"),
         (torch.full((3, 8, 8), float("nan")), "a", "not finite"),
         (torch.rand(8, 8), "a", "is no image"),

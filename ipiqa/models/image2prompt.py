@@ -27,8 +27,7 @@ class Image2Prompt(nn.Module):
                 "Set freeze: all and qa_token: none, and leave out train_embeddings."
             )
         check_comparable(image_encoder, prompt_encoder)
-        self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
+        self.image_encoder, self.prompt_encoder = image_encoder, prompt_encoder
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns image features (B, D) and prompt features (B, D), neither normalised."""
