@@ -283,7 +283,7 @@ def describe_model(
     if data is not None and split is not None:
         images = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
         training = replace(
-            training, table_sha256=data.table.sha256, split_sha256=split.sha256, fold=split.fold, images=tuple(images),
+            training, table_sha256=data.table.sha256, split_sha256=split.sha256, fold=split.fold, images=images,
             licence="Before you pass it on, see the licences of that dataset and of the weights training began with.",
         )  # fmt: skip
     return ModelSpec(
