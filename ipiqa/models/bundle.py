@@ -41,20 +41,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What rebuilds a model without any other file, and says what its scores mean.
+    """What rebuilds a model without any other file, and says what its scores mean."""
 
-    Attributes:
-        model: resolved section, sizes and architectures explicit, no weights.
-        image_size: side S of the input, in pixels.
-        processor: resolved section, mean and std included.
-        targets: what the T scores of the model mean, in order.
-        training: what it was trained on.
-    """
-
-    model: dict[str, Any]
-    image_size: int
-    processor: dict[str, Any]
-    targets: tuple[Target, ...]
+    model: dict[str, Any]  # resolved section, sizes and architectures explicit, no weights
+    image_size: int  # side S of the input, in pixels
+    processor: dict[str, Any]  # resolved section, mean and std included
+    targets: tuple[Target, ...]  # what the T scores mean, in order
     training: Training = field(default_factory=Training)
 
     @property
@@ -68,11 +60,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> ModelSpec:
-        """Returns the spec that `to_dict` wrote; `where` is the file it was read from, which nobody has to trust.
-
-        Raises:
-            DataError: anything in it is missing, unknown, of another type or out of range.
-        """
+        """Returns the spec that `to_dict` wrote to the file `where`; raises DataError where the file has no such."""
         try:
             if isinstance(content, Mapping):
                 refuse_newer(content, f"{where}:")
@@ -82,11 +70,7 @@ class ModelSpec:
             raise DataError(f"{where}: {printable(error)} Take a file that ipiqa has written.") from None
 
     def build(self) -> nn.Module:
-        """Returns the model with random weights, on the CPU.
-
-        Raises:
-            ConfigError: no model has these sizes.
-        """
+        """Returns the model with random weights, on the CPU; raises ConfigError where no model has these sizes."""
         context = {"image_size": self.image_size, "num_targets": len(self.targets)}
         try:
             model: nn.Module = registry.build("model", self.model, "model", context)
@@ -159,11 +143,7 @@ def write_bundle(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
 
 
 def read_bundle(folder: Path, where: str) -> tuple[ModelSpec, Tensors]:
-    """Returns the settings and the weights of a folder that `write_bundle` wrote.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
+    """Returns what `write_bundle` wrote to a folder; raises DataError where a file is missing or damaged."""
     path, hint = folder / CONFIG, "Copy the whole folder."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

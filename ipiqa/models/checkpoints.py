@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from ipiqa import registry
-from ipiqa.errors import ConfigError, DataError, IpiqaError
+from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundle
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
@@ -22,8 +22,6 @@ from ipiqa.models.towers.clip_text import TextSizes
 from ipiqa.models.weights import Tensors, read_checkpoint_file
 
 logger = logging.getLogger("ipiqa")
-
-Names = tuple[str, ...]
 
 # The reference code's names -> ours, longest prefix first: "resnet50." must not be taken for something shorter.
 REFERENCE_NAMES = {
@@ -81,11 +79,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
-    """Returns the weights in a file or a bundle: ours, of version 0.1, or of the reference code.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Returns the weights in a file or a bundle, ours or the reference code's; raises DataError for any other."""
     path = Path(registry.file_path(str(path), where))
     bundle = path.parent if path.name == WEIGHTS else path
     if os.path.isfile(bundle / CONFIG):  # noqa: PTH113 (is_file raises where a whole path is too long)
@@ -135,7 +129,7 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
             targets=tuple(registry.build("dataset", section, "", {}).layout().targets),
             training=Training(dataset=section["name"]),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError, IpiqaError):
+    except Exception:  # whatever is missing or wrong in a file that nobody has to trust: it does not say its model
         return None
 
 
@@ -154,7 +148,7 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     checkpoint = read_checkpoint(path, where)
     tensors, theirs, here = checkpoint.tensors, checkpoint.spec, f"{where}: '{path}'"
     if spec is not None and theirs is not None:
-        tensors = _for_targets(model, tensors, theirs.target_names, spec.target_names, here)
+        tensors = _for_targets(model, tensors, theirs, spec, here)
         if problems := spec.differences(theirs):
             raise DataError(f"{here}: belongs to another model: {'; '.join(problems[:3])}. Set these as it has them.")
     else:
@@ -170,8 +164,9 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     return theirs
 
 
-def _for_targets(model: nn.Module, tensors: Tensors, theirs: Names, wanted: Names, here: str) -> Tensors:
-    """Returns the tensors with the outputs for the targets that are wanted, in their order."""
+def _for_targets(model: nn.Module, tensors: Tensors, file: ModelSpec, spec: ModelSpec, here: str) -> Tensors:
+    """Returns the tensors of a file with the outputs for the targets of a spec, in its order."""
+    theirs, wanted = file.target_names, spec.target_names
     if missing := [target for target in wanted if target not in theirs]:
         raise DataError(
             f"{here}: predicts {', '.join(theirs) or 'no target'}, not {', '.join(missing)}. "

@@ -1,4 +1,4 @@
-"""IP-IQA: an image and its prompt -> scores; and its ablation that never sees the prompt."""
+"""IP-IQA: an image and its prompt -> scores; its ablation without a prompt; what its pre-training trains."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ipiqa.errors import ConfigError
+from ipiqa.models.fusion import check_comparable
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.registry import register
@@ -54,6 +56,26 @@ class ImageOnly(nn.Module):
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32; the prompts are taken and not looked at."""
         return self.head(self.image_encoder(images)[1])
+
+
+@register("model", "image2prompt")
+class Image2Prompt(nn.Module):
+    """Pooled image features and frozen prompt features of the same length (paper, section 3.1)."""
+
+    has_scores = False
+    reads_prompt = True
+
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
+        super().__init__()
+        if not prompt_encoder.is_frozen:
+            problem = "model.prompt_encoder: some of it would train, and prompts would move towards images"
+            raise ConfigError(f"{problem}. Set freeze: all and qa_token: none, and leave out train_embeddings.")
+        check_comparable(image_encoder, prompt_encoder)
+        self.image_encoder, self.prompt_encoder = image_encoder, prompt_encoder
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns image features (B, D) and prompt features (B, D), neither normalised."""
+        return self.image_encoder(images)[1], self.prompt_encoder(prompts)
 
 
 def parameter_depth(model: nn.Module) -> Callable[[str], int]:

@@ -11,13 +11,11 @@ from ipiqa.errors import DataError
 class AttentionPool(nn.Module):
     """Pools a token map with multi-head attention and one query.
 
-    Without a prompt this is CLIP's own attention pool: the query is the mean token. With a prompt feature as the query
-    it is the cross-attention fusion of the paper (section 3.3). Keys and values are the mean token and the h*w tokens,
-    each with its position.
+    With the mean token as the query it is CLIP's own pool, with a prompt feature the paper's cross-attention fusion
+    (section 3.3). Keys and values are the mean token and the h*w tokens, each with its position.
 
-    Only one query is ever asked, so keys and values need not be computed for every token: the query is carried through
-    the key projection instead (q.(Wx) = (W'q).x), and the value projection is applied to the weighted sum of tokens.
-    The result is the same up to rounding, at a tenth of the multiplications.
+    There is one query only, so it is carried through the key projection (q.(Wx) = (W'q).x), and the value projection is
+    applied to the weighted sum of tokens: the same up to rounding, at a tenth of the multiplications.
     """
 
     def __init__(self, channels: int, query_dim: int, embed_dim: int, heads: int, num_positions: int) -> None:
@@ -26,8 +24,7 @@ class AttentionPool(nn.Module):
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(num_positions, channels) / channels**0.5)
         self.q_proj = nn.Linear(query_dim, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
+        self.k_proj, self.v_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, embed_dim)
 
     def forward(self, token_map: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
@@ -56,9 +53,7 @@ def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Te
     """Returns positions (1 + h*w, C) for a grid (h, w), of those for a square one; the mean token's row is kept.
 
     They are resized bicubically. # reference: as the reference code resizes CLIP's positions
-
-    Raises:
-        DataError: the positions are not those of a square grid.
+    Raises DataError where the positions are not those of a square grid.
     """
     old = round((max(positions.shape[0], 1) - 1) ** 0.5) if positions.ndim == 2 else 0
     if old < 1 or 1 + old * old != positions.shape[0]:

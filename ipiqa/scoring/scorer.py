@@ -98,15 +98,15 @@ class Scorer:
         try:
             auto = "cuda" if torch.cuda.is_available() else "cpu"
             self._device = torch.device(auto if device == "auto" else device)
-            self._models = [model.eval().to(self._device) for model in models]
+            models = [model.eval().to(self._device) for model in models]
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: {device!r} cannot be used ({printable(error)[:80]}). Take auto.") from None
         self._amp = amp
         self._processor = spec.build_processor()
         self._tokenize = tokenizer_of(spec.model.get("prompt_encoder"))
-        self._prompts = [PromptCache.of(model) for model in self._models]  # the weights stay as they are from here on
+        self._models = [(model, PromptCache.of(model)) for model in models]  # the weights stay as they are from here on
         self.targets: tuple[Target, ...] = spec.targets
-        self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in self._models)
+        self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in models)
         self.image_size: int = spec.image_size
         self.trained_on: Training = spec.training
 
@@ -129,10 +129,7 @@ class Scorer:
             inputs = torch.stack([self._input(image) for image in listed[part]]).to(self._device)
             tokens = self._tokenize(texts[part])
             with autocast(self._device, self._amp):
-                scores = [
-                    model(inputs, tokens if features_of is None else features_of(tokens)).float()
-                    for model, features_of in zip(self._models, self._prompts, strict=True)
-                ]
+                scores = [model(inputs, cache(tokens) if cache else tokens).float() for model, cache in self._models]
             out.append(torch.stack(scores).mean(dim=0).cpu())
         return torch.cat(out).numpy()
 
@@ -145,10 +142,8 @@ class Scorer:
         if len(texts) != count:
             raise DataError(f"prompts: {len(texts)} for {count} images. Give one text per image, or one for all.")
         for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"prompts: row {row}: {printable(text)[:60]} is not text. Give one text per image.")
-            if self.needs_prompt and not text.strip():
-                raise DataError(f"prompts: row {row} is empty, and the scores depend on prompts. Give it a text.")
+            if not isinstance(text, str) or (self.needs_prompt and not text.strip()):
+                raise DataError(f"prompts: row {row}: {text!r:.60} is no prompt. Give each image a text, none empty.")
         return texts
 
     def _input(self, image: OneImage) -> torch.Tensor:
@@ -173,15 +168,14 @@ def _listed(images: OneImage | Sequence[OneImage]) -> list[OneImage]:
     is_one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, torch.Tensor) and images.ndim != 4)
     listed: list[OneImage] = [images] if is_one else list(images)  # type: ignore[list-item,arg-type]
     for image in listed:
-        fits, shown = isinstance(image, (str, Path, Image.Image)), type(image).__name__
+        fits, shown = isinstance(image, (str, Path)), type(image).__name__
         if isinstance(image, torch.Tensor):
             is_number = image.dtype == torch.uint8 or image.is_floating_point()
             fits = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0 and is_number
             shown = f"a tensor of {(*image.shape, image.dtype)}"
-        elif isinstance(image, Image.Image) and image.mode == "F":
-            raise DataError("images: one has floating-point pixels of unknown range. Give 8 or 16 bits.")
+        elif isinstance(image, Image.Image):
+            fits, shown = image.mode != "F", f"an image of mode {image.mode}"  # F: pixels of unknown range
         if not fits:
-            raise DataError(
-                f"images: {shown} is no image. Give a path, a PIL image or a tensor (3, H, W), uint8 or from 0 to 1."
-            )
+            right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
+            raise DataError(f"images: {shown} cannot be scored. Give {right}.")
     return listed
