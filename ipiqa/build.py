@@ -212,7 +212,7 @@ def describe_model(
         licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
         facts = {
             "table_sha256": data.table.sha256, "split_sha256": split.sha256, "fold": split.fold,
-            "images": tuple(images), "licence": licence,
+            "images": images, "licence": licence,
         }  # fmt: skip
     versions = {"ipiqa": __version__, "torch": str(torch.__version__)}
     return ModelSpec(

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ipiqa import registry
 from ipiqa.engine import prompt_cache
+from ipiqa.engine.predict import predict
 from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.checkpoints import check_qa_token, load_model
@@ -214,6 +215,17 @@ def test_a_prompt_cache_encodes_each_prompt_once(
         assert PromptCache(encoder)(tokens).dtype == dtype
     monkeypatch.setattr(prompt_cache, "MOST_KEPT", 2)
     torch.testing.assert_close(cache(tokenize(MANY))[-4:], expected)
+
+
+def test_clip_antonyms_encodes_its_two_prompts_once_in_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {key: value for key, value in tiny_section(name="clip_antonyms").items() if key not in ("fusion", "head")}
+    model, images = build(section).eval(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images, ["any", "other"])
+    passes = counted(model.prompt_encoder, monkeypatch)
+    batches = [{"rows": torch.arange(2) + 2 * i, "images": images, "tokens": tokenize(["a", "b"])} for i in range(3)]
+    _, scores = predict(model, batches, lambda m, b: m(b["images"], b["tokens"]), device=torch.device("cpu"))
+    assert passes == [2] and torch.equal(torch.from_numpy(scores), expected.repeat(3, 1))
 
 
 def test_the_encoder_keeps_nothing_from_call_to_call() -> None:

@@ -71,15 +71,15 @@ def test_a_spec_survives_json_and_rebuilds_its_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": None}, "image_size is None"),
-        ({"image_size": True}, "image_size is True"),
+        ({"image_size": None}, "image_size: None is not a whole number"),
+        ({"image_size": True}, "image_size: True is not"),
         ({"image_size": 10**9}, "out of range"),
         ({"targets": [{"name": "q"}, {"name": "q"}]}, "named twice"),
-        ({"targets": [{"name": "q", "low": "zero"}]}, "targets: low is zero"),
-        ({"targets": "quality"}, "targets is quality"),
+        ({"targets": [{"name": "q", "low": "zero"}]}, "targets.low: 'zero' is not a number or null"),
+        ({"targets": "quality"}, "targets: 'quality' is not a list"),
         ({"model": {"name": "ipiqq"}}, "no model is called 'ipiqq'"),
-        ({"training": {"fold": 1.5}}, "training: fold is 1.5"),
-        ({"colour": 1}, "'colour' is unknown"),
+        ({"training": {"fold": 1.5}}, "training.fold: 1.5 is not"),
+        ({"colour": 1}, "spec.colour: no such setting"),
         ({"format": 99}, "newer than this version"),
     ],
 )
@@ -224,6 +224,16 @@ def test_training_begins_with_the_outputs_of_the_same_targets(run_dir: Path) -> 
     trained = torch.load(path, weights_only=True)["model"]
     for name in ("head.out_proj.weight", "head.out_proj.bias"):
         assert torch.equal(model.state_dict()[name], trained[name].flip(0))
+
+
+def test_outputs_that_are_not_one_per_target_are_refused(tmp_path: Path) -> None:
+    model, one = SPEC.build(), {"head.out_proj.bias": torch.zeros(())}
+    torch.save({"model": model.state_dict() | one, "spec": SPEC.to_dict()}, tmp_path / "damaged.pt")
+    torch.save({"model": model.state_dict() | one}, tmp_path / "unnamed.pt")
+    with pytest.raises(DataError, match=r"another shape, first 'head.out_proj.bias' with \(\) instead of \(1,\)"):
+        load_model(spec_of(SECTION, "alignment").build(), tmp_path / "damaged.pt", "x", spec_of(SECTION, "alignment"))
+    with pytest.raises(DataError, match="predicts 1 targets, the dataset has 2"):
+        load_model(model, tmp_path / "unnamed.pt", "x")
 
 
 def test_held_out_images_that_a_checkpoint_was_trained_on_are_counted(

@@ -135,15 +135,17 @@ def test_a_score_does_not_depend_on_the_batch_or_the_form_of_the_image(cfg: Path
     [
         (torch.rand(2, 3, 8, 8), ["a"], "prompts: 1 for 2 images"),
         (torch.rand(2, 3, 8, 8), None, "prompts: missing"),
-        (torch.rand(3, 8, 8), [7], "prompts: 7 is not text"),
+        (torch.rand(3, 8, 8), [7], "prompts: row 0: 7 is no prompt"),
+        (torch.rand(3, 3, 8, 8), ["a", "b", " \n"], r"prompts: row 2: ' .n' is no prompt"),
+        (torch.rand(3, 8, 8), "", "prompts: row 0: '' is no prompt"),
         (torch.rand(3, 8, 8) * 255, "a", "outside 0 to 1"),
         (torch.full((3, 8, 8), float("nan")), "a", "not finite"),
-        (torch.rand(8, 8), "a", "is no image"),
-        (torch.rand(4, 8, 8), "a", "is no image"),
-        (torch.zeros(3, 0, 8), "a", "is no image"),
-        ([7], "a", "int is no image"),
+        (torch.rand(8, 8), "a", "cannot be scored"),
+        (torch.rand(4, 8, 8), "a", "cannot be scored"),
+        (torch.zeros(3, 0, 8), "a", "cannot be scored"),
+        ([7], "a", "int cannot be scored"),
         ("nothing.png", "a", "cannot be read"),
-        (Image.new("F", (9, 9)), "a", "floating-point pixels"),
+        (Image.new("F", (9, 9)), "a", "an image of mode F cannot be scored"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_line(scorer: Scorer, images: Any, prompts: Any, message: str) -> None:

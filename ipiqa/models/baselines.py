@@ -16,8 +16,12 @@ from ipiqa.registry import register
 TEMPERATURE = 100.0  # CLIP's own at the end of its training
 
 
-class _ZeroShot(nn.Module):
-    """A score that CLIP gives without any training, and a line from it to each target that training fits."""
+@register("model", "clip_cosine")
+class CLIPCosine(nn.Module):
+    """The cosine of CLIP's image and prompt feature: zero-shot alignment (Hessel et al. 2021, CLIPScore).
+
+    Both towers are frozen; what training fits is a line from CLIP's score to each target.
+    """
 
     is_zero_shot = True
     reads_prompt = True
@@ -35,61 +39,43 @@ class _ZeroShot(nn.Module):
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32: a line of CLIP's score, which is what they are before training."""
         with torch.no_grad():
-            image_feature = self.image_encoder(images)[1]  # (B, D)
-            prompt_feature = self.prompt_encoder(prompts if self.reads_prompt else self.antonyms)  # (B, D) or (2, D)
+            image_feature, prompt_feature = self.image_encoder(images)[1], self.prompt_encoder(prompts)
             with torch.autocast(images.device.type, enabled=False):
-                score = self._score(image_feature.float(), prompt_feature.float())  # (B,)
+                score = self._score(image_feature.float(), prompt_feature.float())
         return score[:, None] * self.slope + self.intercept
 
     def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
-        """Returns CLIP's score (B,) of features."""
-        raise NotImplementedError
-
-
-@register("model", "clip_cosine")
-class CLIPCosine(_ZeroShot):
-    """The cosine of CLIP's image and prompt feature: zero-shot alignment (Hessel et al. 2021, CLIPScore)."""
-
-    def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
-        """Returns the cosine of each image with its prompt."""
+        """Returns CLIP's score (B,) of features (B, D) and (B, D)."""
         return functional.cosine_similarity(image_feature, prompt_feature, dim=1)
 
 
 @register("model", "clip_antonyms")
-class CLIPAntonyms(_ZeroShot):
-    """How much nearer an image is to "Good photo." than to "Bad photo.": zero-shot quality, as CLIP-IQA has it.
+class CLIPAntonyms(CLIPCosine):
+    """How much nearer an image is to `good` than to `bad`: zero-shot quality, as CLIP-IQA has it.
 
     Source: Wang, Chan and Loy 2023, Exploring CLIP for assessing the look and feel of images, section 3.2; here with
     CLIP's positions left in the attention pool.
     """
 
     reads_prompt = False
+    fixed_prompts: torch.Tensor  # tokens (2, context)
 
     def __init__(
-        self,
-        image_encoder: ImageTower,
-        prompt_encoder: PromptFeatures,
-        num_targets: int,
-        *,
-        good: str = "Good photo.",
-        bad: str = "Bad photo.",
-    ) -> None:
-        """Takes the towers and the two prompts.
-
-        Args:
-            image_encoder: CLIP's.
-            prompt_encoder: CLIP's.
-            num_targets: T.
-            good: what the best image is.
-            bad: what the worst image is.
-        """
+        self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, num_targets: int, *,
+        good: str = "Good photo.", bad: str = "Bad photo.",
+    ) -> None:  # fmt: skip
         super().__init__(image_encoder, prompt_encoder, num_targets)
         if not good.strip() or not bad.strip() or good == bad:
             raise ConfigError(f"model: good {good!r} and bad {bad!r} are no antonyms. Give two different prompts.")
-        self.register_buffer("antonyms", prompt_encoder.tokenize([good, bad]), persistent=False)
+        self.register_buffer("fixed_prompts", prompt_encoder.tokenize([good, bad]), persistent=False)
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T), fp32; prompts are not looked at, but for the antonyms' own features (2, D)."""
+        has_features = isinstance(prompts, torch.Tensor) and prompts.is_floating_point()
+        return super().forward(images, prompts if has_features else self.fixed_prompts)
 
     def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
-        """Returns the probability of `good`, in (0, 1); the features are those of the two antonyms."""
+        """Returns the probability (B,) of `good`, in (0, 1), for features (B, D) and (2, D)."""
         images, antonyms = functional.normalize(image_feature, dim=1), functional.normalize(prompt_feature, dim=1)
         return (TEMPERATURE * images @ antonyms.T).softmax(dim=1)[:, 0]
 
@@ -109,7 +95,6 @@ class LinearProbe(nn.Module):
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
-        del prompts
         with torch.no_grad():
             feature = self.image_encoder(images)[1].float()
         return self.head(self.norm(feature))

@@ -6,15 +6,15 @@ import functools
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from torch import nn
 
 from ipiqa import registry
-from ipiqa.errors import ConfigError, DataError, IpiqaError
+from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundle
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
@@ -23,7 +23,7 @@ from ipiqa.models.weights import Tensors, read_checkpoint_file
 
 logger = logging.getLogger("ipiqa")
 
-# Longest prefix first: "resnet50." must not be taken for something shorter.
+# The reference code's names -> ours, longest prefix first: "resnet50." must not be taken for something shorter.
 REFERENCE_NAMES = {
     "txt_attnpool.positional_embedding": "fusion.pool.positional_embedding",
     "txt_attnpool.cross_attn.out_proj.": "fusion.pool.c_proj.",
@@ -37,81 +37,62 @@ REFERENCE_NAMES = {
     "wte.": "prompt_encoder.token_embedding.",
     "head.": "head.",
 }
+OPENAI_NAMES = {"image_encoder.tower.": "visual.", "image_encoder.pool.": "visual.attnpool.", "prompt_encoder.": ""}
 # The reference code leaves frozen parameters out of its checkpoints; the CLIP weights the model was built on hold them.
-HINT = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
 REFERENCE_FROZEN = ("prompt_encoder.transformer.", "prompt_encoder.ln_final.")
+HINT = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
+
+OLD_QA_TOKENS = ("embeddings", "token", "none")  # what version 0.1 takes for prompt_encoder.qa_token
 
 
-_PLACES = {"annotations": "-", "images": "-"}  # of a dataset that is asked for its targets alone
-
-# prompt_encoder.qa_token of version 0.1 -> today's settings
-QA_TOKEN: dict[object, dict[str, Any]] = {
-    "embeddings": {"qa_token": "none", "train_embeddings": True},
-    "token": {"qa_token": "prefix", "train_embeddings": False},
-    "none": {"qa_token": "none", "train_embeddings": False},
-}
+def _todays_qa_token(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns today's settings for the qa_token and the qa_position of version 0.1."""
+    old, position = section["qa_token"], section.get("qa_position", "prefix")
+    return {"qa_token": position if old == "token" else "none", "train_embeddings": old == "embeddings"}
 
 
 def check_qa_token(model: Any) -> None:
     """Raises ConfigError, with today's settings, where a model section sets qa_token as version 0.1 had it."""
     section = model.get("prompt_encoder") if isinstance(model, Mapping) else None
-    if not isinstance(section, Mapping):
-        return
-    old = section.get("qa_token", "none")
-    if isinstance(old, str) and old in QA_TOKEN and (old != "none" or "qa_position" in section):
-        today = QA_TOKEN[old] | ({"qa_token": section.get("qa_position", "prefix")} if old == "token" else {})
-        words = ", ".join(f"{name}: {str(value).lower()}" for name, value in today.items())
+    section = {"qa_token": "none", **section} if isinstance(section, Mapping) else {"qa_token": None}
+    old = section["qa_token"]
+    if old in OLD_QA_TOKENS and (old != "none" or "qa_position" in section):
+        words = ", ".join(f"{name}: {str(value).lower()}" for name, value in _todays_qa_token(section).items())
         raise ConfigError(f"model.prompt_encoder.qa_token: {old!r} is of version 0.1. Write {words}.")
 
 
-def is_reference(tensors: Tensors) -> bool:
-    """Returns whether the names are those of the reference code."""
-    return any(name.startswith(("resnet50.", "txt_attnpool.")) for name in tensors)
-
-
-def from_reference(tensors: Tensors) -> Tensors:
-    """Returns tensors named as the reference code does under our names; unknown names stay as they are."""
+def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+    """Returns tensors with the first of the prefixes that each name has replaced; other names stay as they are."""
     out = {}
     for name, value in tensors.items():
-        prefix = next((p for p in REFERENCE_NAMES if name.startswith(p)), None)
-        out[name if prefix is None else REFERENCE_NAMES[prefix] + name.removeprefix(prefix)] = value
+        prefix = next((p for p in names if name.startswith(p)), "")
+        out[names.get(prefix, "") + name.removeprefix(prefix)] = value
     return out
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The weights of a whole model under our names.
-
-    Attributes:
-        tensors: by name in the model.
-        spec: what rebuilds the model; None where the file does not say.
-        may_miss: prefixes of names that the file leaves out.
-    """
+class Checkpoint(NamedTuple):
+    """The weights of a whole model under our names."""
 
     tensors: Tensors
-    spec: ModelSpec | None = None
-    may_miss: tuple[str, ...] = ()
+    spec: ModelSpec | None  # what rebuilds the model; None where the file does not say
+    may_miss: tuple[str, ...] = ()  # prefixes of names that the file leaves out
 
 
 def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
-    """Returns the weights in a file or a bundle: ours, of version 0.1, or of the reference code.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Returns the weights in a file or a bundle, ours or the reference code's; raises DataError for any other."""
     path = Path(registry.file_path(str(path), where))
     bundle = path.parent if path.name == WEIGHTS else path
     if os.path.isfile(bundle / CONFIG):  # noqa: PTH113 (is_file raises where a whole path is too long)
         spec, tensors = read_bundle(bundle, where)
         return Checkpoint(tensors, spec)
     tensors, rest = read_checkpoint_file(path, where, HINT)
-    if is_reference(tensors):
+    if any(name.startswith(("resnet50.", "txt_attnpool.")) for name in tensors):
         logger.info("%s: '%s' was trained with the reference code; its names are translated", where, path)
-        return Checkpoint(from_reference(tensors), None, REFERENCE_FROZEN)
+        return Checkpoint(renamed(tensors, REFERENCE_NAMES), None, REFERENCE_FROZEN)
     if rest.get("spec"):
         spec = ModelSpec.from_dict(rest["spec"], f"{where}: '{path}'")
-        epoch = rest.get("epoch") if isinstance(rest.get("epoch"), int) else -1
-        return Checkpoint(tensors, replace(spec, training=replace(spec.training, epoch=int(epoch or -1))))
+        epoch = rest["epoch"] if isinstance(rest.get("epoch"), int) else -1
+        return Checkpoint(tensors, replace(spec, training=replace(spec.training, epoch=epoch or -1)))
     return Checkpoint(tensors, _spec_of_0_1(tensors, rest.get("identity"), path))
 
 
@@ -125,39 +106,30 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
                 functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, settings)[last] = value
         else:
             settings = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
-        model = {kind: dict(part) if isinstance(part, Mapping) else part for kind, part in settings["model"].items()}
-        renamed = {name.replace("image_encoder.tower.", "visual."): value for name, value in tensors.items()}
-        renamed = {name.replace("image_encoder.pool.", "visual.attnpool."): value for name, value in renamed.items()}
-        renamed |= {name.removeprefix("prompt_encoder."): value for name, value in tensors.items()}
-        for kind, kept in (("image_encoder", ("freeze",)), ("prompt_encoder", ("freeze", "qa_token", "qa_position"))):
-            section = model.get(kind)
-            if section is None:
+        model = dict(settings["model"])
+        for kind, name, sizes, mark in (
+            ("image_encoder", "clip_resnet", ResNetSizes, "image_encoder.tower.layer1.0.conv1.weight"),
+            ("prompt_encoder", "clip_text", TextSizes, "prompt_encoder.text_projection"),
+        ):
+            if model.get(kind) is None:
                 continue
-            sizes: ResNetSizes | TextSizes | None = None
-            if section["name"] == "clip" and kind == "image_encoder" and "visual.layer1.0.conv1.weight" in renamed:
-                sizes = ResNetSizes.of_tensors(renamed)
-            elif section["name"] == "clip" and kind == "prompt_encoder" and "text_projection" in renamed:
-                sizes = TextSizes.of_tensors(renamed)
-            if sizes is not None:
-                name = "clip_resnet" if kind == "image_encoder" else "clip_text"
-                numbers = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(sizes).items()}
-                section = {"name": name, **numbers, **{key: section[key] for key in kept if key in section}}
-            position = section.pop("qa_position", "prefix")
-            section |= QA_TOKEN.get(section.get("qa_token"), {})
-            if section.get("qa_token") == "prefix":
-                section["qa_token"] = position
-            model[kind] = {key: value for key, value in section.items() if key not in ("weights", "sha256")}
-        dataset = registry.build(
-            "dataset", registry.resolve("dataset", _PLACES | settings["dataset"], "dataset"), "", {}
-        )
+            section = dict(model[kind])
+            if section["name"] == "clip" and mark in tensors:  # its sizes were those of the file it was built on
+                kept = {key: section[key] for key in ("freeze", "qa_token", "qa_position") if key in section}
+                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES)))
+            if section.get("qa_token") in OLD_QA_TOKENS:
+                section |= _todays_qa_token(section)
+            without = ("weights", "sha256", "qa_position")
+            model[kind] = {key: value for key, value in section.items() if key not in without}
+        no_files = {"annotations": "-", "images": "-"}  # the dataset is asked for its targets alone
+        section = registry.resolve("dataset", no_files | settings["dataset"], "dataset")
         return ModelSpec(
-            model=registry.resolve("model", model, "model"),
-            image_size=int(settings["image_size"]),
+            model=registry.resolve("model", model, "model"), image_size=int(settings["image_size"]),
             processor=registry.resolve("processor", settings["processor"], "processor"),
-            targets=tuple(dataset.layout().targets),
-            training=Training(dataset=settings["dataset"]["name"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError, IpiqaError):
+            targets=tuple(registry.build("dataset", section, "", {}).layout().targets),
+            training=Training(dataset=section["name"]),
+        )  # fmt: skip
+    except Exception:  # whatever is missing or wrong in a file that nobody has to trust: it does not say its model
         return None
 
 
@@ -176,14 +148,14 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     checkpoint = read_checkpoint(path, where)
     tensors, theirs, here = checkpoint.tensors, checkpoint.spec, f"{where}: '{path}'"
     if spec is not None and theirs is not None:
-        tensors = _for_targets(model, tensors, theirs.target_names, spec.target_names, here)
+        tensors = _for_targets(model, tensors, theirs, spec, here)
         if problems := spec.differences(theirs):
             raise DataError(f"{here}: belongs to another model: {'; '.join(problems[:3])}. Set these as it has them.")
     else:
-        own, found = model.state_dict().get("head.out_proj.bias"), tensors.get("head.out_proj.bias")
+        own, found = (state.get("head.out_proj.bias") for state in (model.state_dict(), tensors))
         if own is not None and found is not None and own.shape != found.shape:
             raise DataError(
-                f"{here}: predicts {len(found)} targets, the dataset has {len(own)}. "
+                f"{here}: predicts {found.numel()} targets, the dataset has {own.numel()}. "
                 "Take a checkpoint trained for this dataset, or choose its targets with dataset.targets."
             )
         if spec is not None and len(spec.targets) > 1:
@@ -192,24 +164,21 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     return theirs
 
 
-def _for_targets(
-    model: nn.Module, tensors: Tensors, theirs: tuple[str, ...], wanted: tuple[str, ...], here: str
-) -> Tensors:
-    """Returns the tensors with the outputs for the targets that are wanted, in their order."""
-    missing = [target for target in wanted if target not in theirs]
-    if missing:
+def _for_targets(model: nn.Module, tensors: Tensors, file: ModelSpec, spec: ModelSpec, here: str) -> Tensors:
+    """Returns the tensors of a file with the outputs for the targets of a spec, in its order."""
+    theirs, wanted = file.target_names, spec.target_names
+    if missing := [target for target in wanted if target not in theirs]:
         raise DataError(
             f"{here}: predicts {', '.join(theirs) or 'no target'}, not {', '.join(missing)}. "
             "Take a checkpoint trained for these targets, or choose among its own with dataset.targets."
         )
-    order = [theirs.index(target) for target in wanted]
-    if order == list(range(len(theirs))):
+    if wanted == theirs:
         return tensors
-    names = [
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in getattr(module, "per_target", ())
-    ]
+    modules = model.named_modules()
+    names = [f"{path}.{name}".lstrip(".") for path, module in modules for name in getattr(module, "per_target", ())]
     if not names:
         raise DataError(f"{here}: predicts {', '.join(theirs)}. Set dataset.targets to these, in this order.")
-    return tensors | {name: tensors[name][order] for name in names if name in tensors}
+    order = [theirs.index(target) for target in wanted]
+    # what has not one row per target is damaged: `load_exactly` says so
+    whole = [name for name in names if name in tensors and tensors[name].shape[:1] == (len(theirs),)]
+    return tensors | {name: tensors[name][order] for name in whole}

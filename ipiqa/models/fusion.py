@@ -1,9 +1,9 @@
-"""How the image and the prompt meet: token map, pooled feature and prompt feature -> one joint feature."""
+"""How the image and the prompt meet: token map (B, C, h, w), pooled and prompt feature (B, D) -> one joint feature."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ipiqa.errors import ConfigError
 from ipiqa.models.pooling import AttentionPool
@@ -17,13 +17,7 @@ class CrossAttentionFusion(nn.Module):
     """The paper's fusion (section 3.3): the prompt feature asks the token map, the answer joins CLIP's own pool."""
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, *, heads: int | None = None) -> None:
-        """Makes the cross-attention pool.
-
-        Args:
-            image_encoder: gives the token map.
-            prompt_encoder: gives the query.
-            heads: number of heads; None for one per 64 channels (32 for RN50).
-        """
+        """Makes the cross-attention pool with `heads` heads; None for one per 64 channels (32 for RN50)."""
         super().__init__()
         channels, embed_dim = image_encoder.channels, image_encoder.embed_dim
         heads = max(channels // 64, 1) if heads is None else heads
@@ -33,9 +27,7 @@ class CrossAttentionFusion(nn.Module):
         self.pool = AttentionPool(channels, prompt_encoder.embed_dim, embed_dim, heads, num_positions)
         self.num_features = 2 * embed_dim
 
-    def forward(
-        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, token_map: Tensor, image_feature: Tensor, prompt_feature: Tensor) -> Tensor:
         """Returns the joint feature (B, 2 D): CLIP's image feature, then what the prompt found in the token map."""
         return torch.cat([image_feature, self.pool(token_map, prompt_feature)], dim=1)
 
@@ -45,18 +37,11 @@ class CrossAttentionCosineFusion(CrossAttentionFusion):
     """The paper's fusion, and beside it how near CLIP itself holds image and prompt to be: one more feature."""
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, *, heads: int | None = None) -> None:
-        """Makes the cross-attention pool; `heads` as for `cross_attention`.
-
-        Raises:
-            ConfigError: the two towers' features cannot be compared.
-        """
         super().__init__(image_encoder, prompt_encoder, heads=heads)
         check_comparable(image_encoder, prompt_encoder)
         self.num_features += 1
 
-    def forward(
-        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, token_map: Tensor, image_feature: Tensor, prompt_feature: Tensor) -> Tensor:
         """Returns the joint feature (B, 2 D + 1), fp32; the cosine comes last, in (-1, 1) times 10."""
         joint = super().forward(token_map, image_feature, prompt_feature)
         # CLIP's cosines differ by some hundredths from pair to pair; the other features are of order one.
@@ -75,20 +60,9 @@ class ImageOnlyFusion(nn.Module):
         super().__init__()
         self.num_features = image_encoder.embed_dim
 
-    def forward(
-        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, token_map: Tensor, image_feature: Tensor, prompt_feature: Tensor | None) -> Tensor:
         """Returns the image feature (B, D)."""
         return image_feature
-
-
-def check_comparable(image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
-    """Raises ConfigError where image and prompt features are of different lengths."""
-    if image_encoder.embed_dim != prompt_encoder.embed_dim:
-        raise ConfigError(
-            f"model: image features have {image_encoder.embed_dim} numbers, prompt features "
-            f"{prompt_encoder.embed_dim}. Take both encoders of one CLIP."
-        )
 
 
 @register("fusion", "concatenation")
@@ -99,8 +73,15 @@ class ConcatenationFusion(nn.Module):
         super().__init__()
         self.num_features = image_encoder.embed_dim + prompt_encoder.embed_dim
 
-    def forward(
-        self, token_map: torch.Tensor, image_feature: torch.Tensor, prompt_feature: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, token_map: Tensor, image_feature: Tensor, prompt_feature: Tensor) -> Tensor:
         """Returns the joint feature (B, D_image + D_prompt)."""
         return torch.cat([image_feature, prompt_feature], dim=1)
+
+
+def check_comparable(image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
+    """Raises ConfigError where image and prompt features are of different lengths."""
+    image, prompt = image_encoder.embed_dim, prompt_encoder.embed_dim
+    if image != prompt:
+        raise ConfigError(
+            f"model: image features have {image} numbers, prompt features {prompt}. Take both encoders of one CLIP."
+        )

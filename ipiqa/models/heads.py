@@ -26,8 +26,7 @@ class MLPHead(nn.Module):
 
     def __init__(self, num_features: int, num_targets: int, *, dropout: float = 0.5) -> None:
         super().__init__()
-        self.dropout = _dropout(dropout)
-        self.dense = nn.Linear(num_features, num_features)
+        self.dropout, self.dense = _dropout(dropout), nn.Linear(num_features, num_features)
         self.out_proj = ScoreLayer(num_features, num_targets)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""IP-IQA: an image and its prompt -> scores; and its ablation that never sees the prompt."""
+"""IP-IQA: an image and its prompt -> scores; its ablation without a prompt; what its pre-training trains."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ipiqa.errors import ConfigError
+from ipiqa.models.fusion import check_comparable
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
 from ipiqa.registry import register
@@ -25,21 +27,13 @@ class IPIQA(nn.Module):
         self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, fusion: nn.Module, head: nn.Module
     ) -> None:
         super().__init__()
-        self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
-        self.fusion = fusion
-        self.head = head
+        self.image_encoder, self.prompt_encoder, self.fusion, self.head = image_encoder, prompt_encoder, fusion, head
         self.reads_prompt = getattr(fusion, "reads_prompt", True)
         if not self.reads_prompt:
             prompt_encoder.requires_grad_(False)  # what gets no gradient must not wait for one
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """Returns scores (B, num_targets), fp32, in units of the MOS trained on.
-
-        Args:
-            images: (B, 3, S, S), normalised as the processor does.
-            prompts: B texts, their tokens (B, context), or their features (B, D).
-        """
+        """Returns scores (B, num_targets), fp32, in units of the MOS trained on, of normalised images (B, 3, S, S)."""
         token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
         prompt_feature = self.prompt_encoder(prompts) if self.reads_prompt else None  # (B, D)
         return self.head(self.fusion(token_map, image_feature, prompt_feature))
@@ -57,20 +51,35 @@ class ImageOnly(nn.Module):
 
     def __init__(self, image_encoder: ImageTower, head: nn.Module) -> None:
         super().__init__()
-        self.image_encoder = image_encoder
-        self.head = head
+        self.image_encoder, self.head = image_encoder, head
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, num_targets), fp32; the prompts are taken and not looked at."""
-        del prompts
         return self.head(self.image_encoder(images)[1])
 
 
-def parameter_depth(model: nn.Module) -> Callable[[str], int]:
-    """Returns what gives the number of layers before a parameter, by its name in the model.
+@register("model", "image2prompt")
+class Image2Prompt(nn.Module):
+    """Pooled image features and frozen prompt features of the same length (paper, section 3.1)."""
 
-    Pools behind the image tower, fusion, head and the whole text tower lie behind its last layer.
-    """
+    has_scores = False
+    reads_prompt = True
+
+    def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
+        super().__init__()
+        if not prompt_encoder.is_frozen:
+            problem = "model.prompt_encoder: some of it would train, and prompts would move towards images"
+            raise ConfigError(f"{problem}. Set freeze: all and qa_token: none, and leave out train_embeddings.")
+        check_comparable(image_encoder, prompt_encoder)
+        self.image_encoder, self.prompt_encoder = image_encoder, prompt_encoder
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns image features (B, D) and prompt features (B, D), neither normalised."""
+        return self.image_encoder(images)[1], self.prompt_encoder(prompts)
+
+
+def parameter_depth(model: nn.Module) -> Callable[[str], int]:
+    """Returns parameter name -> number of layers before it; all but the image tower lies behind its last layer."""
     tower: Any = getattr(model, "image_encoder", None)
     prefix = "image_encoder."
     return lambda name: tower.depth(name.removeprefix(prefix)) if name.startswith(prefix) else tower.num_layers

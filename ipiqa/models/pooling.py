@@ -11,45 +11,28 @@ from ipiqa.errors import DataError
 class AttentionPool(nn.Module):
     """Pools a token map with multi-head attention and one query.
 
-    Without a prompt this is CLIP's own attention pool: the query is the mean token. With a prompt feature as the query
-    it is the cross-attention fusion of the paper (section 3.3). Keys and values are the mean token and the h*w tokens,
-    each with its position.
+    With the mean token as the query it is CLIP's own pool, with a prompt feature the paper's cross-attention fusion
+    (section 3.3). Keys and values are the mean token and the h*w tokens, each with its position.
 
-    Only one query is ever asked, so keys and values need not be computed for every token: the query is carried through
-    the key projection instead (q.(Wx) = (W'q).x), and the value projection is applied to the weighted sum of tokens.
-    The result is the same up to rounding, at a tenth of the multiplications.
+    There is one query only, so it is carried through the key projection (q.(Wx) = (W'q).x), and the value projection is
+    applied to the weighted sum of tokens: the same up to rounding, at a tenth of the multiplications.
     """
 
     def __init__(self, channels: int, query_dim: int, embed_dim: int, heads: int, num_positions: int) -> None:
-        """Makes the parameters, with PyTorch's defaults and positions of variance 1 / channels.
-
-        Args:
-            channels: C of the token map.
-            query_dim: length of the query; `channels` when the mean token asks.
-            embed_dim: length of the output.
-            heads: number of heads; divides `channels`.
-            num_positions: h * w + 1.
-        """
+        """Makes the parameters: `heads` divides the C `channels`, there are h * w + 1 positions."""
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(num_positions, channels) / channels**0.5)
         self.q_proj = nn.Linear(query_dim, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
+        self.k_proj, self.v_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, embed_dim)
 
     def forward(self, token_map: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the pooled feature (B, embed_dim).
-
-        Args:
-            token_map: (B, C, h, w).
-            query: (B, query_dim), or None for the mean token.
-        """
+        """Returns the pooled feature (B, embed_dim) of a map (B, C, h, w); the query is (B, query_dim)."""
         tokens = token_map.flatten(2).transpose(1, 2)  # (B, h*w, C), no copy when the map is channels_last
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)  # (B, N, C), N = h*w + 1
         tokens = tokens + self.positional_embedding.to(tokens.dtype)
-        heads = self.heads
-        depth = self.k_proj.out_features // heads
+        heads, depth = self.heads, self.k_proj.out_features // self.heads
         q = self.q_proj(tokens[:, 0] if query is None else query) * depth**-0.5
         q = q.unflatten(1, (heads, depth)).transpose(0, 1)  # (H, B, d)
         key_weight = self.k_proj.weight.unflatten(0, (heads, depth))  # (H, d, C)
@@ -67,17 +50,10 @@ class AttentionPool(nn.Module):
 
 
 def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Returns the positions of an attention pool for another grid; the mean token's row is kept.
+    """Returns positions (1 + h*w, C) for a grid (h, w), of those for a square one; the mean token's row is kept.
 
-    Args:
-        positions: (1 + n*n, C), trained on a square grid.
-        grid: (h, w) wanted.
-
-    Returns:
-        (1 + h*w, C), resized bicubically. # reference: as the reference code resizes CLIP's positions
-
-    Raises:
-        DataError: the positions are not those of a square grid.
+    They are resized bicubically. # reference: as the reference code resizes CLIP's positions
+    Raises DataError where the positions are not those of a square grid.
     """
     old = round((max(positions.shape[0], 1) - 1) ** 0.5) if positions.ndim == 2 else 0
     if old < 1 or 1 + old * old != positions.shape[0]:
