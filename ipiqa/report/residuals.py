@@ -11,10 +11,9 @@ from ipiqa.evaluation.results import RunResult
 def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
     """Returns image, prompt, group, mos and prediction of all folds; an image held out twice is there twice."""
     columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
-    parts = [fold.predictions for fold in run.folds if fold.predictions is not None]
     names = ["image", "prompt", "group", *columns]
-    together = pd.concat([part[names] for part in parts]) if parts else pd.DataFrame(columns=names)
-    return together.rename(columns=columns)
+    parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
+    return (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
 
 
 def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
@@ -22,7 +21,7 @@ def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
 
     Its prediction is the mean over the folds that hold it out; the column `residual` is prediction - MOS.
     """
-    images = images[np.isfinite(images["prediction"].astype(float)) & np.isfinite(images["mos"].astype(float))]
+    images = images[np.isfinite(images[["prediction", "mos"]].astype(float)).all(axis=1)]
     keys = ["image", "mos"]  # a table may hold two rows of one name
     out = images.groupby(keys, as_index=False).agg({"prompt": "last", "group": "last", "prediction": "mean"})
     out["residual"] = out["prediction"] - out["mos"]
@@ -35,9 +34,7 @@ def group_residuals(images: pd.DataFrame) -> pd.DataFrame:
     Columns: group, prompt (one of them), num_images, mean and mean_absolute residual.
     """
     parts = images.assign(absolute=images["residual"].abs()).groupby("group", as_index=False)
-    out = parts.agg(
-        prompt=("prompt", "min"), num_images=("image", "size"), mean=("residual", "mean"),
-        mean_absolute=("absolute", "mean"),
-    )  # fmt: skip
+    residuals = {"mean": ("residual", "mean"), "mean_absolute": ("absolute", "mean")}
+    out = parts.agg(prompt=("prompt", "min"), num_images=("image", "size"), **residuals)
     out = out[out["num_images"] > 1]
     return out.sort_values(["mean_absolute", "group"], ascending=[False, True], ignore_index=True)
