@@ -91,7 +91,7 @@ DAMAGED = [
     ("fold_01/scores.json", "[]", "scores.json: [] is not a mapping", FOLD),
     ("fold_01/scores.json", '{"format": 1}', "scores.json: fold: is missing", FOLD),
     ("fold_01/scores.json", MANY, "recursion depth exceeded", FOLD),
-    ("fold_01/scores.json", '{"format": Infinity}', "Infinity is no number in JSON", FOLD),
+    ("fold_01/metrics.jsonl", '{"epoch": 1, "loss": Infinity}', "loss: inf is not a number up to 1e+100", RUN),
     ("fold_01/scores.json", b'{"\xff": 1}', "cannot be read ('utf-8' codec", "remove it."),
     ("predictions", "image,prompt\na,b\n", "not the predictions of a fold", "Run the fold again."),
     ("predictions", "image,prompt,group\na,b,c,d\n", "more values than columns", "Run the fold again."),

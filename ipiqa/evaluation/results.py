@@ -37,11 +37,6 @@ class SplitFacts:
     num_val: int
     num_selection: int = 0
 
-    @property
-    def overlap(self) -> float:
-        """Held-out images for one of the others; 0 where the folds are disjoint (see `metrics.paired_test`)."""
-        return 0.0 if self.kind == "kfold" else self.num_val / max(1, self.num_train + self.num_selection)
-
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -157,8 +152,9 @@ class RunResult:
 
     @property
     def overlap(self) -> float:
-        """Mean over folds of `SplitFacts.overlap`."""
-        return float(np.mean([fold.scores.split.overlap for fold in self.folds]))
+        """Held-out images for one of the others, 0 where folds are disjoint (see `paired_test`); mean over folds."""
+        splits = [fold.scores.split for fold in self.folds if fold.scores.split.kind != "kfold"]
+        return float(np.mean([s.num_val / max(1, s.num_train + s.num_selection) for s in splits])) if splits else 0.0
 
 
 def write_fold(
@@ -176,11 +172,7 @@ def write_fold(
 ) -> None:
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
-    Args:
-        folder: of the fold.
-        table, split: what was trained and measured on.
-        measured, predictions: by name, "best" and "last"; predictions (N, T) of the held-out rows.
-        dataset, epochs, num_folds, settings, seen_in_training: as in `FoldScores`.
+    `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
     rows = split.val
     columns = {"image": table.names, "prompt": table.prompts, "group": table.groups}
@@ -269,23 +261,16 @@ def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
 
 def _facts(fold: FoldScores) -> dict[str, str]:
     """Returns in words what must be the same in all folds of a run."""
+    dataset, epochs = f"{fold.dataset.name} ({fold.dataset.sha256[:12]})", str(fold.epochs or "none (evaluated only)")
     return {
-        "targets": ", ".join(fold.targets),
-        "dataset": f"{fold.dataset.name} ({fold.dataset.sha256[:12]})",
-        "split kind": fold.split.kind,
-        "split seed": str(fold.split.seed),
-        "selection": fold.selection,
-        "number of epochs": "none (evaluated only)" if fold.epochs is None else str(fold.epochs),
+        "targets": ", ".join(fold.targets), "dataset": dataset, "selection": fold.selection,
+        "split kind": fold.split.kind, "split seed": str(fold.split.seed), "number of epochs": epochs,
         "epochs measured": "best" if fold.last is None else "best and last",
-    } | {key: json.dumps(value) for key, value in (fold.settings or {}).items()}
+    } | {key: json.dumps(value) for key, value in (fold.settings or {}).items()}  # fmt: skip
 
 
 def fold_numbers(numbers: Sequence[int]) -> str:
-    """Returns fold numbers in words.
-
-    >>> fold_numbers([0, 2, 3, 4, 7])
-    '0, 2 to 4, 7'
-    """
+    """Returns fold numbers in words, such as "0, 2 to 4, 7"."""
     groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # consecutive ones
     parts = [[number for _, number in group] for _, group in groups]
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)

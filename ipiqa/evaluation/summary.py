@@ -20,6 +20,10 @@ _SPLIT_WORDS = {
     "kfold": ": disjoint groups, every image is held out exactly once over all folds",
     "image_random": ": prompts leak between parts: do not compare with prompt-disjoint results",
 }
+_LEAK = (
+    "Prompts leak between the parts of this split: do not compare with prompt-disjoint results. "
+    "The intervals are too sure."
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,7 @@ class Summary:
 
 
 def metric_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of metrics once each: the known ones in their order, then others as they come.
-
-    >>> metric_names(["lcc", "plcc", "srcc", "notes", "plcc"])
-    ('srcc', 'plcc', 'lcc')
-    """
+    """Returns the names of metrics once each: the known ones in their order, then others as they come."""
     distinct = dict.fromkeys(names)
     return tuple([m for m in METRICS if m in distinct] + [m for m in distinct if m not in (*METRICS, "notes")])
 
@@ -63,20 +63,15 @@ def summarise(run: RunResult) -> Summary:
         measured = fold.checkpoints[checkpoint]
         epoch = "" if measured.epoch is None else f", epoch {measured.epoch}"
         reasons = measured.metrics[target].get("notes")
-        for reason in reasons if isinstance(reasons, list) else ():
-            notes[f"fold {fold.number}{epoch}, {target}: {reason}"] = None
+        if isinstance(reasons, list):
+            notes |= {f"fold {fold.number}{epoch}, {target}: {reason}": None for reason in reasons}
     spreads = {key: describe(numbers.values(), overlap=run.overlap) for key, numbers in values.items()}
     return Summary(run, values, spreads, tuple(notes))
 
 
 def warnings(run: RunResult) -> list[str]:
     """Returns what stands in every view of a run because its figures are not what they seem."""
-    out = []
-    if run.first.split.kind == "image_random":
-        out.append(
-            "Prompts leak between the parts of this split: do not compare with prompt-disjoint results. "
-            "The intervals are too sure."
-        )
+    out = [_LEAK] if run.first.split.kind == "image_random" else []
     seen = {fold.number: fold.scores.seen_in_training or 0 for fold in run.folds}
     if any(seen.values()):
         total = sum(fold.scores.split.num_val for fold in run.folds)

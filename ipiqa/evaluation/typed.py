@@ -22,24 +22,17 @@ def parse(kind: type[T], text: str, where: Path | str, advice: str) -> T:
     """Returns a JSON text as an instance of a dataclass; keys that it does not have are left out.
 
     Types that are understood: int, float, str, None, unions (X | Y), list, tuple[X, ...], dict[str, X], dataclasses,
-    and Any (at most 20 levels deep). A float may be written without a point.
-
-    Raises:
-        DataError: no JSON, or a value of another type, not finite or beyond 1e100; begins with `where`, ends with
-            `advice`.
+    and Any (at most 20 levels deep). A float may be written without a point. What is no JSON, or a value of another
+    type, not finite or beyond 1e100 raises a DataError, which begins with `where` and ends with `advice`.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse)
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # refuses half a character, as "\ud800" is
         result: T = _typed(kind, content, "")
     except (ValueError, RecursionError) as error:
         problem = f"no valid JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{where}: {' '.join(problem.split())}. {advice}") from None
     return result
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number in JSON")
 
 
 def _typed(kind: Any, value: Any, at: str) -> Any:
@@ -82,5 +75,5 @@ def _record(kind: Any, content: dict[str, Any], at: str) -> Any:
 
 
 def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inner), default=0) if isinstance(inner, list) else 0

@@ -49,10 +49,7 @@ def describe(values: Iterable[float], *, overlap: float) -> Spread:
     """Returns mean, sample standard deviation (n - 1), median and interval of the mean over folds.
 
     A nan among the values makes all of them nan, with a note: a mean over the folds that worked out would flatter.
-
-    Args:
-        values: one for each fold.
-        overlap: as for `paired_test`.
+    `overlap` is as for `paired_test`.
     """
     array = np.array(list(values), dtype=np.float64)
     n, bad = len(array), int((~np.isfinite(array)).sum())

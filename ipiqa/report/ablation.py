@@ -15,7 +15,7 @@ from ipiqa.errors import DataError
 from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers
 from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, interval_words, summarise, warnings
 from ipiqa.files import write_json, write_text
-from ipiqa.metrics import PairedTest, holm
+from ipiqa.metrics import PairedTest, Spread, holm
 from ipiqa.report.compare import LEVEL, TEST_COLUMNS, interval_and_p
 from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import mean_std
@@ -44,32 +44,33 @@ class Ablation:
     notes: tuple[str, ...]
 
     @property
+    def runs(self) -> list[RunResult]:
+        return [summary.run for summary in self.summaries.values()]
+
+    @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(target for one in self.summaries.values() for target in one.run.targets))
+        return tuple(dict.fromkeys(target for run in self.runs for target in run.targets))
 
     @property
     def checkpoints(self) -> dict[str, str]:
         """The heading of each checkpoint: runs that only evaluated have neither best nor last epoch."""
-        runs = [one.run for one in self.summaries.values()]
-        trained = any(run.trained for run in runs)
-        shown = [c for c in reversed(CHECKPOINTS) if any(c in run.checkpoints for run in runs)]
-        return {checkpoint: checkpoint if trained else "checkpoint" for checkpoint in shown}
+        trained = any(run.trained for run in self.runs)
+        return {c: c if trained else "checkpoint" for c in (reversed(CHECKPOINTS) if trained else CHECKPOINTS[:1])}
 
-    @property
-    def facts(self) -> list[tuple[str, str]]:
-        """What stands above the table: of the first finished row."""
-        return facts(next(iter(self.summaries.values())).run)
+    def results(self, name: str, checkpoint: str, target: str) -> tuple[dict[str, Spread], PairedTest | None]:
+        """Returns the spreads by metric of a row, none where it has none, and its test against the first."""
+        spreads = self.summaries[name].spreads if name in self.summaries else {}
+        shown = {metric: spreads[key] for metric in COLUMNS if (key := (target, checkpoint, metric)) in spreads}
+        return shown, self.differences.get((checkpoint, target, name))
 
 
 def write_ablation(folder: Path, rows: Sequence[AblationRow]) -> str:
     """Writes ablation.md, .csv, .tex and .json into a folder and returns the markdown.
 
-    Args:
-        folder: where to.
-        rows: the first is what the others are compared with; at least one has a run.
+    The first row is what the others are compared with.
 
     Raises:
-        DataError: no row is finished.
+        DataError: no row is finished; nothing is written then.
     """
     ablation = compare_rows(rows)
     text = ablation_markdown(ablation, "/".join(folder.resolve().parts[-2:]))
@@ -81,11 +82,7 @@ def write_ablation(folder: Path, rows: Sequence[AblationRow]) -> str:
 
 
 def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
-    """Returns spreads and paired tests of all finished rows.
-
-    Raises:
-        DataError: no row is finished.
-    """
+    """Returns summaries and paired tests of all finished rows; DataError where there is none."""
     summaries = {row.name: summarise(row.run) for row in rows if row.run is not None}
     if not summaries:
         raise DataError("ablation: no row is finished. Run one, or copy its folder here.")
@@ -114,16 +111,14 @@ def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
 def _row_notes(summaries: dict[str, Summary]) -> list[str]:
     """Returns the warnings of each row, how it was measured other than the facts above say, and what is undefined."""
     above = dict(facts(next(iter(summaries.values())).run))
-    out = [f"{name}: {warning}" for name, one in summaries.items() for warning in warnings(one.run)]
+    warned, others, undefined = [], [], []
     for name, one in summaries.items():
-        out += [f"{name}: {label}: {words}" for label, words in facts(one.run) if words != above.get(label, words)]
-    for name, one in summaries.items():
-        out += [
-            f"{name}: {target} {metric.upper()}, {checkpoint} epoch: {spread.note}"
-            for (target, checkpoint, metric), spread in one.spreads.items()
-            if metric in COLUMNS and math.isnan(spread.mean)
-        ]
-    return out
+        warned += [f"{name}: {warning}" for warning in warnings(one.run)]
+        others += [f"{name}: {label}: {words}" for label, words in facts(one.run) if words != above.get(label, words)]
+        for (target, checkpoint, metric), spread in one.spreads.items():
+            if metric in COLUMNS and math.isnan(spread.mean):
+                undefined.append(f"{name}: {target} {metric.upper()}, {checkpoint} epoch: {spread.note}")
+    return warned + others + undefined
 
 
 def ablation_markdown(ablation: Ablation, title: str) -> str:
@@ -136,7 +131,7 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
         figure = MISSING if math.isnan(test.difference) else f"{test.difference:+.4f} {mark(test)}".strip()
         differences.append([ablation.checkpoints[checkpoint], target, name, figure, *interval_and_p(test)])
     return render(
-        "ablation.md.j2", title=title, ablation=ablation, remarks=_remarks(ablation),
+        "ablation.md.j2", title=title, ablation=ablation, facts=facts(ablation.runs[0]), remarks=_remarks(ablation),
         figures=markdown_table(header, rows),
         differences=markdown_table(["epoch", "target", "row", "difference", *TEST_COLUMNS], differences),
     )  # fmt: skip
@@ -145,10 +140,9 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
 def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
     """Returns the cells of a row: SRCC with its mark, and PLCC, for each target."""
     out = []
-    for target, metric in itertools.product(ablation.targets, COLUMNS):
-        test = ablation.differences.get((checkpoint, target, name)) if metric == "srcc" else None
-        spread = ablation.summaries[name].spreads.get((target, checkpoint, metric))
-        out.append(f"{mean_std(spread)} {mark(test)}".strip())
+    for target in ablation.targets:
+        spreads, test = ablation.results(name, checkpoint, target)
+        out += [f"{mean_std(spreads.get('srcc'))} {mark(test)}".strip(), mean_std(spreads.get("plcc"))]
     return out
 
 
@@ -161,7 +155,7 @@ def mark(test: PairedTest | None) -> str:
 
 def _remarks(ablation: Ablation) -> list[str]:
     """Returns what must be known to read the tables."""
-    words = interval_words(next(iter(ablation.summaries.values())).run)
+    words = interval_words(ablation.runs[0])
     legends = [
         f"{UP} {DOWN}: SRCC differs from {ablation.rows[0].name}, p Holm < {LEVEL}",
         f"95 % interval and p: {words}, two-sided, each by itself",
@@ -175,14 +169,13 @@ def ablation_csv(ablation: Ablation) -> str:
     """Returns one line for each row, checkpoint and target, with all digits; what is undefined is empty."""
     lines = []
     for row, checkpoint, target in itertools.product(ablation.rows, ablation.checkpoints, ablation.targets):
-        if row.run is None or target not in row.run.targets or checkpoint not in row.run.checkpoints:
+        spreads, test = ablation.results(row.name, checkpoint, target)
+        if row.run is None or not spreads:
             continue
-        summary, test = ablation.summaries[row.name], ablation.differences.get((checkpoint, target, row.name))
         line: dict[str, Any] = {"row": row.name, "changes": " ".join(row.changes), "checkpoint": checkpoint}
         line |= {"target": target, "folds": len(row.run.folds)}
         for metric, statistic in itertools.product(COLUMNS, ("mean", "std")):
-            spread = summary.spreads.get((target, checkpoint, metric))
-            line[f"{metric}_{statistic}"] = getattr(spread, statistic, None)
+            line[f"{metric}_{statistic}"] = getattr(spreads.get(metric), statistic, None)
         line |= {"common_folds": "" if test is None else str(test.n)}
         line |= {"srcc_difference": getattr(test, "difference", None)}
         lines.append(line | {name: getattr(test, name, None) for name in ("low", "high", "p", "p_holm")})
@@ -194,14 +187,17 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
     rows = []
     for row in ablation.rows:
         targets: dict[str, Any] = {target: {} for target in ablation.targets}
-        for (target, checkpoint, metric), spread in ablation.summaries[row.name].spreads.items() if row.run else ():
-            if metric in COLUMNS:
-                test = ablation.differences.get((checkpoint, target, row.name))
+        for target, checkpoint in itertools.product(targets, ablation.checkpoints):
+            spreads, test = ablation.results(row.name, checkpoint, target)
+            if spreads:
                 difference = None if test is None else asdict(test) | {"mark": mark(test)}
-                targets[target].setdefault(checkpoint, {"srcc_minus_first": difference})[metric] = asdict(spread)
-        facts_of_row = {"name": row.name, "changes": list(row.changes), "state": row.state, "targets": targets}
-        rows.append(facts_of_row | {"run_dir": None if row.run is None else str(row.run.run_dir)})
-    return {"format": 1, "facts": dict(ablation.facts), "level": LEVEL, "rows": rows, "notes": list(ablation.notes)}
+                shown = {metric: asdict(spread) for metric, spread in spreads.items()}
+                targets[target][checkpoint] = {"srcc_minus_first": difference} | shown
+        run_dir = None if row.run is None else str(row.run.run_dir)
+        about = {"name": row.name, "changes": list(row.changes), "state": row.state, "run_dir": run_dir}
+        rows.append(about | {"targets": targets})
+    above = {"format": 1, "facts": dict(facts(ablation.runs[0])), "level": LEVEL}
+    return above | {"rows": rows, "notes": list(ablation.notes)}
 
 
 def ablation_latex(ablation: Ablation) -> str:
@@ -210,4 +206,5 @@ def ablation_latex(ablation: Ablation) -> str:
     for checkpoint, heading in ablation.checkpoints.items():
         rows = [(name, _figures(ablation, checkpoint, name)) for name in ablation.summaries]
         blocks.append((f"{heading} epoch" if heading == checkpoint else heading, rows))
-    return render("ablation.tex.j2", ablation=ablation, remarks=_remarks(ablation), columns=COLUMNS, blocks=blocks)
+    above = {"facts": facts(ablation.runs[0]), "remarks": _remarks(ablation)}
+    return render("ablation.tex.j2", ablation=ablation, columns=COLUMNS, blocks=blocks, **above)

@@ -8,7 +8,7 @@ from ipiqa.errors import DataError
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.evaluation.summary import common_folds, compare, interval_words, metric_names, summarise, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
-from ipiqa.report.render import MISSING, escaped, markdown_table
+from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import FITTED, label, number
 
 LEVEL = 0.05  # of p after Holm's correction, below which a difference is significant
@@ -22,7 +22,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         DataError: no target in which both held out the same images with the same scores.
     """
     first, second = summarise(a), summarise(b)
-    lines, notes = [f"# A = {a.run_dir}, B = {b.run_dir}", ""], dict[str, None]()
+    tables, notes = [], dict[str, None]()
     reasons = {target: common_folds(a, b, target) for target in dict.fromkeys((*a.targets, *b.targets))}
     if not any(folds for folds, _ in reasons.values()):
         raise DataError(
@@ -44,18 +44,10 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
             rows.append([checkpoint, label(metric), *means, *interval_and_p(test), _ahead(test, metric)])
         notes |= {f"{target}: {test.note}": None for test in tests if test.note}
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
-        lines += [f"## {escaped(target)}", "", markdown_table(header, rows), ""]
-    lines += [
-        f"- interval and p: {interval_words(a)}, two-sided, each row by itself",
-        f"- p Holm: corrected for the number of rows of a table; ahead: p Holm < {LEVEL}, open otherwise: an open "
-        "difference does not show that the two are as good",
-        f"- {FITTED}",
-    ]
-    if a.first.selection != b.first.selection:
-        on = f"A on the {a.first.selection}, B on the {b.first.selection}"
-        lines.append(f"- the best epochs were chosen differently: {on}")
-    lines += [f"- {name}: {escaped(warning)}" for name, run in (("A", a), ("B", b)) for warning in warnings(run)]
-    return "\n".join(lines + [f"- {escaped(note)}" for note in notes]) + "\n"
+        tables.append((target, markdown_table(header, rows)))
+    notes = dict.fromkeys(f"{name}: {words}" for name, run in (("A", a), ("B", b)) for words in warnings(run)) | notes
+    context = {"interval": interval_words(a), "level": LEVEL, "fitted": FITTED, "notes": notes}
+    return render("compare.md.j2", a=a, b=b, tables=tables, **context)
 
 
 def interval_and_p(test: PairedTest) -> list[str]:

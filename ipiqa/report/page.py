@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
 from ipiqa.report.plots import Line, chart
 from ipiqa.report.render import render
-from ipiqa.report.residuals import group_residuals, image_residuals, pooled
 from ipiqa.report.tables import checkpoint_title, fold_table, label, mean_std, number, shown_notes
 
 NUM_WORST = 10
@@ -105,26 +104,57 @@ def _residuals(target: str, images: pd.DataFrame) -> dict[str, Any] | None:
     images = image_residuals(images)
     if images.empty:
         return None
-    over = images[images["residual"] > 0].head(NUM_WORST)
-    under = images[images["residual"] < 0][::-1].head(NUM_WORST)
+    over, under = images[images["residual"] > 0], images[images["residual"] < 0][::-1]
     groups = group_residuals(images)
+    signed = "{:+.3f}".format
     return {
         "target": target,
-        "images": [(t, _image_rows(f)) for t, f in (("Rated too high", over), ("Rated too low", under)) if len(f)],
-        "num_groups": len(groups),
-        "groups": [
-            [(g.group, _shorten(g.prompt)), str(g.num_images), f"{g.mean:+.3f}", number(g.mean_absolute)]
-            for g in groups.head(NUM_WORST).itertuples()
+        "images": [
+            (title, _rows(part[["image", "prompt", "mos", "prediction", "residual"]], number, number, signed))
+            for title, part in (("Rated too high", over), ("Rated too low", under))
+            if len(part)
         ],
+        "num_groups": len(groups),
+        "groups": _rows(groups, str, signed, number),
     }
 
 
-def _image_rows(images: pd.DataFrame) -> list[list[Cell]]:
-    return [
-        [(row.image, _shorten(row.prompt)), number(row.mos), number(row.prediction), f"{row.residual:+.3f}"]
-        for row in images.itertuples()
-    ]
+def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell]]:
+    """Returns the cells of the first rows of a frame: name with the prompt below, then its other columns as text."""
+    out: list[list[Cell]] = []
+    for name, prompt, *values in worst.head(NUM_WORST).itertuples(index=False):
+        shown = prompt if len(prompt) <= MAX_PROMPT else prompt[: MAX_PROMPT - 1] + "…"
+        out.append([(name, shown), *(text(value) for text, value in zip(formats, values, strict=True))])
+    return out
 
 
-def _shorten(prompt: str) -> str:
-    return prompt if len(prompt) <= MAX_PROMPT else prompt[: MAX_PROMPT - 1] + "…"
+def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
+    """Returns image, prompt, group, mos and prediction of all folds; an image held out twice is there twice."""
+    columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
+    names = ["image", "prompt", "group", *columns]
+    parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
+    return (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+
+
+def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns every image of `pooled` once, from the most over-rated to the most under-rated.
+
+    Its prediction is the mean over the folds that hold it out; the column `residual` is prediction - MOS.
+    """
+    images = images[np.isfinite(images[["prediction", "mos"]].astype(float)).all(axis=1)]
+    keys = ["image", "mos"]  # a table may hold two rows of one name
+    out = images.groupby(keys, as_index=False).agg({"prompt": "last", "group": "last", "prediction": "mean"})
+    out["residual"] = out["prediction"] - out["mos"]
+    return out.sort_values(["residual", "image"], ascending=[False, True], ignore_index=True)
+
+
+def group_residuals(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns the groups with two images or more of `image_residuals`, the largest mean absolute residual first.
+
+    Columns: group, prompt (one of them), num_images, mean and mean_absolute residual.
+    """
+    parts = images.assign(absolute=images["residual"].abs()).groupby("group", as_index=False)
+    residuals = {"mean": ("residual", "mean"), "mean_absolute": ("absolute", "mean")}
+    out = parts.agg(prompt=("prompt", "min"), num_images=("image", "size"), **residuals)
+    out = out[out["num_images"] > 1]
+    return out.sort_values(["mean_absolute", "group"], ascending=[False, True], ignore_index=True)

@@ -135,20 +135,13 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     for (target, checkpoint, metric), spread in summary.spreads.items():
         targets[target][checkpoint][metric] = asdict(spread)
     return {
-        "format": 1,
-        "run": run.name,
-        "facts": dict(facts(run)),
-        "dataset_sha256": first.dataset.sha256,
-        "split_kind": first.split.kind,
-        "split_seed": first.split.seed,
+        "format": 1, "run": run.name, "facts": dict(facts(run)), "dataset_sha256": first.dataset.sha256,
+        "split_kind": first.split.kind, "split_seed": first.split.seed,
         "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
-        "selection": first.selection,
-        "interval": interval_words(run),
-        "finished_folds": [fold.number for fold in run.folds],
-        "missing_folds": list(run.missing),
-        "targets": targets,
-        "notes": list(summary.notes),
-    }
+        "selection": first.selection, "interval": interval_words(run),
+        "finished_folds": [fold.number for fold in run.folds], "missing_folds": list(run.missing),
+        "targets": targets, "notes": list(summary.notes),
+    }  # fmt: skip
 
 
 def summary_csv(summary: Summary) -> str:
