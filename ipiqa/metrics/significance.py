@@ -58,7 +58,7 @@ def describe(values: Iterable[float], *, overlap: float) -> Spread:
     mean, median = float(array.mean()), float(np.median(array))
     if n == 1:
         return Spread(1, mean, median=median, note="n = 1: no spread from a single fold")
-    reach = _t_quantile(n) * _standard_error(array, overlap)
+    _, reach = _error_and_reach(array, overlap)
     return Spread(n, mean, float(array.std(ddof=1)), median, mean - reach, mean + reach)
 
 
@@ -89,8 +89,8 @@ def paired_test(a: Sequence[float], b: Sequence[float], *, overlap: float) -> Pa
         note = f"all {n} differences are {'zero' if abs(mean) <= 1e-12 else 'the same'}: a t-test is undefined"
     if note is not None:
         return PairedTest(n, mean_a, mean_b, mean, note=note)
-    error = _standard_error(difference, overlap)
-    reach, p = _t_quantile(n) * error, float(2 * stats.t.sf(abs(mean / error), n - 1))
+    error, reach = _error_and_reach(difference, overlap)
+    p = float(2 * stats.t.sf(abs(mean / error), n - 1))
     return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, p=p)
 
 
@@ -109,9 +109,7 @@ def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
     return out
 
 
-def _t_quantile(n: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
-
-
-def _standard_error(values: np.ndarray, overlap: float) -> float:
-    return math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))
+def _error_and_reach(values: np.ndarray, overlap: float) -> tuple[float, float]:
+    """Returns the standard error of a mean over folds, and how far its interval reaches to either side."""
+    error = math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))
+    return error, float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
