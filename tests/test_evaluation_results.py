@@ -90,8 +90,8 @@ DAMAGED = [
     ("fold_01/scores.json", "{", "no valid JSON (Expecting property name enclosed in double quotes", FOLD),
     ("fold_01/scores.json", "[]", "scores.json: [] is not a mapping", FOLD),
     ("fold_01/scores.json", '{"format": 1}', "scores.json: fold: is missing", FOLD),
-    ("fold_01/scores.json", MANY, "(nested too deep)", FOLD),
-    ("fold_01/scores.json", '{"format": Infinity}', "(Infinity is no number in JSON)", FOLD),
+    ("fold_01/scores.json", MANY, "recursion depth exceeded", FOLD),
+    ("fold_01/metrics.jsonl", '{"epoch": 1, "loss": Infinity}', "loss: inf is not a number up to 1e+100", RUN),
     ("fold_01/scores.json", b'{"\xff": 1}', "cannot be read ('utf-8' codec", "remove it."),
     ("predictions", "image,prompt\na,b\n", "not the predictions of a fold", "Run the fold again."),
     ("predictions", "image,prompt,group\na,b,c,d\n", "more values than columns", "Run the fold again."),
@@ -100,6 +100,7 @@ DAMAGED = [
     ("fold_01/metrics.jsonl", '{"epoch": 1, "metrics": {"quality": 3}}\n', "quality: 3 is not a mapping", RUN),
     ("environment.json", "[1]", "environment.json: [1] is not a mapping", RUN),
     ("environment.json", '{"a": ' + "[" * 50 + "]" * 50 + "}", "is nested too deep", RUN),
+    ("environment.json", '{"a": ["\\ud800"]}', "surrogates not allowed", RUN),
 ]
 
 
@@ -126,7 +127,7 @@ def test_damaged_files_are_named_in_one_line(run_dir, file, content, problem, ad
         (lambda s: s["split"].update(num_val=True), "split.num_val: True is not a whole number"),
         (lambda s: s["best"]["metrics"]["quality"].update(srcc=10**400), r"is not a number up to 1e\+100"),
         (lambda s: s["best"]["metrics"]["quality"].update(srcc="high"), "quality.srcc: 'high' is not a number"),
-        (lambda s: s["dataset"].update(name="\ud800"), "holds half a character"),
+        (lambda s: s["dataset"].update(name="\ud800"), "surrogates not allowed"),
     ],
 )
 def test_wrong_values_are_named(run_dir, change, words) -> None:

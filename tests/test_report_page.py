@@ -10,7 +10,7 @@ from fake_runs import HOSTILE, edit, page, write_run
 
 from ipiqa.files import write_json
 from ipiqa.report import load_run
-from ipiqa.report.residuals import group_residuals, image_residuals, pooled
+from ipiqa.report.page import group_residuals, image_residuals, pooled
 from ipiqa.report.tables import number
 
 

@@ -20,12 +20,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Returns the metrics of the held-out part, and the value that chooses the epoch: of the selection part, if any.
 
-    Args:
-        task: measures.
-        table: holds the scores.
-        split: which rows are held out, and which select.
-        rows: (N,) ascending, at least those of both parts.
-        outputs: (N, T) of these rows.
+    `rows` (N,) are ascending, at least those of both parts, and `outputs` (N, T) are theirs.
     """
     held_out = outputs[np.searchsorted(rows, split.val)]
     metrics, value = task.measure(held_out, table, split.val)

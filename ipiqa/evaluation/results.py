@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,6 @@ class SplitFacts:
     num_train: int
     num_val: int
     num_selection: int = 0
-
-    @property
-    def overlap(self) -> float:
-        """Held-out images for one of the others; 0 where the folds are disjoint (see `metrics.paired_test`)."""
-        return 0.0 if self.kind == "kfold" else self.num_val / max(1, self.num_train + self.num_selection)
 
 
 @dataclass(frozen=True)
@@ -112,8 +108,7 @@ class FoldResult:
     @property
     def checkpoints(self) -> dict[str, Measured]:
         """Its metrics by "best" and "last"."""
-        both = {"best": self.scores.best, "last": self.scores.last}
-        return {name: measured for name, measured in both.items() if measured is not None}
+        return {"best": self.scores.best} | ({} if self.scores.last is None else {"last": self.scores.last})
 
 
 @dataclass(frozen=True)
@@ -153,16 +148,13 @@ class RunResult:
     @property
     def missing(self) -> tuple[int, ...]:
         """Folds that are configured and not finished."""
-        have = {fold.number for fold in self.folds}
-        return tuple(fold for fold in range(self.num_folds or 0) if fold not in have)
+        return tuple(sorted(set(range(self.num_folds or 0)) - {fold.number for fold in self.folds}))
 
     @property
     def overlap(self) -> float:
-        """Mean over folds of `SplitFacts.overlap`."""
-        return float(np.mean([fold.scores.split.overlap for fold in self.folds]))
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
+        """Held-out images for one of the others, 0 where folds are disjoint (see `paired_test`); mean over folds."""
+        splits = [fold.scores.split for fold in self.folds if fold.scores.split.kind != "kfold"]
+        return float(np.mean([s.num_val / max(1, s.num_train + s.num_selection) for s in splits])) if splits else 0.0
 
 
 def write_fold(
@@ -180,16 +172,7 @@ def write_fold(
 ) -> None:
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
-    Args:
-        folder: of the fold.
-        table: what was trained and measured on.
-        split: its parts.
-        measured, predictions: by name, "best" and "last"; predictions (N, T) of the held-out rows.
-        dataset: name of the dataset.
-        epochs: how many were trained; None where a checkpoint was evaluated.
-        num_folds: of the run.
-        settings: all that decide the numbers, by dotted name; a report refuses folds in which they differ.
-        seen_in_training: how many of the held-out images the evaluated checkpoint was trained on, where that is known.
+    `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
     rows = split.val
     columns = {"image": table.names, "prompt": table.prompts, "group": table.groups}
@@ -205,12 +188,8 @@ def write_fold(
         dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
         last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
     )  # fmt: skip
-    content = dataclasses.asdict(scores)
-    content = {key: value for key, value in content.items() if value is not None or key == "epochs"}
-    write_json(folder / "scores.json", content)
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
+    content = dataclasses.asdict(scores).items()
+    write_json(folder / "scores.json", {key: value for key, value in content if value is not None or key == "epochs"})
 
 
 def load_run(run_dir: Path) -> RunResult:
@@ -222,50 +201,50 @@ def load_run(run_dir: Path) -> RunResult:
     run_dir = Path(run_dir)
     try:
         paths = sorted(run_dir.glob("fold_*/scores.json"))
-        is_folder = run_dir.is_dir()
+        problem = "holds no finished fold (fold_*/scores.json)" if run_dir.is_dir() else "is not a folder"
     except (OSError, ValueError) as error:  # a NUL in the path, a name too long
-        raise DataError(f"{str(run_dir)!r}: cannot be read ({error}). Give the output folder of a run.") from None
+        paths, problem = [], f"cannot be read ({error})"
     if not paths:
-        state = "holds no finished fold (fold_*/scores.json)" if is_folder else "is not a folder"
-        raise DataError(f"{run_dir}: {state}. Give the output folder of a run, or finish a fold with --resume.")
-    folds = sorted((_load_fold(path) for path in paths), key=lambda fold: fold.number)
+        raise DataError(
+            f"{str(run_dir)!r}: {problem}. Give the output folder of a run, or finish a fold with --resume."
+        )
+    folds = sorted(map(_load_fold, paths), key=lambda fold: fold.number)
     _check_together(run_dir, [fold.scores for fold in folds])
-    config_text, command = (_read(run_dir / name, strict=False) for name in ("config.yaml", "command.txt"))
-    environment = run_dir / "environment.json"
-    facts = parse(dict[str, Any], _read(environment) or "{}", environment, "Remove it: a report does without.")
+    config_text, command = (_read(run_dir / name, errors="replace") for name in ("config.yaml", "command.txt"))
+    path = run_dir / "environment.json"
+    environment = parse(dict[str, Any], _read(path) or "{}", path, "Remove it: a report does without.")
     num_folds = max(fold.scores.num_folds or 0 for fold in folds) or None
-    return RunResult(run_dir, tuple(folds), num_folds, config_text, command.strip(), facts)
+    return RunResult(run_dir, tuple(folds), num_folds, config_text, command.strip(), environment)
 
 
 def _load_fold(path: Path) -> FoldResult:
     advice = "Run the fold again, or remove its folder."
-    scores = parse(FoldScores, _read(path) or "", path, advice)
-    if scores.format > FORMAT:
-        raise DataError(f"{path}: format {scores.format}, this version reads up to {FORMAT}. Update ipiqa.")
-    if path.parent.name != f"fold_{scores.fold:02d}":
-        raise DataError(
-            f"{path}: holds fold {scores.fold}. Was the folder renamed? It belongs in fold_{scores.fold:02d}."
-        )
-    split, targets = scores.split, scores.targets
-    sizes = (split.num_train, split.num_val, split.num_selection, scores.dataset.num_images)
-    unmeasured = [t for m in (scores.best, scores.last) if m is not None for t in targets if t not in m.metrics]
+    scores = parse(FoldScores, _read(path), path, advice)
+    split, targets, number, count = scores.split, scores.targets, scores.fold, scores.num_folds or 0
+    smallest = min(split.num_train, split.num_val, split.num_selection, scores.dataset.num_images)
+    measured = set(targets).intersection(*(m.metrics for m in (scores.best, scores.last) if m is not None))
+    renamed = f"holds fold {number}. Was the folder renamed? It belongs in fold_{number:02d}"
     for wrong, problem in (
+        (scores.format > FORMAT, f"format {scores.format}, this version reads up to {FORMAT}. Update ipiqa"),
+        (path.parent.name != f"fold_{number:02d}", renamed),
         (not targets or len(set(targets)) < len(targets), f"targets: {list(targets)} are not distinct names"),
-        (min(sizes) < 0, f"a part of {min(sizes)} images"),
-        ((scores.num_folds or 0) > MAX_FOLDS, f"num_folds: {scores.num_folds} is more than {MAX_FOLDS}"),
-        (unmeasured, f"metrics: {unmeasured[:1]} is not measured"),
+        (smallest < 0, f"a part of {smallest} images"),
+        (count > MAX_FOLDS, f"num_folds: {count} is more than {MAX_FOLDS}"),
+        (len(measured) < len(targets), f"metrics: {sorted(set(targets) - measured)} is not measured"),
     ):
         if wrong:
             raise DataError(f"{path}: {problem}. {advice}")
-    curve = _read_curve(path.with_name("metrics.jsonl"))
-    return FoldResult(scores, curve, _read_predictions(path.with_name("predictions.csv"), scores))
+    curve, advice = path.with_name("metrics.jsonl"), "Remove the line, or the file: a report does without."
+    lines = [(f"{curve}, line {i}", line) for i, line in enumerate(_read(curve).split("\n"), 1) if line.strip()]
+    epochs = tuple(parse(EvaluatedEpoch, line, where, advice) for where, line in lines)
+    return FoldResult(scores, epochs, _read_predictions(path.with_name("predictions.csv"), scores))
 
 
 def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
     """Raises when the folds are not of one run, naming each thing in which they differ."""
     facts = {fold.fold: _facts(fold) for fold in folds}
     problems = []
-    for key in dict.fromkeys(key for known in facts.values() for key in known):
+    for key in dict.fromkeys(itertools.chain(*facts.values())):
         holders: dict[str, list[int]] = {}
         for fold in folds:
             if key in facts[fold.fold] or fold.settings is not None:  # those of version 0.1 are not known
@@ -282,51 +261,29 @@ def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
 
 def _facts(fold: FoldScores) -> dict[str, str]:
     """Returns in words what must be the same in all folds of a run."""
+    dataset, epochs = f"{fold.dataset.name} ({fold.dataset.sha256[:12]})", str(fold.epochs or "none (evaluated only)")
     return {
-        "targets": ", ".join(fold.targets),
-        "dataset": f"{fold.dataset.name} ({fold.dataset.sha256[:12]})",
-        "split kind": fold.split.kind,
-        "split seed": str(fold.split.seed),
-        "selection": fold.selection,
-        "number of epochs": "none (evaluated only)" if fold.epochs is None else str(fold.epochs),
+        "targets": ", ".join(fold.targets), "dataset": dataset, "selection": fold.selection,
+        "split kind": fold.split.kind, "split seed": str(fold.split.seed), "number of epochs": epochs,
         "epochs measured": "best" if fold.last is None else "best and last",
-    } | {key: json.dumps(value) for key, value in (fold.settings or {}).items()}
+    } | {key: json.dumps(value) for key, value in (fold.settings or {}).items()}  # fmt: skip
 
 
 def fold_numbers(numbers: Sequence[int]) -> str:
-    """Returns fold numbers in words.
-
-    >>> fold_numbers([0, 2, 3, 4, 7])
-    '0, 2 to 4, 7'
-    """
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
+    """Returns fold numbers in words, such as "0, 2 to 4, 7"."""
+    groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # consecutive ones
+    parts = [[number for _, number in group] for _, group in groups]
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
 
 
-def _read(path: Path, strict: bool = True) -> str:
-    """Returns the text of a file, "" where there is none; without `strict`, with a sign for what is no UTF-8."""
+def _read(path: Path, errors: str = "strict") -> str:
+    """Returns the text of a file, "" where there is none."""
     try:
-        if not path.exists():
-            return ""
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise OSError("not a plain file")
-        return path.read_text(encoding="utf-8", errors="strict" if strict else "replace")
+        return path.read_text(encoding="utf-8", errors=errors) if path.exists() else ""
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Run the fold again, or remove it.") from None
-
-
-def _read_curve(path: Path) -> tuple[EvaluatedEpoch, ...]:
-    rows = []
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if line.strip():
-            advice = "Remove the line, or the file: a report does without."
-            rows.append(parse(EvaluatedEpoch, line, f"{path}, line {number}", advice))
-    return tuple(rows)
 
 
 def _read_predictions(path: Path, scores: FoldScores) -> pd.DataFrame | None:

@@ -1,100 +1,77 @@
-"""What a run came to, in one long frame: spreads over folds, what must be known to read them, and paired folds."""
+"""What a run came to: its values by fold, their spreads, what must be known to read them, and paired folds."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.metrics import METRICS, PairedTest, Spread, describe, paired_test
 
 Key = tuple[str, str, str]  # target, checkpoint, metric
-Values = dict[tuple[str, str, str, str], pd.Series]  # run, target, checkpoint, metric -> values by fold
 
 _SPLIT_WORDS = {
-    "reference": "prompt-disjoint draws as in the reference code; folds overlap",
-    "holdout": "prompt-disjoint draws, exact share of the groups; folds overlap",
-    "kfold": "disjoint groups, every image is held out exactly once over all folds",
-    "image_random": "prompts leak between parts: do not compare with prompt-disjoint results",
+    "reference": ": prompt-disjoint draws as in the reference code; folds overlap",
+    "holdout": ": prompt-disjoint draws, exact share of the groups; folds overlap",
+    "kfold": ": disjoint groups, every image is held out exactly once over all folds",
+    "image_random": ": prompts leak between parts: do not compare with prompt-disjoint results",
 }
+_LEAK = (
+    "Prompts leak between the parts of this split: do not compare with prompt-disjoint results. "
+    "The intervals are too sure."
+)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run, its values as a long frame, their spreads over folds, and notes: warnings, and what is undefined."""
+    """A run, its values by fold number, their spreads over folds, and notes: warnings, and what is undefined.
+
+    A metric that some folds of a run have is nan in its others.
+    """
 
     run: RunResult
-    frame: pd.DataFrame
+    values: dict[Key, dict[int, float]]
     spreads: dict[Key, Spread]
     notes: tuple[str, ...]
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return metric_names(self.frame["metric"])
-
-
-def long_frame(runs: Mapping[str, RunResult]) -> pd.DataFrame:
-    """Returns one row for each value, with the columns run, fold, target, checkpoint, metric, value.
-
-    A metric that some folds of a run have is nan in its others.
-    """
-    rows = []
-    for name, run in runs.items():
-        for target in run.targets:
-            measured = [(f.number, c, m.metrics[target]) for f in run.folds for c, m in f.checkpoints.items()]
-            metrics = metric_names(key for _, _, values in measured for key in values)
-            for fold, checkpoint, values in measured:
-                for metric in metrics:
-                    value = values.get(metric)
-                    rows.append(
-                        (name, fold, target, checkpoint, metric, value if isinstance(value, float) else math.nan)
-                    )
-    return pd.DataFrame(rows, columns=["run", "fold", "target", "checkpoint", "metric", "value"])
+        return metric_names(metric for _, _, metric in self.values)
 
 
 def metric_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of metrics once each: the known ones in their order, then others as they come.
-
-    >>> metric_names(["lcc", "plcc", "srcc", "notes", "plcc"])
-    ('srcc', 'plcc', 'lcc')
-    """
+    """Returns the names of metrics once each: the known ones in their order, then others as they come."""
     distinct = dict.fromkeys(names)
     return tuple([m for m in METRICS if m in distinct] + [m for m in distinct if m not in (*METRICS, "notes")])
 
 
-def by_fold(frame: pd.DataFrame) -> Values:
-    """Returns the values of a long frame by fold, for each run, target, checkpoint and metric."""
-    keys = ["run", "target", "checkpoint", "metric"]
-    return {key: part.set_index("fold")["value"] for key, part in frame.groupby(keys, sort=False)}
-
-
 def summarise(run: RunResult) -> Summary:
     """Returns mean, std, median and confidence interval over folds of every metric, for best and last epoch."""
-    frame = long_frame({run.name: run})
-    spreads = {key[1:]: describe(values, overlap=run.overlap) for key, values in by_fold(frame).items()}
+    values: dict[Key, dict[int, float]] = {}
     notes = dict.fromkeys(warnings(run))  # a set that keeps order: best and last are often the same epoch
-    for fold in run.folds:
-        for measured in fold.checkpoints.values():
-            epoch = "" if measured.epoch is None else f", epoch {measured.epoch}"
-            for target in run.targets:
-                reasons = measured.metrics[target].get("notes")
-                for reason in reasons if isinstance(reasons, list) else ():
-                    notes[f"fold {fold.number}{epoch}, {target}: {reason}"] = None
-    return Summary(run, frame, spreads, tuple(notes))
+    for target in run.targets:
+        every = [measured.metrics[target] for fold in run.folds for measured in fold.checkpoints.values()]
+        for checkpoint, metric in itertools.product(run.checkpoints, metric_names(itertools.chain(*every))):
+            found = {fold.number: fold.checkpoints[checkpoint].metrics[target].get(metric) for fold in run.folds}
+            numbers = {fold: value if isinstance(value, float) else math.nan for fold, value in found.items()}
+            values[target, checkpoint, metric] = numbers
+    for fold, checkpoint, target in itertools.product(run.folds, run.checkpoints, run.targets):
+        measured = fold.checkpoints[checkpoint]
+        epoch = "" if measured.epoch is None else f", epoch {measured.epoch}"
+        reasons = measured.metrics[target].get("notes")
+        if isinstance(reasons, list):
+            notes |= {f"fold {fold.number}{epoch}, {target}: {reason}": None for reason in reasons}
+    spreads = {key: describe(numbers.values(), overlap=run.overlap) for key, numbers in values.items()}
+    return Summary(run, values, spreads, tuple(notes))
 
 
 def warnings(run: RunResult) -> list[str]:
     """Returns what stands in every view of a run because its figures are not what they seem."""
-    out = []
-    if run.first.split.kind == "image_random":
-        out.append(
-            "Prompts leak between the parts of this split: do not compare with prompt-disjoint results. "
-            "The intervals are too sure."
-        )
+    out = [_LEAK] if run.first.split.kind == "image_random" else []
     seen = {fold.number: fold.scores.seen_in_training or 0 for fold in run.folds}
     if any(seen.values()):
         total = sum(fold.scores.split.num_val for fold in run.folds)
@@ -109,18 +86,15 @@ def warnings(run: RunResult) -> list[str]:
 def facts(run: RunResult) -> list[tuple[str, str]]:
     """Returns what stands above every table: (label, words) for dataset, split, selection rule and folds."""
     split, dataset = run.first.split, run.first.dataset
-    held_out = [fold.scores.split.num_val for fold in run.folds]
-    sizes = f"{held_out[0]}" if len(set(held_out)) == 1 else f"{min(held_out)} to {max(held_out)}"
-    words = _SPLIT_WORDS.get(split.kind, "")
+    held_out = sorted({fold.scores.split.num_val for fold in run.folds})
+    sizes = " to ".join(map(str, dict.fromkeys((held_out[0], held_out[-1]))))
     each = " per fold" if len(run.folds) > 1 else ""
-    count = f"{len(run.folds)}"
-    if run.missing:
-        count += f" of {run.num_folds}, missing: {fold_numbers(run.missing)}"
+    missing = f" of {run.num_folds}, missing: {fold_numbers(run.missing)}" if run.missing else ""
     return [
         ("dataset", f"{dataset.name}, {dataset.num_images} images, {sizes} held out{each}"),
-        ("split", f"{split.kind}, seed {split.seed}{': ' if words else ''}{words}"),
+        ("split", f"{split.kind}, seed {split.seed}{_SPLIT_WORDS.get(split.kind, '')}"),
         ("best" if run.trained else "weights", selection_rule(run)),
-        ("folds", count),
+        ("folds", f"{len(run.folds)}{missing}"),
     ]
 
 
@@ -149,32 +123,27 @@ def common_folds(a: RunResult, b: RunResult, target: str) -> tuple[list[int], st
     decide it: a run that trains on one target has read a narrower table, and one with a validation part splits the
     others in another way. Only where predictions are missing, the hashes must be equal.
     """
-    theirs = {fold.number: fold for fold in b.folds}
-    pairs = [(fold, theirs[fold.number]) for fold in a.folds if fold.number in theirs]
+    ours, theirs = ({fold.number: fold for fold in run.folds} for run in (a, b))
+    common = [number for number in ours if number in theirs]
     if target not in a.targets or target not in b.targets:
         return [], f"no common target, {', '.join(a.targets)} against {', '.join(b.targets)}"
-    if not pairs:
-        ours = fold_numbers([fold.number for fold in a.folds])
-        return [], f"no common fold, {ours} against {fold_numbers(list(theirs))}"
-    for one, other in pairs:
-        if one.predictions is None or other.predictions is None:
-            same_images = one.scores.split.sha256 == other.scores.split.sha256
-            same_scores = one.scores.dataset.sha256 == other.scores.dataset.sha256
-        else:
+    if not common:
+        return [], f"no common fold, {fold_numbers(list(ours))} against {fold_numbers(list(theirs))}"
+    for number in common:
+        pair = ours[number], theirs[number]
+        (images, scores), others = ([f.scores.split.sha256, f.scores.dataset.sha256] for f in pair)
+        tables = [fold.predictions for fold in pair if fold.predictions is not None]
+        if len(tables) == 2:
             order = ["image", f"mos_{target}"]
-            parts = one.predictions, other.predictions
-            rows, others = (part[order].sort_values(order).to_numpy() for part in parts)
-            same_images = np.array_equal(rows[:, 0], others[:, 0])
-            same_scores = same_images and np.array_equal(rows[:, 1], others[:, 1])
-        if not same_images:
-            return [], f"other images were held out in fold {one.number}"
-        if not same_scores:
+            (images, scores), others = (table[order].sort_values(order).to_numpy().T for table in tables)
+        if not np.array_equal(images, others[0]):
+            return [], f"other images were held out in fold {number}"
+        if not np.array_equal(scores, others[1]):
             return [], f"the scores of {target} are others"
-    return [one.number for one, _ in pairs], ""
+    return common, ""
 
 
-def compare(values: Values, runs: Mapping[str, RunResult], a: str, b: str, key: Key, folds: list[int]) -> PairedTest:
+def compare(a: Summary, b: Summary, key: Key, folds: list[int]) -> PairedTest:
     """Returns the paired test of run a minus run b over common folds."""
-    overlap = max(runs[a].overlap, runs[b].overlap)
-    one, other = values[a, key[0], key[1], key[2]], values[b, key[0], key[1], key[2]]
-    return paired_test(one.loc[folds], other.loc[folds], overlap=overlap)
+    first, second = ([summary.values[key][fold] for fold in folds] for summary in (a, b))
+    return paired_test(first, second, overlap=max(a.run.overlap, b.run.overlap))

@@ -13,25 +13,18 @@ def retrieval(image_features: np.ndarray, prompt_features: np.ndarray) -> dict[s
     An image is recalled at k when fewer than k of the other distinct prompts are nearer to it than its own.
 
     Args:
-        image_features: (N, D).
-        prompt_features: (N, D), of the images' own prompts; equal rows are one prompt.
-
-    >>> metrics = retrieval(np.array([[1.0, 0], [1, 1], [0, 1]]), np.array([[1.0, 0], [0, 1], [1, 0]]))
-    >>> {name: round(value, 3) for name, value in metrics.items()}
-    {'recall_at_1': 0.667, 'recall_at_5': 1.0, 'mean_cosine': 0.569}
+        image_features, prompt_features: (N, D), of the images and their own prompts; equal rows are one prompt.
     """
     images, prompts = _normalised(image_features), _normalised(prompt_features)
     distinct, place = np.unique(prompts, axis=0, return_inverse=True)
     place = place.reshape(-1)
-    nearer = np.empty(len(images), dtype=np.int64)
-    own = np.empty(len(images))
+    nearer, own = np.empty(len(images), dtype=np.int64), np.empty(len(images))
     for start in range(0, len(images), CHUNK):
         part = slice(start, start + CHUNK)
         cosines = images[part] @ distinct.T  # (CHUNK, P)
         own[part] = np.take_along_axis(cosines, place[part, None], axis=1)[:, 0]
         nearer[part] = (cosines > own[part, None]).sum(axis=1)
-    recalls = {f"recall_at_{k}": float((nearer < k).mean()) for k in (1, 5)}
-    return recalls | {"mean_cosine": float(own.mean())}
+    return {f"recall_at_{k}": float((nearer < k).mean()) for k in (1, 5)} | {"mean_cosine": float(own.mean())}
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,13 @@ class Spread:
     """A metric over n folds; `low`, `high` bound the mean with `confidence`. `note` says what n does not support."""
 
     n: int
-    mean: float
-    std: float
-    median: float
-    low: float
-    high: float
-    confidence: float
-    note: str | None
+    mean: float = math.nan
+    std: float = math.nan
+    median: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    confidence: float = CONFIDENCE
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,46 +37,32 @@ class PairedTest:
     mean_a: float
     mean_b: float
     difference: float
-    low: float
-    high: float
-    confidence: float
-    p: float
-    note: str | None
+    low: float = math.nan
+    high: float = math.nan
+    confidence: float = CONFIDENCE
+    p: float = math.nan
+    note: str | None = None
     p_holm: float = math.nan
 
 
-def describe(values: Sequence[float], *, overlap: float, confidence: float = CONFIDENCE) -> Spread:
+def describe(values: Iterable[float], *, overlap: float) -> Spread:
     """Returns mean, sample standard deviation (n - 1), median and interval of the mean over folds.
 
     A nan among the values makes all of them nan, with a note: a mean over the folds that worked out would flatter.
-
-    Args:
-        values: one for each fold.
-        overlap: as for `paired_test`.
-        confidence: of the interval.
-
-    >>> spread = describe([0.5, 0.75], overlap=0)
-    >>> spread.mean, round(spread.std, 4), round(spread.low, 3)
-    (0.625, 0.1768, -0.963)
-    >>> describe([0.5], overlap=0).note
-    'n = 1: no spread from a single fold'
+    `overlap` is as for `paired_test`.
     """
-    array = np.asarray(values, dtype=np.float64)
-    bad = int((~np.isfinite(array)).sum())
-    if len(array) == 0 or bad:
-        reason = f"undefined in {bad} of {len(array)} folds" if len(array) else "no fold"
-        return Spread(len(array), math.nan, math.nan, math.nan, math.nan, math.nan, confidence, reason)
+    array = np.array(list(values), dtype=np.float64)
+    n, bad = len(array), int((~np.isfinite(array)).sum())
+    if not n or bad:
+        return Spread(n, note=f"undefined in {bad} of {n} folds" if n else "no fold")
     mean, median = float(array.mean()), float(np.median(array))
-    if len(array) == 1:
-        note = "n = 1: no spread from a single fold"
-        return Spread(1, mean, math.nan, median, math.nan, math.nan, confidence, note)
-    reach = float(stats.t.ppf(0.5 + confidence / 2, len(array) - 1)) * _standard_error(array, overlap)
-    return Spread(len(array), mean, float(array.std(ddof=1)), median, mean - reach, mean + reach, confidence, None)
+    if n == 1:
+        return Spread(1, mean, median=median, note="n = 1: no spread from a single fold")
+    _, reach = _error_and_reach(array, overlap)
+    return Spread(n, mean, float(array.std(ddof=1)), median, mean - reach, mean + reach)
 
 
-def paired_test(
-    a: Sequence[float], b: Sequence[float], *, overlap: float, confidence: float = CONFIDENCE
-) -> PairedTest:
+def paired_test(a: Sequence[float], b: Sequence[float], *, overlap: float) -> PairedTest:
     """Returns whether run a and run b differ over the same folds.
 
     Repeated random draws share images, so the n differences are correlated and var(d) / n is too small by far: the
@@ -89,17 +75,11 @@ def paired_test(
         a, b: n values, one for each fold, in the same order.
         overlap: for folds drawn anew from the same images, held-out images for one of the others (0.25 where a fifth
             is held out); 0 for disjoint folds.
-        confidence: of the interval.
-
-    >>> test = paired_test([0.8, 0.9, 0.85], [0.7, 0.85, 0.7], overlap=0.25)
-    >>> round(test.difference, 3), round(test.p, 3)
-    (0.1, 0.12)
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     difference = first - second
-    n = len(difference)
+    n, bad = len(difference), int((~np.isfinite(difference)).sum())
     mean_a, mean_b, mean = (float(values.mean()) if n else math.nan for values in (first, second, difference))
-    bad = int((~np.isfinite(difference)).sum())
     note = None
     if bad:
         note = f"undefined in {bad} of {n} folds"
@@ -108,11 +88,10 @@ def paired_test(
     elif np.ptp(difference) <= 1e-12:  # equal differences leave no variance, and those of a rounding are none either
         note = f"all {n} differences are {'zero' if abs(mean) <= 1e-12 else 'the same'}: a t-test is undefined"
     if note is not None:
-        return PairedTest(n, mean_a, mean_b, mean, math.nan, math.nan, confidence, math.nan, note)
-    error = _standard_error(difference, overlap)
-    reach = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+        return PairedTest(n, mean_a, mean_b, mean, note=note)
+    error, reach = _error_and_reach(difference, overlap)
     p = float(2 * stats.t.sf(abs(mean / error), n - 1))
-    return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, confidence, p, None)
+    return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, p=p)
 
 
 def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
@@ -130,5 +109,7 @@ def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
     return out
 
 
-def _standard_error(values: np.ndarray, overlap: float) -> float:
-    return math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))
+def _error_and_reach(values: np.ndarray, overlap: float) -> tuple[float, float]:
+    """Returns the standard error of a mean over folds, and how far its interval reaches to either side."""
+    error = math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))
+    return error, float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error

@@ -12,15 +12,7 @@ from ipiqa.report.compare import compare_runs
 from ipiqa.report.page import report_page
 from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
 
-__all__ = [
-    "AblationRow",
-    "compare_runs",
-    "console_table",
-    "load_run",
-    "summarise",
-    "write_ablation",
-    "write_summary",
-]
+__all__ = ["AblationRow", "compare_runs", "console_table", "load_run", "summarise", "write_ablation", "write_summary"]
 
 
 def write_summary(run_dir: Path) -> Summary:
@@ -32,8 +24,7 @@ def write_summary(run_dir: Path) -> Summary:
     run_dir = Path(run_dir)
     summary = summarise(load_run(run_dir))
     write_json(run_dir / "summary.json", summary_json(summary))
-    write_text(run_dir / "summary.csv", summary_csv(summary))
-    write_text(run_dir / "summary.md", summary_markdown(summary))
-    write_text(run_dir / "summary.tex", summary_latex(summary))
+    for kind, view in {"csv": summary_csv, "md": summary_markdown, "tex": summary_latex}.items():
+        write_text(run_dir / f"summary.{kind}", view(summary))
     write_text(run_dir / "report.html", report_page(summary))
     return summary

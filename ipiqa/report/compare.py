@@ -6,9 +6,9 @@ import math
 
 from ipiqa.errors import DataError
 from ipiqa.evaluation.results import RunResult, fold_numbers
-from ipiqa.evaluation.summary import by_fold, common_folds, compare, interval_words, long_frame, metric_names, warnings
+from ipiqa.evaluation.summary import common_folds, compare, interval_words, metric_names, summarise, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
-from ipiqa.report.render import escaped, markdown_table
+from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import FITTED, label, number
 
 LEVEL = 0.05  # of p after Holm's correction, below which a difference is significant
@@ -21,14 +21,12 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
     Raises:
         DataError: no target in which both held out the same images with the same scores.
     """
-    runs = {"A": a, "B": b}
-    values = by_fold(long_frame(runs))
-    lines, notes = [f"# A = {a.run_dir}, B = {b.run_dir}", ""], dict[str, None]()
+    first, second = summarise(a), summarise(b)
+    tables, notes = [], dict[str, None]()
     reasons = {target: common_folds(a, b, target) for target in dict.fromkeys((*a.targets, *b.targets))}
     if not any(folds for folds, _ in reasons.values()):
-        reason = next(iter(reasons.values()))[1]
         raise DataError(
-            f"report {a.run_dir} {b.run_dir}: cannot be compared: {reason}. "
+            f"report {a.run_dir} {b.run_dir}: cannot be compared: {next(iter(reasons.values()))[1]}. "
             "Give runs on the same dataset with the same split.kind, split.seed and folds."
         )
     header = ["epoch", "metric", "A", "B", "A - B", *TEST_COLUMNS, "ahead"]
@@ -36,54 +34,32 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         if not folds:
             notes[f"{target}: not compared, {reason}"] = None
             continue
-        metrics = metric_names(key[3] for key in values if key[1] == target)
+        metrics = metric_names(key[2] for key in (*first.values, *second.values) if key[0] == target)
         keys = [(target, checkpoint, metric) for checkpoint in a.checkpoints for metric in metrics]
-        keys = [key for key in keys if {("A", *key), ("B", *key)} <= set(values)]
-        tests = holm([compare(values, runs, "A", "B", key, folds) for key in keys])
-        rows = [
-            [checkpoint, label(metric), *_means(test), *interval_and_p(test), _ahead(test, metric)]
-            for (_, checkpoint, metric), test in zip(keys, tests, strict=True)
-        ]
+        keys = [key for key in keys if key in first.values and key in second.values]
+        tests = holm([compare(first, second, key, folds) for key in keys])
+        rows = []
+        for (_, checkpoint, metric), test in zip(keys, tests, strict=True):
+            means = number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"
+            rows.append([checkpoint, label(metric), *means, *interval_and_p(test), _ahead(test, metric)])
         notes |= {f"{target}: {test.note}": None for test in tests if test.note}
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
-        lines += [f"## {escaped(target)}", "", markdown_table(header, rows), ""]
-    lines += [
-        f"- interval and p: {interval_words(a)}, two-sided, each row by itself",
-        f"- p Holm: corrected for the number of rows of a table; ahead: p Holm < {LEVEL}, open otherwise: an open "
-        "difference does not show that the two are as good",
-        f"- {FITTED}",
-    ]
-    chosen = a.first.selection, b.first.selection
-    if chosen[0] != chosen[1]:
-        lines.append(f"- the best epochs were chosen differently: A on the {chosen[0]}, B on the {chosen[1]}")
-    lines += [f"- {name}: {escaped(warning)}" for name, run in runs.items() for warning in warnings(run)]
-    return "\n".join(lines + [f"- {escaped(note)}" for note in notes]) + "\n"
-
-
-def _means(test: PairedTest) -> list[str]:
-    return [number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"]
+        tables.append((target, markdown_table(header, rows)))
+    notes = dict.fromkeys(f"{name}: {words}" for name, run in (("A", a), ("B", b)) for words in warnings(run)) | notes
+    context = {"interval": interval_words(a), "level": LEVEL, "fitted": FITTED, "notes": notes}
+    return render("compare.md.j2", a=a, b=b, tables=tables, **context)
 
 
 def interval_and_p(test: PairedTest) -> list[str]:
     """Returns interval, p and corrected p as text, "-" where there is none."""
-    interval = "-" if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
-    return [interval, p_value(test.p), p_value(test.p_holm)]
-
-
-def p_value(value: float) -> str:
-    """Returns a p-value with three decimals, "-" where there is none.
-
-    >>> p_value(0.0123), p_value(0.0001), p_value(float("nan"))
-    ('0.012', '<0.001', '-')
-    """
-    if math.isnan(value):
-        return "-"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    interval = MISSING if math.isnan(test.low) else f"{test.low:+.3f} to {test.high:+.3f}"
+    values = (test.p, test.p_holm)
+    return [interval, *(MISSING if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in values)]
 
 
 def _ahead(test: PairedTest, metric: str) -> str:
     if metric not in METRICS:  # whether more of it is better is not known
-        return "-"
-    if not test.p_holm < LEVEL:
+        return MISSING
+    if not test.p_holm < LEVEL:  # nan is not below
         return "open"
     return "A" if (test.difference < 0) == (metric == "rmse") else "B"

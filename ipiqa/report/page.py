@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ipiqa.evaluation.results import FoldResult, RunResult
+from ipiqa.evaluation.results import EvaluatedEpoch, RunResult
 from ipiqa.evaluation.summary import Summary, facts, interval_words, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
 from ipiqa.report.plots import Line, chart
 from ipiqa.report.render import render
-from ipiqa.report.residuals import group_residuals, image_residuals, pooled
 from ipiqa.report.tables import checkpoint_title, fold_table, label, mean_std, number, shown_notes
 
 NUM_WORST = 10
 MAX_PROMPT = 240
 
 Cell = str | tuple[str, str]  # text, or a text and a small one below
+Chart = dict[str, Any] | None
 
 
 def report_page(summary: Summary) -> str:
     """Returns the whole page as HTML text."""
     run = summary.run
-    rule = f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}."
+    images = {target: pooled(run, target, "best") for target in run.targets}
     return render(
         "report.html.j2", run=run, facts=facts(run), warnings=shown_notes(summary), interval=interval_words(run),
-        selection_rule=rule,
+        selection_rule=f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}.",
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],
-        curves=list(_curves(run)), scatters=list(_scatters(run)), max_points=plots.MAX_POINTS,
-        num_predictions=len(pooled(run, run.targets[0], "best")),
-        residuals=[errors for target in run.targets if (errors := _residuals(run, target))],
+        curves=list(_curves(run)), scatters=[_scatter(*item) for item in images.items() if len(item[1])],
+        max_points=plots.MAX_POINTS, num_predictions=len(images[run.targets[0]]),
+        residuals=[errors for item in images.items() if (errors := _residuals(*item))],
         which=checkpoint_title(run, "best"),
         environment=[(k, v if isinstance(v, str) else json.dumps(v)) for k, v in run.environment.items()],
         splits=[(str(fold.number), fold.scores.split.sha256) for fold in run.folds],
@@ -55,82 +55,106 @@ def _card(summary: Summary, target: str) -> dict[str, Any]:
 
 
 def _with_interval(spread: Spread | None) -> Cell:
-    text = mean_std(spread)
     if spread is None or math.isnan(spread.low):
-        return text
-    return text, f"{number(spread.low)} to {number(spread.high)}"
+        return mean_std(spread)
+    return mean_std(spread), f"{number(spread.low)} to {number(spread.high)}"
 
 
-def _curve(fold: FoldResult, target: str | None) -> dict[int, float]:
-    """Returns SRCC of a target (or the loss, for None) by epoch; epochs without the value are left out."""
-    values = {
-        row.epoch: row.loss if target is None else (row.metrics or {}).get(target, {}).get("srcc") for row in fold.curve
-    }
-    return {epoch: value for epoch, value in values.items() if isinstance(value, float)}
-
-
-def _curves(run: RunResult) -> Iterable[plots.Chart | None]:
+def _curves(run: RunResult) -> Iterator[Chart]:
     """Yields the loss and the SRCC of each target by epoch, where the run has them."""
     for target in (None, *run.targets) if any(fold.curve for fold in run.folds) else ():
-        curves = [_curve(fold, target) for fold in run.folds]
-        lines = [Line(list(curve), list(curve.values()), "fold") for curve in curves]
+        every = [{row.epoch: _value(row, target) for row in fold.curve} for fold in run.folds]
+        curves = [{epoch: value for epoch, value in one.items() if isinstance(value, float)} for one in every]
+        lines: list[Line] = [("fold", list(curve), list(curve.values())) for curve in curves]
         if len(curves) > 1:
             shared = sorted(set.intersection(*map(set, curves)))
-            lines.append(Line(shared, [float(np.mean([curve[e] for curve in curves])) for e in shared], "mean"))
+            lines.append(("mean", shared, [float(np.mean([curve[e] for curve in curves])) for e in shared]))
         if target is None:
             yield chart("training loss by epoch", "epoch", "training loss", lines)
             continue
         best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
-        chosen = pd.DataFrame([(one.epoch, one.metrics[target].get("srcc")) for one in best], columns=["x", "y"])
+        chosen = [one.epoch for one in best], [one.metrics[target].get("srcc") for one in best]
         title = f"SRCC of {target} on the held-out part, by epoch"
-        yield chart(title, "epoch", f"SRCC, {target}", lines, marks=(chosen["x"], chosen["y"]))
+        yield chart(title, "epoch", f"SRCC, {target}", lines, marks=chosen)
 
 
-def _scatters(run: RunResult) -> Iterable[tuple[plots.Chart | None, str]]:
-    """Yields a chart of MOS over prediction for each target, and why it has no fitted curve."""
-    for target in run.targets:
-        images = pooled(run, target, "best")
-        predictions, mos = (images[name].to_numpy(dtype=np.float64) for name in ("prediction", "mos"))
-        if not len(images):
-            return
-        fit = fit_logistic(predictions, mos)
-        lines = []
-        finite, rated = predictions[np.isfinite(predictions)], mos[np.isfinite(mos)]
-        if len(finite) and len(rated):
-            ends = [max(finite.min(), rated.min()), min(finite.max(), rated.max())]
-            lines += [Line(ends, ends, "equal")] if ends[1] > ends[0] else []
-        if fit.reason is None:
-            x = np.linspace(predictions.min(), predictions.max(), 80)
-            lines.append(Line(x.tolist(), fit(x).tolist(), "fit"))
-        title = f"{target}: MOS over prediction"
-        yield chart(title, "prediction", f"MOS, {target}", lines, points=(predictions, mos)), fit.reason or ""
+def _value(row: EvaluatedEpoch, target: str | None) -> Any:
+    """Returns the SRCC of a target in an epoch, or the loss for None."""
+    return row.loss if target is None else (row.metrics or {}).get(target, {}).get("srcc")
 
 
-def _residuals(run: RunResult, target: str) -> dict[str, Any] | None:
+def _scatter(target: str, images: pd.DataFrame) -> tuple[Chart, str]:
+    """Returns a chart of MOS over prediction, and why it has no fitted curve."""
+    predictions, mos = (images[name].to_numpy(dtype=np.float64) for name in ("prediction", "mos"))
+    fit = fit_logistic(predictions, mos)
+    lines: list[Line] = []
+    finite, rated = predictions[np.isfinite(predictions)], mos[np.isfinite(mos)]
+    if len(finite) and len(rated):
+        ends = [max(finite.min(), rated.min()), min(finite.max(), rated.max())]
+        lines += [("equal", ends, ends)] * bool(ends[1] > ends[0])
+    if fit.reason is None:
+        x = np.linspace(predictions.min(), predictions.max(), 80)
+        lines.append(("fit", x, fit(x)))
+    title = f"{target}: MOS over prediction"
+    return chart(title, "prediction", f"MOS, {target}", lines, points=(predictions, mos)), fit.reason or ""
+
+
+def _residuals(target: str, images: pd.DataFrame) -> dict[str, Any] | None:
     """Returns the images and groups with the largest errors in a target as rows of tables."""
-    images = image_residuals(pooled(run, target, "best"))
+    images = image_residuals(images)
     if images.empty:
         return None
-    over = images[images["residual"] > 0].head(NUM_WORST)
-    under = images[images["residual"] < 0][::-1].head(NUM_WORST)
+    over, under = images[images["residual"] > 0], images[images["residual"] < 0][::-1]
     groups = group_residuals(images)
+    signed = "{:+.3f}".format
     return {
         "target": target,
-        "images": [(t, _image_rows(f)) for t, f in (("Rated too high", over), ("Rated too low", under)) if len(f)],
-        "num_groups": len(groups),
-        "groups": [
-            [(g.group, _shorten(g.prompt)), str(g.num_images), f"{g.mean:+.3f}", number(g.mean_absolute)]
-            for g in groups.head(NUM_WORST).itertuples()
+        "images": [
+            (title, _rows(part[["image", "prompt", "mos", "prediction", "residual"]], number, number, signed))
+            for title, part in (("Rated too high", over), ("Rated too low", under))
+            if len(part)
         ],
+        "num_groups": len(groups),
+        "groups": _rows(groups, str, signed, number),
     }
 
 
-def _image_rows(images: pd.DataFrame) -> list[list[Cell]]:
-    return [
-        [(row.image, _shorten(row.prompt)), number(row.mos), number(row.prediction), f"{row.residual:+.3f}"]
-        for row in images.itertuples()
-    ]
+def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell]]:
+    """Returns the cells of the first rows of a frame: name with the prompt below, then its other columns as text."""
+    out: list[list[Cell]] = []
+    for name, prompt, *values in worst.head(NUM_WORST).itertuples(index=False):
+        shown = prompt if len(prompt) <= MAX_PROMPT else prompt[: MAX_PROMPT - 1] + "…"
+        out.append([(name, shown), *(text(value) for text, value in zip(formats, values, strict=True))])
+    return out
 
 
-def _shorten(prompt: str) -> str:
-    return prompt if len(prompt) <= MAX_PROMPT else prompt[: MAX_PROMPT - 1] + "…"
+def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
+    """Returns image, prompt, group, mos and prediction of all folds; an image held out twice is there twice."""
+    columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
+    names = ["image", "prompt", "group", *columns]
+    parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
+    return (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+
+
+def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns every image of `pooled` once, from the most over-rated to the most under-rated.
+
+    Its prediction is the mean over the folds that hold it out; the column `residual` is prediction - MOS.
+    """
+    images = images[np.isfinite(images[["prediction", "mos"]].astype(float)).all(axis=1)]
+    keys = ["image", "mos"]  # a table may hold two rows of one name
+    out = images.groupby(keys, as_index=False).agg({"prompt": "last", "group": "last", "prediction": "mean"})
+    out["residual"] = out["prediction"] - out["mos"]
+    return out.sort_values(["residual", "image"], ascending=[False, True], ignore_index=True)
+
+
+def group_residuals(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns the groups with two images or more of `image_residuals`, the largest mean absolute residual first.
+
+    Columns: group, prompt (one of them), num_images, mean and mean_absolute residual.
+    """
+    parts = images.assign(absolute=images["residual"].abs()).groupby("group", as_index=False)
+    residuals = {"mean": ("residual", "mean"), "mean_absolute": ("absolute", "mean")}
+    out = parts.agg(prompt=("prompt", "min"), num_images=("image", "size"), **residuals)
+    out = out[out["num_images"] > 1]
+    return out.sort_values(["mean_absolute", "group"], ascending=[False, True], ignore_index=True)

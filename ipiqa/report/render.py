@@ -34,13 +34,7 @@ def escaped(text: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a markdown table whose source is aligned as well; cells are plain text.
-
-    >>> print(markdown_table(["a", "b"], [["1", "22"]]))
-    | a | b  |
-    | - | -- |
-    | 1 | 22 |
-    """
+    """Returns a markdown table whose source is aligned as well; cells are plain text."""
     cells = [[escaped(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     cells.insert(1, ["-" * width for width in widths])
@@ -48,11 +42,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def latex_figure(text: str) -> str:
-    r"""Returns the text of a cell as mathematics.
-
-    >>> print(latex_figure("0.8712 ± 0.0021 ↓"), latex_figure("nan"))
-    $0.8712 \pm 0.0021 {\downarrow}$ --
-    """
+    """Returns the text of a cell as mathematics."""
     if text in (MISSING, "nan"):
         return "--"
     for sign, command in (("±", r"\pm"), ("↑", r"{\uparrow}"), ("↓", r"{\downarrow}")):
@@ -61,10 +51,7 @@ def latex_figure(text: str) -> str:
 
 
 def latex_escaped(text: str) -> str:
-    r"""Returns text without special meaning to LaTeX, on one line.
-
-    >>> print(latex_escaped("a_b & 5 %"))
-    a\_b \& 5 \%
-    """
+    """Returns text without special meaning to LaTeX, on one line."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in one_line(text))
+    special |= {c: f"\\{c}" for c in "&%$#_{}"}
+    return "".join(special.get(c, c) for c in one_line(text))

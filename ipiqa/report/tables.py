@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, facts, interval_words
+from ipiqa.evaluation.summary import Key, Summary, facts, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
@@ -28,17 +28,12 @@ def number(value: float, width: int = 6) -> str:
     >>> number(0.87123), number(-0.5), number(12.3456), number(float("nan")), number(1e30)
     ('0.8712', '-0.500', '12.346', 'nan', '1e+30')
     """
-    texts = [f"{value:.{decimals}f}" for decimals in (4, 3, 2, 1, 0)]
+    texts = (f"{value:.{decimals}f}" for decimals in (4, 3, 2, 1, 0))
     return next((text for text in texts if len(text) <= width), f"{value:.3g}")
 
 
 def mean_std(spread: Spread | None) -> str:
-    """Returns "mean ± std", the mean alone when there is one fold, or "-" for None.
-
-    >>> from ipiqa.metrics import describe
-    >>> mean_std(describe([0.5, 0.75], overlap=0)), mean_std(describe([0.5], overlap=0)), mean_std(None)
-    ('0.6250 ± 0.1768', '0.5000', '-')
-    """
+    """Returns "mean ± std", the mean alone when there is one fold, or "-" for None."""
     if spread is None:
         return MISSING
     return number(spread.mean) if math.isnan(spread.std) else f"{number(spread.mean)} ± {number(spread.std)}"
@@ -56,14 +51,11 @@ def checkpoint_title(run: RunResult, checkpoint: str) -> str:
 
 def shown_notes(summary: Summary) -> list[str]:
     """Returns the notes a table carries, the first few when there are many."""
-    notes = list(summary.notes)
-    if len(notes) > _MAX_NOTES:
-        notes = [*notes[:_MAX_NOTES], f"and {len(summary.notes) - _MAX_NOTES} more like these, see summary.json"]
-    return notes
+    more = len(summary.notes) - _MAX_NOTES
+    return [*summary.notes[:_MAX_NOTES], *[f"and {more} more like these, see summary.json"] * (more > 0)]
 
 
-@dataclass(frozen=True)
-class FoldTable:
+class FoldTable(NamedTuple):
     """The folds of a run in one target: the first two columns, then a group of columns for each checkpoint."""
 
     groups: list[tuple[str, int]]  # title and number of columns
@@ -76,25 +68,24 @@ def fold_table(summary: Summary, target: str) -> FoldTable:
     """Returns one row for each fold, all cells as text."""
     run, metrics = summary.run, summary.metrics
     columns = ["epoch"] * run.trained + [label(metric) for metric in metrics]
-    groups = [("", 2)] + [(checkpoint_title(run, checkpoint), len(columns)) for checkpoint in run.checkpoints]
-    values = summary.frame[summary.frame["target"] == target].set_index(["fold", "checkpoint", "metric"])["value"]
-    values = values.to_dict()
+    groups = [("", 2), *((checkpoint_title(run, checkpoint), len(columns)) for checkpoint in run.checkpoints)]
+
+    def row(start: list[str], epochs: dict[str, str], values: dict[Key, float]) -> list[str]:
+        for checkpoint in run.checkpoints:
+            keys = [(target, checkpoint, metric) for metric in metrics]
+            start = start + [epochs.get(checkpoint, "")] * run.trained
+            start += [number(values[key]) if key in values else MISSING for key in keys]
+        return start
+
     rows = []
     for fold in run.folds:
-        row = [str(fold.number), str(fold.scores.split.num_val)]
-        for checkpoint, measured in fold.checkpoints.items():
-            row += [MISSING if measured.epoch is None else str(measured.epoch)] * run.trained
-            cells = (values.get((fold.number, checkpoint, metric)) for metric in metrics)
-            row += [MISSING if value is None else number(value) for value in cells]
-        rows.append(row)
+        epochs = {c: MISSING if m.epoch is None else str(m.epoch) for c, m in fold.checkpoints.items()}
+        values = {key: by_fold[fold.number] for key, by_fold in summary.values.items()}
+        rows.append(row([str(fold.number), str(fold.scores.split.num_val)], epochs, values))
     footer = []
-    for name, field in (("mean", "mean"), ("± std", "std"), ("median", "median")):
-        row = [name, ""]
-        for checkpoint in run.checkpoints:
-            spreads = (summary.spreads.get((target, checkpoint, metric)) for metric in metrics)
-            row += [""] * run.trained + [MISSING if s is None else number(getattr(s, field)) for s in spreads]
-        footer.append(row)
-    return FoldTable(groups, ["fold", "images", *columns * len(run.checkpoints)], rows, footer * (len(run.folds) > 1))
+    for name, field in (("mean", "mean"), ("± std", "std"), ("median", "median")) * (len(run.folds) > 1):
+        footer.append(row([name, ""], {}, {key: getattr(spread, field) for key, spread in summary.spreads.items()}))
+    return FoldTable(groups, ["fold", "images", *columns * len(run.checkpoints)], rows, footer)
 
 
 def mean_rows(summary: Summary) -> list[list[str]]:
@@ -120,24 +111,20 @@ def console_table(summary: Summary) -> str:
 
 
 def _console_block(table: FoldTable, target: str) -> list[str]:
-    cells = [table.header, *table.rows, *table.footer]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
+    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, *table.footer, strict=True)]
     ends = list(itertools.accumulate(count for _, count in table.groups))
     spans = [slice(end - count, end) for end, (_, count) in zip(ends, table.groups, strict=True)]
 
     def line(row: list[str]) -> str:
-        padded = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        padded[0] = row[0].ljust(widths[0])
         return "  ".join(" ".join(padded[span]) for span in spans)
 
     first, *others = [sum(widths[span]) + len(widths[span]) - 1 for span in spans]
-    fits = len(target) < first
     titles = [f" {title} ".center(width, "─") for (title, _), width in zip(table.groups[1:], others, strict=True)]
-    head = line(table.header)
-    lines = [] if fits else [target]
-    lines += ["  ".join([(target if fits else "").ljust(first), *titles]).rstrip(), head, *map(line, table.rows)]
+    fits, head = len(target) < first, line(table.header)
+    above = "  ".join([(target if fits else "").ljust(first), *titles]).rstrip()
+    lines = [*[target] * (not fits), above, head, *map(line, table.rows)]
     return lines + (["─" * len(head), *map(line, table.footer)] if table.footer else [])
 
 
@@ -148,36 +135,29 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     for (target, checkpoint, metric), spread in summary.spreads.items():
         targets[target][checkpoint][metric] = asdict(spread)
     return {
-        "format": 1,
-        "run": run.name,
-        "facts": dict(facts(run)),
-        "dataset_sha256": first.dataset.sha256,
-        "split_kind": first.split.kind,
-        "split_seed": first.split.seed,
+        "format": 1, "run": run.name, "facts": dict(facts(run)), "dataset_sha256": first.dataset.sha256,
+        "split_kind": first.split.kind, "split_seed": first.split.seed,
         "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
-        "selection": first.selection,
-        "interval": interval_words(run),
-        "finished_folds": [fold.number for fold in run.folds],
-        "missing_folds": list(run.missing),
-        "targets": targets,
-        "notes": list(summary.notes),
-    }
+        "selection": first.selection, "interval": interval_words(run),
+        "finished_folds": [fold.number for fold in run.folds], "missing_folds": list(run.missing),
+        "targets": targets, "notes": list(summary.notes),
+    }  # fmt: skip
 
 
 def summary_csv(summary: Summary) -> str:
     """Returns one row for each target, checkpoint and fold, then one for each statistic; `row` tells which it is."""
     run, rows = summary.run, []
-    values = summary.frame.set_index(["target", "checkpoint", "fold", "metric"])["value"].to_dict()
     for target, checkpoint in itertools.product(run.targets, run.checkpoints):
         start = {"target": target, "checkpoint": checkpoint}
+        keys = {metric: (target, checkpoint, metric) for metric in summary.metrics}
         for fold in run.folds:
             about = {"row": "fold", "fold": str(fold.number), "images": str(fold.scores.split.num_val)}
-            epoch = {"epoch": str(fold.checkpoints[checkpoint].epoch or "")}
-            metrics = {metric: values.get((target, checkpoint, fold.number, metric)) for metric in summary.metrics}
-            rows.append(start | about | epoch | metrics)
-        for statistic in _STATISTICS:
-            spreads = {metric: summary.spreads.get((target, checkpoint, metric)) for metric in summary.metrics}
-            rows.append(start | {"row": statistic} | {m: getattr(s, statistic, None) for m, s in spreads.items()})
+            about["epoch"] = str(fold.checkpoints[checkpoint].epoch or "")
+            metrics = {m: summary.values.get(key, {}).get(fold.number) for m, key in keys.items()}
+            rows.append(start | about | metrics)
+        for name in _STATISTICS:
+            metrics = {m: getattr(summary.spreads.get(key), name, None) for m, key in keys.items()}
+            rows.append(start | {"row": name} | metrics)
     columns = ["target", "checkpoint", "row", "fold", "epoch", "images", *summary.metrics]
     return str(pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
 
@@ -187,8 +167,8 @@ def summary_markdown(summary: Summary) -> str:
     run, folds = summary.run, []
     for target in run.targets:
         table = fold_table(summary, target)
-        prefixes = [f"{c} " if run.trained else "" for c in run.checkpoints for _ in range(table.groups[1][1])]
-        header = [prefix + name for prefix, name in zip(["", "", *prefixes], table.header, strict=True)]
+        prefixes = ["", "", *(f"{c} " * run.trained for c in run.checkpoints for _ in range(table.groups[1][1]))]
+        header = [prefix + name for prefix, name in zip(prefixes, table.header, strict=True)]
         folds.append((target, markdown_table(header, table.rows)))
     means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
     notes = shown_notes(summary)
@@ -197,8 +177,6 @@ def summary_markdown(summary: Summary) -> str:
 
 def summary_latex(summary: Summary) -> str:
     """Returns a booktabs table of mean ± std, with what a caption must say in comments above it."""
-    labels, means = [label(metric) for metric in summary.metrics], mean_rows(summary)
-    targets = [(target, [row for row in means if row[0] == target]) for target in summary.run.targets]
-    return render(
-        "summary.tex.j2", run=summary.run, facts=facts(summary.run), notes=summary.notes, labels=labels, means=targets
-    )
+    run, notes, labels = summary.run, summary.notes, [label(metric) for metric in summary.metrics]
+    means = [(target, list(rows)) for target, rows in itertools.groupby(mean_rows(summary), key=lambda row: row[0])]
+    return render("summary.tex.j2", run=run, facts=facts(run), notes=notes, labels=labels, means=means)
