@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,23 +81,19 @@ def same_prompts(prompts: Sequence[str]) -> list[str]:
     >>> same_prompts(["a cat, a dog", "A  cat ,a dog", "a dog"])
     ['A  cat ,a dog', 'A  cat ,a dog', 'a dog']
     """
-    text_of = {prompt: clean(prompt) for prompt in set(prompts)}
-    spelling: dict[str, str] = {}  # cleaned text -> first prompt that has it
-    for prompt, text in text_of.items():
-        spelling[text] = min(spelling.get(text, prompt), prompt)
+    text_of = {prompt: clean(prompt) for prompt in sorted(set(prompts), reverse=True)}
+    prompt_of = {text: prompt for prompt, text in text_of.items()}  # cleaning is not idempotent: tokens need a prompt
     # A token is of one byte at least: texts of equal tokens begin with the same bytes. Only those need be tokenized.
-    beginning: dict[bytes, str] = {}
-    unsure: set[str] = set()
-    for text in spelling:
-        other = beginning.setdefault("".join(text.split()).encode()[:_WORDS_END], text)
-        if other != text:
-            unsure |= {text, other}
-    key_of = {text: tuple(_words(spelling[text])[:_WORDS_END]) for text in unsure}
-    first: dict[Any, str] = {}
-    for text in unsure:
-        first[key_of[text]] = min(first.get(key_of[text], spelling[text]), spelling[text])
-    stands_for = {text: first[key_of[text]] if text in unsure else spelling[text] for text in spelling}
-    return [stands_for[text_of[prompt]] for prompt in prompts]
+    sharing = defaultdict(list)
+    for text in prompt_of:
+        sharing["".join(text.split()).encode()[:_WORDS_END]].append(text)
+    key_of: dict[str, Any] = {
+        text: tuple(_words(prompt_of[text])[:_WORDS_END]) if len(texts) > 1 else text
+        for texts in sharing.values()
+        for text in texts
+    }
+    first = {key_of[text]: prompt for prompt, text in text_of.items()}  # the last one set is the first in sort order
+    return [first[key_of[text_of[prompt]]] for prompt in prompts]
 
 
 def _words(prompt: str) -> list[int]:
