@@ -34,12 +34,12 @@ def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str
     Args:
         path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line) or .parquet. Text files are UTF-8.
         where: setting that names the file, for messages.
-        wanted: spellings of each column, the preferred one first; see `find_column`.
-        hint: where to get the file, added to the message when it is missing.
+        wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
+        hint: where to get the file, for messages.
 
     Returns:
-        Strings only, "" for an empty cell; a column bears its preferred spelling. The index is the number of the line
-        (text files) or row (xlsx, parquet) and bears that name. Rows without any of the wanted cells are left out.
+        Strings only, "" for an empty cell; a column bears its preferred spelling. The index is the number of the "line"
+        (text files) or "row" and bears that name. Rows without any of the wanted cells are left out.
 
     Raises:
         DataError: missing, unreadable or empty file, wrong encoding, a missing column, rows of unequal length.
@@ -53,7 +53,7 @@ def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str
             raise DataError(f"{here} is empty.{hint}")
         if NOT_TEXT.search("".join(heading)):
             raise DataError(f"{here} is not UTF-8 text. Save it again as UTF-8.")
-        return [find_column(heading, spellings, here) for spellings in wanted]
+        return [_find_column(heading, spellings, here) for spellings in wanted]
 
     if ending not in _READERS:
         raise DataError(f"{here} ends in '{path.suffix}'. Tables are read from {', '.join(_READERS)}.")
@@ -73,15 +73,8 @@ def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str
     return pandas.DataFrame([cells for _, cells in rows], columns=names, index=index, dtype=object)
 
 
-def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
-    """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven.
-
-    >>> find_column(["Prompt", "MOS quality"], ["mos_quality", "quality"], "table.csv")
-    1
-
-    Raises:
-        DataError: no such column, or several that could be it.
-    """
+def _find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
+    """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven."""
     for form in (str, _plain):
         for spelling in spellings:
             matching = [position for position, heading in enumerate(columns) if form(heading) == form(spelling)]

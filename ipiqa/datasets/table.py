@@ -51,15 +51,12 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class AnnotationTable:
-    """N annotated images and T targets.
+    """N annotated images and the T targets they were scored for.
 
     Attributes:
-        names: N image file names, relative to `image_dir`.
-        prompts: N prompts.
+        names: image file names, relative to `image_dir`.
         scores: (N, T) float64 mean opinion scores.
-        targets: the T things that were scored.
-        groups: N labels; rows that share one belong on the same side of a split.
-        image_dir: folder of the images.
+        groups: rows that share one belong on the same side of a split.
         reference_draw: how split kind `reference` draws its groups; None where it is not defined.
     """
 
@@ -76,7 +73,7 @@ class AnnotationTable:
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """T names."""
+        """Names of the targets."""
         return tuple(target.name for target in self.targets)
 
     @property
@@ -147,7 +144,7 @@ def make_table(
     names, prompts, *others = (rows.iloc[:, position] for position in range(rows.shape[1]))
     _check_text(names, "image name", LONGEST_NAME, here)
     remedy = "Write names relative to dataset.images, without '..'."
-    _refuse(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
+    _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
     _check_text(prompts, "prompt", LONGEST_TEXT, here)
     scores = np.zeros((len(rows), len(layout.targets)))
     for column, target in enumerate(layout.targets):
@@ -155,9 +152,9 @@ def make_table(
     alike = pandas.Series(same_prompts(prompts.tolist()), rows.index, dtype=object)
     groups = alike if layout.group is None else others[-1] if isinstance(layout.group, str) else names.map(layout.group)
     _check_text(groups, "group", LONGEST_TEXT, here)
-    several_groups = "have a prompt, as the model reads it, that stands in several groups"
-    if line := _line(alike, _with_several(alike, groups), several_groups, here):
-        logger.warning("%s. A split may train on prompts that it holds out: group by prompt to prevent it.", line)
+    remedy = "A split may train on prompts that it holds out: group by prompt to prevent it."
+    cut = "have a prompt, as the model reads it, that stands in several groups"
+    _report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
     paths = names.map(posixpath.normpath)
     known = layout.known_duplicates if duplicates == "auto" else frozenset()
     _check_duplicates(paths, zip(prompts, groups, strict=True), duplicates, known, here)
@@ -180,20 +177,20 @@ def _check_duplicates(
 ) -> None:
     """Warns of images in several rows; raises DataError where the rule or a second prompt or group forbids them."""
     remedy = "One image has one prompt and group: correct the table."
-    _refuse(paths, _with_several(paths, meanings), "name an image again with another prompt or group", remedy, here)
+    _report(paths, _with_several(paths, meanings), "name an image again with another prompt or group", remedy, here)
     again = paths.duplicated(keep=False)
     if rule in ("auto", "error"):
         remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
-        _refuse(paths, again & ~paths.isin(known), "name an image again", remedy, here)
-    if line := _line(paths, again, "name an image again", here):
-        logger.warning("%s; %s", line, "averaged into one row each" if rule == "mean" else "kept as rows of their own")
+        _report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
+    remedy = "They are averaged into one row each." if rule == "mean" else "They are kept as rows of their own."
+    _report(paths, again, "name an image again", remedy, here, warn=True)
 
 
 def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> None:
     """Raises DataError where a cell is empty, too long or nothing that a text file can hold."""
     bad = [not text.strip() or len(text) > longest or NOT_TEXT.search(text) for text in cells]
     remedy = "Fill in every row (merged cells and formulas without a stored value are empty) and save it as UTF-8."
-    _refuse(cells, bad, f"have no {what} of 1 to {longest:,} UTF-8 characters", remedy, here)
+    _report(cells, bad, f"have no {what} of 1 to {longest:,} UTF-8 characters", remedy, here)
 
 
 def _scores(cells: pandas.Series, target: Target, here: str) -> np.ndarray:
@@ -203,7 +200,7 @@ def _scores(cells: pandas.Series, target: Target, here: str) -> np.ndarray:
     high = math.inf if target.high is None else target.high
     bad = ~(np.isfinite(values) & (low <= values) & (values <= high))
     remedy = "Write numbers such as 2.75, and check the column and its scale."
-    _refuse(cells, bad, f"have no finite score {target.name!r} from {low:g} to {high:g}", remedy, here)
+    _report(cells, bad, f"have no finite score {target.name!r} from {low:g} to {high:g}", remedy, here)
     return values
 
 
@@ -215,18 +212,19 @@ def _number(cell: str) -> float:
         return math.nan
 
 
-def _line(cells: pandas.Series, bad: Iterable[object], what: str, here: str) -> str:
-    """Returns a line that counts the bad rows and shows the first and where its like stand; "" where none is bad."""
+def _report(
+    cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str, *, warn: bool = False
+) -> None:
+    """Raises DataError, or warns, if any row is bad: how many are, and where the first and its like stand."""
     rows = cells[[bool(is_bad) for is_bad in bad]]
     if rows.empty:
-        return ""
+        return
     places = ", ".join(f"{cells.index.name} {number}" for number in rows.index[rows == rows.iloc[0]][:5])
-    return f"{here}: {len(rows)} of {len(cells)} rows {what}, first {shorten(rows.iloc[0])} ({places})"
-
-
-def _refuse(cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str) -> None:
-    if line := _line(cells, bad, what, here):
-        raise DataError(f"{line}. {remedy}")
+    first = f"first {shorten(rows.iloc[0])} ({places})"
+    line = f"{here}: {len(rows)} of {len(cells)} rows {what}, {first}. {remedy}"
+    if not warn:
+        raise DataError(line)
+    logger.warning("%s", line)
 
 
 def _with_several(cells: pandas.Series, meanings: Iterable[object]) -> list[bool]:

@@ -125,10 +125,9 @@ class OwnTable(AnnotatedImages):
 def _check_targets(chosen: list[str], known: list[str]) -> None:
     if not chosen or len(set(chosen)) < len(chosen):
         raise ConfigError(f"dataset.targets: {chosen} is empty or names a target twice. Name each target once.")
-    for target in chosen:
-        if target not in known:
-            near = did_you_mean(target, known)
-            raise ConfigError(f"dataset.targets: no target is called {target!r}.{near} There are: {', '.join(known)}.")
+    if unknown := [target for target in chosen if target not in known]:
+        near = f"{did_you_mean(unknown[0], known)} There are: {', '.join(known)}."
+        raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
 
 
 def agiqa_3k_group(name: str) -> str:
