@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,27 +45,17 @@ def read_as_text(tokenizer: Any) -> Any:
 
 
 def tokenize(prompts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> torch.Tensor:
-    """Returns CLIP's token ids, (B, context_length) long: start, words, end, zeros.
+    """Returns CLIP's token ids, (B, context_length) long: start, words, end, zeros; TypeError for one string.
 
-    A prompt that is too long loses its last words and keeps the end token. The names of special tokens in a prompt
-    are words like others.
-
-    Raises:
-        TypeError: prompts is one string instead of a list of them.
+    A prompt that is too long loses its last words and keeps the end token. Names of special tokens are plain words.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of texts, not one text")
-    if not prompts:
-        return torch.zeros(0, context_length, dtype=torch.long)
     return _tokenizer(context_length)(list(prompts)).long()
 
 
 def clean(prompt: str) -> str:
-    """Returns a prompt as CLIP's tokenizer cleans it: encodings and HTML mended, white space single, lower case.
-
-    >>> clean("A  Cat &amp; Dog")
-    'a cat & dog'
-    """
+    """Returns a prompt as CLIP's tokenizer cleans it: encodings and HTML mended, white space single, lower case."""
     if prompt.isascii() and prompt.isprintable() and "&" not in prompt:  # nothing to mend: ten times as fast
         return " ".join(prompt.split()).lower()
     from open_clip.tokenizer import get_clean_fn
@@ -73,47 +64,28 @@ def clean(prompt: str) -> str:
 
 
 def same_prompts(prompts: Sequence[str]) -> list[str]:
-    """Returns for each prompt the one that stands for all which are the same to CLIP: equal tokens, in the context.
-
-    That is the first of them in sort order, so a prompt without others like it stands for itself.
-
-    >>> same_prompts(["a cat, a dog", "A  cat ,a dog", "a dog"])
-    ['A  cat ,a dog', 'A  cat ,a dog', 'a dog']
-    """
-    text_of = {prompt: clean(prompt) for prompt in set(prompts)}
-    spelling: dict[str, str] = {}  # cleaned text -> first prompt that has it
-    for prompt, text in text_of.items():
-        spelling[text] = min(spelling.get(text, prompt), prompt)
+    """Returns for each prompt the first in sort order of those with equal tokens in the context, the same to CLIP."""
+    text_of = {prompt: clean(prompt) for prompt in sorted(set(prompts), reverse=True)}
+    prompt_of = {text: prompt for prompt, text in text_of.items()}  # cleaning is not idempotent: tokens need a prompt
     # A token is of one byte at least: texts of equal tokens begin with the same bytes. Only those need be tokenized.
-    beginning: dict[bytes, str] = {}
-    unsure: set[str] = set()
-    for text in spelling:
-        other = beginning.setdefault("".join(text.split()).encode()[:_WORDS_END], text)
-        if other != text:
-            unsure |= {text, other}
-    key_of = {text: tuple(_words(spelling[text])[:_WORDS_END]) for text in unsure}
-    first: dict[Any, str] = {}
-    for text in unsure:
-        first[key_of[text]] = min(first.get(key_of[text], spelling[text]), spelling[text])
-    stands_for = {text: first[key_of[text]] if text in unsure else spelling[text] for text in spelling}
-    return [stands_for[text_of[prompt]] for prompt in prompts]
-
-
-def _words(prompt: str) -> list[int]:
-    """Returns the tokens of a prompt without start and end, not cut to the context."""
-    tokens: list[int] = _tokenizer(CONTEXT_LENGTH).encode(prompt)
-    return tokens
+    encode, sharing = _tokenizer(CONTEXT_LENGTH).encode, defaultdict(list)  # encode: words only, not cut to the context
+    for text in prompt_of:
+        sharing["".join(text.split()).encode()[:_WORDS_END]].append(text)
+    key_of: dict[str, Any] = {
+        text: tuple(encode(prompt_of[text])[:_WORDS_END]) if len(texts) > 1 else text
+        for texts in sharing.values()
+        for text in texts
+    }
+    first = {key_of[text]: prompt for prompt, text in text_of.items()}  # the last one set is the first in sort order
+    return [first[key_of[text_of[prompt]]] for prompt in prompts]
 
 
 def describe(prompts: Sequence[str]) -> str:
-    """Returns a line that counts the different prompts which CLIP does not read as their writer may think.
-
-    >>> describe(["a cat", "a cat", "<end_of_text>"])
-    '0 prompts are longer than the 75 tokens that are read, 1 hold the name of a special token, read as text'
-    """
+    """Returns a line that counts the different prompts which CLIP does not read as their writer may think."""
+    encode = _tokenizer(CONTEXT_LENGTH).encode
     texts = {prompt: clean(prompt) for prompt in prompts}
     special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
     # a token is of one byte at least: a text of fewer bytes need not be tokenized
-    long = sum(len(t.encode()) > _WORDS_END and len(_words(prompt)) > _WORDS_END for prompt, t in texts.items())
+    long = sum(len(t.encode()) > _WORDS_END and len(encode(prompt)) > _WORDS_END for prompt, t in texts.items())
     read = f"{long} prompts are longer than the {_WORDS_END} tokens that are read"
     return f"{read}, {special} hold the name of a special token, read as text"

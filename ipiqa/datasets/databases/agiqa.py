@@ -7,15 +7,14 @@ import re
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.readers import read_rows
-from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
+from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, read_table
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.registry import FilePath, register
 
-AGIQA_1K_URL = "https://github.com/lcysyzxdxc/AGIQA-1k-Database"
-AGIQA_3K_URL = "https://github.com/lcysyzxdxc/AGIQA-3k-Database"
+_HINT = "Get {0} from https://github.com/lcysyzxdxc/{0}-Database; cache/README.md shows where its files belong."
 QUALITY = Target("quality", 0.0, 5.0, "perceptual quality: how good the image looks")
 ALIGNMENT = Target("alignment", 0.0, 5.0, "text-image alignment: how well the image shows what the prompt asks for")
 
@@ -41,10 +40,8 @@ class AnnotatedImages(ImageFolder):
         return len(self.layout().targets)
 
     def load(self) -> AnnotationTable:
-        path, layout = Path(self.annotations), self.layout()
-        rows = read_rows(path, "dataset.annotations", layout.columns, self.hint)
-        here, images = f"dataset.annotations: '{path}'", Path(self.images)
-        return make_table(rows, layout, here=here, image_dir=images, duplicates=self.duplicates)
+        path, images = Path(self.annotations), Path(self.images)
+        return read_table(path, self.layout(), image_dir=images, duplicates=self.duplicates, hint=self.hint)
 
 
 @register("dataset", "agiqa_1k")
@@ -52,21 +49,15 @@ class AnnotatedImages(ImageFolder):
 class Agiqa1k(AnnotatedImages):
     """AGIQA-1k: 1,080 images by two generators, one MOS (arXiv:2303.12618); `AIGC_MOS_Zscore.xlsx`."""
 
-    @property
-    def hint(self) -> str:
-        return f"Get AGIQA-1k from {AGIQA_1K_URL}; cache/README.md shows where its files belong."
+    hint: ClassVar[str] = _HINT.format("AGIQA-1k")
 
     def layout(self) -> Layout:
+        # reference: the published table ends with two rows of this name and different scores; both are trained on
+        known = frozenset({"dreamStudio_8_9_1_1.jpg"})
         return Layout(
-            image=["Image", "name"],
-            prompt=["Prompt"],
-            targets={QUALITY: ["MOS", "mos_quality"]},
-            group=agiqa_1k_group,
-            mos_range=(0.0, 5.0),
-            # reference: the published table ends with two rows of this name and different scores; both are trained on
-            known_duplicates=frozenset({"dreamStudio_8_9_1_1.jpg"}),
-            reference_draw="bernoulli",
-        )
+            image=["Image", "name"], prompt=["Prompt"], targets={QUALITY: ["MOS", "mos_quality"]}, group=agiqa_1k_group,
+            known_duplicates=known, reference_draw="bernoulli",
+        )  # fmt: skip
 
 
 @register("dataset", "agiqa_3k")
@@ -80,25 +71,21 @@ class Agiqa3k(AnnotatedImages):
         targets: which of quality and alignment to predict; null for both.
     """
 
+    hint: ClassVar[str] = _HINT.format("AGIQA-3k")
+
     targets: list[str] | None = None
 
-    @property
-    def hint(self) -> str:
-        return f"Get AGIQA-3k from {AGIQA_3K_URL}; cache/README.md shows where its files belong."
-
     def layout(self) -> Layout:
-        columns = {QUALITY: ["mos_quality", "quality"], ALIGNMENT: ["mos_align", "mos_alignment", "alignment"]}
-        known = {target.name: target for target in columns}
+        known = {
+            "quality": (QUALITY, ["mos_quality", "quality"]),
+            "alignment": (ALIGNMENT, ["mos_align", "mos_alignment", "alignment"]),
+        }
         chosen = list(known) if self.targets is None else self.targets
         _check_targets(chosen, list(known))
         return Layout(
-            image=["name", "Image"],
-            prompt=["prompt"],
-            targets={known[name]: columns[known[name]] for name in chosen},
-            group=agiqa_3k_group,
-            mos_range=(0.0, 5.0),
-            reference_draw="permutation",
-        )
+            image=["name", "Image"], prompt=["prompt"], targets=dict(known[name] for name in chosen),
+            group=agiqa_3k_group, reference_draw="permutation",
+        )  # fmt: skip
 
 
 @register("dataset", "table")
@@ -125,49 +112,27 @@ class OwnTable(AnnotatedImages):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_targets(self.targets, self.targets)
-        for setting, limit in (("mos_min", self.mos_min), ("mos_max", self.mos_max)):
-            if limit is not None and not math.isfinite(limit):
-                raise ConfigError(f"dataset.{setting}: {limit:g} is not finite. Give a score, or null for no limit.")
-        if self.mos_min is not None and self.mos_max is not None and self.mos_min >= self.mos_max:
-            raise ConfigError(f"dataset.mos_min: {self.mos_min:g} is not below dataset.mos_max, {self.mos_max:g}.")
+        limits = [limit for limit in (self.mos_min, self.mos_max) if limit is not None]
+        if not all(map(math.isfinite, limits)) or limits != sorted(set(limits)):
+            scale = f"{self.mos_min} to dataset.mos_max {self.mos_max}"
+            raise ConfigError(f"dataset.mos_min: {scale} is no scale. Give finite numbers, the lower first, or null.")
 
     def layout(self) -> Layout:
-        lowest = -math.inf if self.mos_min is None else self.mos_min
-        highest = math.inf if self.mos_max is None else self.mos_max
-        return Layout(
-            image=[self.image],
-            prompt=[self.prompt],
-            targets={Target(name, self.mos_min, self.mos_max): [name] for name in self.targets},
-            group=self.group,
-            mos_range=(lowest, highest),
-        )
+        targets = {Target(name, self.mos_min, self.mos_max): [name] for name in self.targets}
+        return Layout(image=[self.image], prompt=[self.prompt], targets=targets, group=self.group)
 
 
 def _check_targets(chosen: list[str], known: list[str]) -> None:
-    if not chosen:
-        raise ConfigError(f"dataset.targets: empty. Name at least one{' of ' + ', '.join(known) if known else ''}.")
-    for target in chosen:
-        if target not in known:
-            near = did_you_mean(target, known)
-            raise ConfigError(f"dataset.targets: no target is called {target!r}.{near} There are: {', '.join(known)}.")
-        if chosen.count(target) > 1:
-            raise ConfigError(f"dataset.targets: {target!r} is named twice. Name each target once.")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"dataset.targets: {chosen} is empty or names a target twice. Name each target once.")
+    if unknown := [target for target in chosen if target not in known]:
+        near = f"{did_you_mean(unknown[0], known)} There are: {', '.join(known)}."
+        raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
 
 
 def agiqa_3k_group(name: str) -> str:
-    """Returns the prompt id: the last number field of the file name. The generator may hold a dot.
-
-    >>> agiqa_3k_group("sd1.5_highcorr_012.jpg")
-    '012'
-
-    Raises:
-        DataError: the name does not end so.
-    """
-    field = PurePosixPath(name).stem.rpartition("_")[2]
-    if not re.fullmatch("[0-9]+", field):
-        form = "'<generator>_<variant>_<prompt id>.jpg'"
-        raise DataError(f"dataset.annotations: {name!r} has no prompt id. AGIQA-3k names have the form {form}.")
-    return field
+    """Returns the prompt id, the last number field of a file name ("012" of "sd1.5_highcorr_012.jpg"), or DataError."""
+    return _fields(r"(?s:.*_)?([0-9]+)(?:\.[^.]*)?", name, "'<generator>_<variant>_<prompt id>.jpg'")[0]
 
 
 def agiqa_1k_group(name: str) -> str:
@@ -175,17 +140,19 @@ def agiqa_1k_group(name: str) -> str:
 
     # reference: dreamStudio numbers its subjects without number 6 and its actions from 5 on; this undoes it.
 
-    >>> agiqa_1k_group("deepai_9_14_1_1.jpg"), agiqa_1k_group("dreamStudio_8_9_1_1.jpg")
-    ('9_14', '9_14')
-
     Raises:
         DataError: the name has no two number fields after the generator.
     """
-    match = re.match(r"[^_]*_([0-9]+)_([0-9]+)_", PurePosixPath(name).name)
-    if not match:
-        form = "'<generator>_<subject>_<action>_<place>_<style>.jpg'"
-        raise DataError(f"dataset.annotations: {name!r} has no content code. AGIQA-1k names have the form {form}.")
-    subject, action = int(match[1]), int(match[2])
-    if name.startswith("dream"):
+    fields = _fields("[^_]*_([0-9]+)_([0-9]+)_(?s:.*)", name, "'<generator>_<subject>_<action>_<place>_<style>.jpg'")
+    subject, action = map(int, fields)
+    if PurePosixPath(name).name.startswith("dream"):
         subject, action = subject + (subject > 5), action + 5
     return f"{subject}_{action}"
+
+
+def _fields(pattern: str, name: str, form: str) -> tuple[str, ...]:
+    """Returns the groups of a pattern in a file name; raises DataError where it is of another form."""
+    match = re.fullmatch(pattern, PurePosixPath(name).name)
+    if match is None:
+        raise DataError(f"dataset.annotations: {name!r} tells no group. Names of the database have the form {form}.")
+    return match.groups()
