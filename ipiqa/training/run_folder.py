@@ -21,7 +21,7 @@ from ipiqa.build import Data
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.splits import Split
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.files import Lock, content_sha256, write_json, write_text
+from ipiqa.files import content_sha256, locked, write_json, write_text
 
 logger = logging.getLogger("ipiqa")
 
@@ -219,7 +219,7 @@ def _claim(
     if resume and not config_path.is_file():
         raise ConfigError(f"{run_dir}: there is no run to continue. Leave out --resume to start one.")
     run_dir.mkdir(parents=True, exist_ok=True)
-    with Lock(run_dir / ".claim.lock", wait=60, advice="Start this job once more."):
+    with locked(run_dir / ".claim.lock", wait=60, advice="Start this job once more."):
         if config_path.is_file():
             if not resume and (not folds or any(fold_dir(run_dir, f).exists() for f in folds)):
                 raise ConfigError(
@@ -232,7 +232,7 @@ def _claim(
             )
         ours = [fold_dir(run_dir, fold) for fold in folds if not is_finished(run_dir, fold)] if folds else [run_dir]
         advice = "Wait for it" + (", or take other folds with --folds." if folds else ".")
-        locks.enter_context(Lock(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
+        locks.enter_context(locked(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
         write_json(run_dir / IDENTITY, {"format": 1, "content": content})
         _write_config(config_path, config)
         _write_job(run_dir, folds, resume)
