@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -79,15 +79,10 @@ def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
     """Holds lock files, all or none, while the block runs. Of several jobs on whatever machines, one holds a file.
 
     The owner touches its locks every HEARTBEAT seconds. One whose process has ended (on this machine), or that is not
-    touched any more (from elsewhere), is taken over with a warning.
-
-    Args:
-        paths: files in folders that exist.
-        advice: what to do where another job holds one, for the message.
-        wait: seconds to wait for one that another living job holds.
+    touched any more (from elsewhere), is taken over with a warning. Their folders exist.
 
     Raises:
-        ConfigError: another job holds one of them.
+        ConfigError: another living job holds one for longer than `wait` seconds; the message ends with the advice.
     """
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
     owner = (f"process {pid} on {socket.gethostname()} since {since}", _system(), str(pid), _start_of_process(pid))
@@ -95,14 +90,15 @@ def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
     held: list[Path] = []
     ended = threading.Event()
 
-    def still_held() -> Iterator[Path]:
-        return (path for path in held if _read_lock(path)[0] == content)
+    def for_each_held(action: Callable[[Path], None]) -> None:
+        for path in held:
+            with contextlib.suppress(OSError):
+                if _read_lock(path)[0] == content:
+                    action(path)
 
     def touch() -> None:
         while not ended.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):
-                for path in still_held():
-                    os.utime(path)
+            for_each_held(os.utime)
 
     try:
         for path in paths:
@@ -112,9 +108,7 @@ def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        with contextlib.suppress(OSError):
-            for path in still_held():
-                path.unlink()
+        for_each_held(Path.unlink)
 
 
 def _acquire(path: Path, content: str, advice: str, deadline: float) -> None:
@@ -238,9 +232,7 @@ def refuse_newer(content: Mapping[str, Any], where: str) -> None:
 def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[str]:
     """Returns the sha256 of the whole content of each file; several are read at once.
 
-    Args:
-        paths: files.
-        memory: keeps the hashes between runs; a file of the same path, size, times and inode is not read again.
+    The file `memory` keeps hashes between runs: what has the same path, size, times and inode is not read again.
 
     Raises:
         OSError: a file cannot be read.

@@ -43,11 +43,7 @@ def checkpoint_path(config: Config, fold: int) -> str:
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
     """Trains to the end, from the newest checkpoint in the folder where the run is resumed.
 
-    Args:
-        trainer: with nothing trained yet.
-        resume: whether to take up a checkpoint.
-        where: what messages begin with, such as "fold 0, ".
-        names: image names by row, for messages.
+    Messages begin with `where`, such as "fold 0, ", and tell the `names` of images, which are by row.
 
     Raises:
         ConfigError: the checkpoint is of another run.

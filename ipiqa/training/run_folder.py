@@ -32,11 +32,9 @@ CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read,
 
 # Settings that a continued run may change: they change how and where it runs, not what comes out. Paths are among them
 # because the content of what they name is compared instead.
-HARMLESS = frozenset(
-    [f"run.{name}" for name in ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")]
-    + [f"dataset.{name}" for name in ("annotations", "images", "shards", "val_shards")]
-    + [f"dataset.{name}" for name in ("image_cache", "cache_dir", "cache_limit_gb")]
-)
+_HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
+_HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache", "cache_dir", "cache_limit_gb")
+HARMLESS = frozenset([f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA])
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,9 +57,8 @@ def _named_weights(config: Config) -> dict[str, Any]:
 def identity_of(config: Config) -> dict[str, Any]:
     """Returns the settings that decide the numbers of a run, by dotted name; for files see `content_of`."""
     left_out = HARMLESS | _named_weights(config).keys()
-    if config.split.kind == "kfold":
-        left_out -= {"run.num_folds"}
-    return {name: value for name, value in flatten(config.to_dict()).items() if name not in left_out}
+    kept = {"run.num_folds"} if config.split.kind == "kfold" else set()  # there it decides the splits
+    return {name: value for name, value in flatten(config.to_dict()).items() if name in kept or name not in left_out}
 
 
 def weights_of(config: Config, checkpoints: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -107,10 +104,8 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
     names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
     if names:
         changes = "; ".join(f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names)
-        raise ConfigError(
-            f"{where}: cannot be continued, this would change its results: {changes}. "
-            "Set these back, or choose another run.output_dir."
-        )
+        advice = "Set these back, or choose another run.output_dir."
+        raise ConfigError(f"{where}: cannot be continued, this would change its results: {changes}. {advice}")
 
 
 def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -160,16 +155,10 @@ def is_restarted(run_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, resume: bool) -> Iterator[StopSignals]:
-    """Holds the run folder, or of a run with folds those asked for, while the block runs; signals and log go there.
+    """Holds the run folder, its log and the signals while the block runs; of a run with folds, those asked for alone.
 
-    The first job makes the folder and records settings and content there; every later one is compared with them.
+    The first job records settings and content (see `content_of`, `weights_of`); every later one is compared with them.
     Several jobs may share a run folder, each with folds of its own. A run without folds has the folder for itself.
-
-    Args:
-        config: what is to be run.
-        content: what decides its numbers apart from its settings: see `content_of` and `weights_of`.
-        folds: numbers of the folds that this job trains.
-        resume: whether to continue what is there.
 
     Raises:
         ConfigError: a fold is there already and `resume` is off, another job holds it, or the folder belongs to a run
@@ -195,16 +184,14 @@ def _claim(
     with locked(run_dir / ".claim.lock", wait=60, advice="Start this job once more."):
         if config_path.is_file():
             if not resume and (not folds or any(fold_dir(run_dir, f).exists() for f in folds)):
-                raise ConfigError(
-                    f"{run_dir} already holds a run. Continue it with --resume or choose another run.output_dir."
-                )
+                advice = "Continue it with --resume or choose another run.output_dir."
+                raise ConfigError(f"{run_dir} already holds a run. {advice}")
             stored, recorded = check_same_run(config, content)
             content = {**content, **recorded}
             config = replace(stored, run=replace(stored.run, num_folds=max(stored.run.num_folds, config.run.num_folds)))
         elif any(not path.name.startswith(".") and path.name != IDENTITY for path in run_dir.iterdir()):
-            raise ConfigError(
-                f"run.output_dir: '{run_dir}' holds files but no run. Choose another folder, or empty this one."
-            )
+            advice = "Choose another folder, or empty this one."
+            raise ConfigError(f"run.output_dir: '{run_dir}' holds files but no run. {advice}")
         ours = [fold_dir(run_dir, fold) for fold in folds if not is_finished(run_dir, fold)] if folds else [run_dir]
         advice = "Wait for it" + (", or take other folds with --folds." if folds else ".")
         locks.enter_context(locked(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
