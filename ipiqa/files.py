@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +27,10 @@ logger = logging.getLogger("ipiqa")
 
 FORMAT = 1  # of checkpoints; a newer number is refused
 
-_HASHES = b"ipiqa hashes 1\n"  # first bytes of a file of hashes; then the sha256 of its records, of 48 bytes each
-_MOST_HASHES = 2_000_000  # kept in one file: 96 MB
+HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds between two touches of a lock, and after which it is given up
+_NO_LOCK = ("", 0)
+
+_MOST_HASHES = 2_000_000  # kept in one file, in records of 48 bytes: 96 MB
 _SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
 
 
@@ -39,7 +41,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     The content reaches the disk before the name does: whoever kills the process finds the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         text = "b" not in mode
         with temporary.open(mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
@@ -64,7 +66,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def without_nan(content: Any) -> Any:
-    """Returns the content with None for every number that is not finite: json has no word for them."""
+    """Returns the content with None for every number that is not finite, which json has no word for."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -72,128 +74,101 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-class Lock:
-    """Files that say who works on something. Of several jobs that want one at once, on whatever machines, one gets it.
+@contextlib.contextmanager
+def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
+    """Holds lock files, all or none, while the block runs. Of several jobs on whatever machines, one holds a file.
 
-    A lock is made by a hard link, which is atomic on network file systems too, and touched every few seconds. One whose
-    process has ended (on this machine), or that is not touched any more (from elsewhere), is taken over with a warning.
+    The owner touches its locks every HEARTBEAT seconds. One whose process has ended (on this machine), or that is not
+    touched any more (from elsewhere), is taken over with a warning. Their folders exist.
+
+    Raises:
+        ConfigError: another living job holds one for longer than `wait` seconds; the message ends with the advice.
     """
+    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = (f"process {pid} on {socket.gethostname()} since {since}", _system(), str(pid), _start_of_process(pid))
+    content = "\n".join((*owner, secrets.token_hex(8)))
+    held: list[Path] = []
+    ended = threading.Event()
 
-    HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds
+    def for_each_held(action: Callable[[Path], None]) -> None:
+        for path in held:
+            with contextlib.suppress(OSError):
+                if _read_lock(path)[0] == content:
+                    action(path)
 
-    def __init__(self, *paths: Path, advice: str, wait: float = 0.0) -> None:
-        """Takes the files that `with` will make, all of them or none.
+    def touch() -> None:
+        while not ended.wait(HEARTBEAT):
+            for_each_held(os.utime)
 
-        Args:
-            paths: lock files; their folders exist.
-            advice: what to do where another job holds one, for the message.
-            wait: seconds to wait for one that another living job holds.
-        """
-        self.paths, self.advice, self.wait = paths, advice, wait
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        process = {"system": _system(), "start": _start_of_process(os.getpid()), "id": secrets.token_hex(8)}
-        self._content = json.dumps(owner | process)
-        self._held: list[Path] = []
-        self._ended = threading.Event()
+    try:
+        for path in paths:
+            _acquire(path, content, advice, time.monotonic() + wait)
+            held.append(path)
+        threading.Thread(target=touch, daemon=True).start()
+        yield
+    finally:
+        ended.set()
+        for_each_held(Path.unlink)
 
-    def __enter__(self) -> Lock:
-        """Makes the lock files.
 
-        Raises:
-            ConfigError: another job holds one of them.
-        """
+def _acquire(path: Path, content: str, advice: str, deadline: float) -> None:
+    """Makes a lock file; waits until the deadline for a living owner, and until it is known whether one lives."""
+    lock, last_change = _NO_LOCK, 0.0  # as last seen
+    while not _make_lock(path, content):
+        before, lock = lock, _read_lock(path)
+        if lock == _NO_LOCK:  # released meanwhile
+            continue
+        if lock != before:
+            last_change = time.monotonic()
+        owner, system, pid, start, *_ = lock[0].split("\n") + [""] * 4
+        if system == _system() != "":
+            is_alive = start == _start_of_process(pid)
+            is_gone = not is_alive
+        else:
+            is_alive = before not in (lock, _NO_LOCK) and before[0] == lock[0]  # touched
+            is_gone = time.monotonic() - last_change > STALE_AFTER
+            if lock[0] != before[0]:
+                logger.info("%s: looking for up to %d s whether %s is alive", path, STALE_AFTER, owner)
+        if is_gone:
+            _take_over(path, lock[0], owner)
+        elif is_alive and time.monotonic() >= deadline:
+            raise ConfigError(f"{path}: held by another job, {owner}. {advice}")
+        else:
+            time.sleep(min(0.1, STALE_AFTER / 10))
+
+
+def _make_lock(path: Path, content: str) -> bool:
+    """Makes a lock file with its content at once, by a hard link where there are any; returns whether it is ours."""
+    temporary = _beside(path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
         try:
-            for path in self.paths:
-                self._acquire(path)
-        except BaseException:
-            self._release()
-            raise
-        threading.Thread(target=self._touch, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._release()
-
-    def _acquire(self, path: Path) -> None:
-        deadline = time.monotonic() + self.wait
-        lock, since = _NO_LOCK, 0.0  # of its owner, as last seen, and when it was first seen
-        while not self._make(path):
-            before, lock = lock, _read_lock(path)
-            if lock == _NO_LOCK:  # released meanwhile
-                continue
-            owner = _owner(lock[0])
-            who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
-            is_alive: bool | None = None  # not known yet
-            if owner.get("system") == _system() != "":
-                is_alive = owner.get("start") == _start_of_process(owner.get("pid"))
-            elif before == _NO_LOCK or lock[0] != before[0]:
-                since = time.monotonic()
-                logger.info("%s: looking for up to %d s whether %s is alive", path, self.STALE_AFTER, who)
-            elif lock[1] != before[1]:
-                is_alive = True
-            elif time.monotonic() - since > self.STALE_AFTER:
-                is_alive = False
-            if is_alive is False:
-                self._take_over(path, lock[0], who)
-            elif is_alive and time.monotonic() >= deadline:
-                raise ConfigError(f"{path}: held by another job, {who}. {self.advice}")
-            else:
-                time.sleep(0.05 if is_alive else min(1.0, self.STALE_AFTER / 10))
-
-    def _make(self, path: Path) -> bool:
-        """Makes a lock file with its content at once; returns whether it is ours."""
-        temporary = _beside(path)
-        try:
-            temporary.write_text(self._content, encoding="utf-8")
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                if _read_lock(path)[0] != self._content:  # a network file system may have repeated what had succeeded
-                    return False
-            except OSError:  # a file system without hard links
-                with path.open("x", encoding="utf-8") as file:
-                    file.write(self._content)
+            os.link(temporary, path)
         except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        self._held.append(path)
-        return True
+            pass
+        except OSError:  # a file system without hard links
+            with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+                file.write(content)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _read_lock(path)[0] == content  # read, as a network file system may repeat and deny what has succeeded
 
-    def _take_over(self, path: Path, content: str, owner: str) -> None:
-        """Removes the lock of an owner that is gone, unless another job did so and has made its own."""
-        aside = _beside(path)
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return
+
+def _take_over(path: Path, content: str, owner: str) -> None:
+    """Removes the lock of an owner that is gone, unless another job did so and has made its own."""
+    aside = _beside(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
         if _read_lock(aside)[0] == content:
             logger.warning("%s: taken over from a job that has ended, %s", path, owner)
+            aside.unlink()
         else:
-            os.link(aside, path)
-        aside.unlink()
-
-    def _touch(self) -> None:
-        while not self._ended.wait(self.HEARTBEAT):
-            for path in self._held:
-                with contextlib.suppress(OSError):
-                    if _read_lock(path)[0] == self._content:
-                        os.utime(path)
-
-    def _release(self) -> None:
-        for path in self._held:
-            with contextlib.suppress(OSError):
-                if _read_lock(path)[0] == self._content:
-                    path.unlink()
-        self._held = []
+            aside.rename(path)
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(8)}.tmp")
-
-
-_NO_LOCK = ("", 0)
+    """Returns a name for a temporary file in the same folder."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _read_lock(path: Path) -> tuple[str, int]:
@@ -205,14 +180,6 @@ def _read_lock(path: Path) -> tuple[str, int]:
         return _NO_LOCK
 
 
-def _owner(content: str) -> dict[str, Any]:
-    try:
-        owner = json.loads(content)
-    except (ValueError, RecursionError):
-        owner = None
-    return owner if isinstance(owner, dict) else {}
-
-
 def _system() -> str:
     """Returns a name of what numbers processes, a machine since its start or a container; "" where it is not known."""
     try:
@@ -221,12 +188,12 @@ def _system() -> str:
         return ""
 
 
-def _start_of_process(number: Any) -> str:
+def _start_of_process(pid: int | str) -> str:
     """Returns when a process of this system was started, in its own unit; "" where there is none."""
     try:
-        fields = Path(f"/proc/{int(number)}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, ValueError, TypeError, IndexError):
+    except (OSError, ValueError, IndexError):
         return ""
 
 
@@ -263,11 +230,9 @@ def refuse_newer(content: Mapping[str, Any], where: str) -> None:
 
 
 def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[str]:
-    """Returns the sha256 of the whole content of each file.
+    """Returns the sha256 of the whole content of each file; several are read at once.
 
-    Args:
-        paths: files; several are read at once.
-        memory: keeps the hashes between runs; a file of the same path, size, times and inode is not read again.
+    The file `memory` keeps hashes between runs: what has the same path, size, times and inode is not read again.
 
     Raises:
         OSError: a file cannot be read.
@@ -278,14 +243,13 @@ def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[st
     unknown = [path for path, key in zip(paths, keys, strict=True) if key not in known]
     with ThreadPoolExecutor() as pool:
         fresh = dict(zip(unknown, pool.map(_sha256, unknown), strict=True))
-    found = [fresh[path][0] if path in fresh else known[key] for path, key in zip(paths, keys, strict=True)]
+    hashes = [fresh[path][0] if path in fresh else known[key] for path, key in zip(paths, keys, strict=True)]
     lasting = {key: digest for digest, key in fresh.values() if key is not None}
     if memory and lasting:
-        records = [key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:]
-        body = b"".join(records)
+        body = b"".join([key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:])
         with contextlib.suppress(OSError), replacing(memory, "wb") as file:  # without it, files are only read again
-            file.write(_HASHES + hashlib.sha256(body).digest() + body)
-    return [digest.hex() for digest in found]
+            file.write(_head(body) + body)
+    return [digest.hex() for digest in hashes]
 
 
 def _file_key(path: Path, status: os.stat_result) -> bytes:
@@ -308,30 +272,27 @@ def _sha256(path: Path) -> tuple[bytes, bytes | None]:
     return hashed.digest(), _file_key(path, status) if settled else None
 
 
+def _head(body: bytes) -> bytes:
+    """Returns how a file with these records of hashes begins."""
+    return b"ipiqa hashes 1\n" + hashlib.sha256(body).digest()
+
+
 def _read_hashes(memory: Path) -> dict[bytes, bytes]:
     """Returns key -> sha256, nothing where the file is absent or damaged."""
-    start = len(_HASHES) + 32
     try:
-        if memory.stat().st_size > start + 48 * _MOST_HASHES:
-            return {}
         content = memory.read_bytes()
     except OSError:
         return {}
-    body = content[start:]
-    if content[:start] != _HASHES + hashlib.sha256(body).digest() or len(body) % 48:
+    body = content[len(_head(b"")) :]
+    if content != _head(body) + body:
         return {}
     return {body[i : i + 16]: body[i + 16 : i + 48] for i in range(0, len(body), 48)}
 
 
 def require_package(name: str, where: str) -> ModuleType:
-    """Returns a module of the extra `shards`, which is not installed by default.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Returns a module of the extra `shards`, which is not installed by default; ConfigError where it is not."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
-        install = "Install it with: pip install -e '.[shards]'"
-        raise ConfigError(f"{where} needs the package {package}, which is not installed. {install}") from error
+        package = f"the package {name.partition('.')[0]}, which is not installed"
+        raise ConfigError(f"{where} needs {package}. Install it with: pip install -e '.[shards]'") from error

@@ -20,7 +20,7 @@ from ipiqa.cli.ablate import parse_shard
 from ipiqa.config.loading import Config
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.errors import DataError
-from ipiqa.training import cross_validation
+from ipiqa.training import run_folder
 
 GRIDS = sorted((REPOSITORY / "ipiqa" / "projects").glob("*/ablation.yaml"))
 TWO_BY_TWO = "grid:\n  task.loss: [mse, l1]\n  model.head.name: [mlp, linear]\n"
@@ -292,14 +292,14 @@ def test_a_failing_row_is_reported_and_the_others_run(
     write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = "rows: [{name: a, set: {task.loss: l1}}, {name: b, set: {model.image_encoder.weights: no.pt}}, {name: c}]\n"
-    claimed = cross_validation.claimed
+    claimed = run_folder.claimed
 
     def fail(config: Config, *arguments: Any, **settings: Any) -> Any:
         if config.task["loss"] == "l1":
             raise DataError("what is wrong. What would be right.")
         return claimed(config, *arguments, **settings)
 
-    monkeypatch.setattr(cross_validation, "claimed", fail)
+    monkeypatch.setattr(run_folder, "claimed", fail)
     assert ablate(write(rows), "run.max_epochs=1", "run.num_folds=1") == 2
     out, err = capsys.readouterr()
     missing = "model.image_encoder.weights: 'no.pt' does not exist."

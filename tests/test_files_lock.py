@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -18,7 +17,7 @@ from toy import write_config
 from ipiqa import files
 from ipiqa.config.loading import Config, load_config
 from ipiqa.errors import ConfigError, IpiqaError
-from ipiqa.files import Lock
+from ipiqa.files import locked
 from ipiqa.training.cross_validation import run
 from ipiqa.training.run_folder import claimed
 
@@ -61,7 +60,7 @@ def test_a_fold_that_trains_cannot_be_resumed_by_another_job(tmp_path: Path) -> 
     config = load_config(write_config(tmp_path), "run.max_epochs=1")
     run(config, folds=[1])
     (tmp_path / "output/toy/fold_01/scores.json").unlink()
-    with Lock(tmp_path / "output/toy/.fold_01.lock", advice=""):
+    with locked(tmp_path / "output/toy/.fold_01.lock", advice=""):
         message = refused(lambda: run(config, resume=True))
         assert f"fold_01.lock: held by another job, process {os.getpid()} on" in message and "--folds" in message
         run(config, folds=[0])
@@ -72,34 +71,39 @@ def test_a_fold_that_trains_cannot_be_resumed_by_another_job(tmp_path: Path) -> 
 def hold(barrier: Barrier, queue: Any, path: Path) -> None:
     barrier.wait()
     try:
-        with Lock(path, advice=""):
+        with locked(path, advice=""):
             queue.put("held")
             time.sleep(0.5)
     except ConfigError:
         queue.put("refused")
 
 
+def hold_and_die(path: Path) -> None:
+    with locked(path, advice=""):
+        os._exit(0)
+
+
 @pytest.mark.parametrize("others", [False, True])
 def test_a_lock_whose_job_is_gone_is_taken_over_by_one(
     others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Lock, "STALE_AFTER", 0.3)
-    monkeypatch.setattr(Lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(files, "STALE_AFTER", 0.3)
+    monkeypatch.setattr(files, "HEARTBEAT", 0.05)
     path = tmp_path / "a.lock"
-    child = FORK.Process(target=lambda: Lock(path, advice="").__enter__() and os._exit(0))
+    child = FORK.Process(target=hold_and_die, args=(path,))
     child.start()
     child.join()
     if others:  # written on another machine
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"system": "elsewhere", "host": "node7"}))
+        path.write_text("\n".join(["process 5 on node7", "elsewhere", *path.read_text().split("\n")[2:]]))
     left = path.read_text()
     for _ in range(5):
         path.write_text(left)
         assert sorted(together(hold, (path,), (path,), (path,))) == ["held", "refused", "refused"]
     path.write_text(left)
-    with Lock(path, advice=""):
+    with locked(path, advice=""):
         assert "taken over from a job that has ended, process" in caplog.text
     path.write_text("")  # of a job killed while it wrote
-    with Lock(path, advice=""):
+    with locked(path, advice=""):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -110,36 +114,35 @@ def touch(path: Path, ended: Event) -> None:
 
 
 def test_a_lock_that_is_touched_from_elsewhere_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lock, "STALE_AFTER", 1.0)
+    monkeypatch.setattr(files, "STALE_AFTER", 1.0)
     path, ended = tmp_path / "a.lock", FORK.Event()
-    path.write_text(json.dumps({"system": "elsewhere", "host": "node7", "pid": 5, "since": "noon"}))
+    path.write_text("process 5 on node7 since noon\nelsewhere\n5\n1\nid")
     child = FORK.Process(target=touch, args=(path, ended))
     child.start()
-    assert "process 5 on node7 since noon. Ask them." in refused(Lock(path, advice="Ask them.").__enter__)
+    assert "process 5 on node7 since noon. Ask them." in refused(locked(path, advice="Ask them.").__enter__)
     ended.set()
     child.join()
 
 
 def test_without_hard_links_there_are_locks_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError))
-    with Lock(tmp_path / "a.lock", advice=""):
-        assert "held by another job" in refused(Lock(tmp_path / "a.lock", advice="").__enter__)
+    with locked(tmp_path / "a.lock", advice=""):
+        assert "held by another job" in refused(locked(tmp_path / "a.lock", advice="").__enter__)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_owner_touches_its_lock_and_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lock, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(files, "HEARTBEAT", 0.02)
     path = tmp_path / "a.lock"
-    with Lock(path, advice=""):
+    with locked(path, advice=""):
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 10
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
-        assert "held by another job" in refused(Lock(path, advice="").__enter__)
-        late = Lock(path, advice="")  # has seen an old lock, and comes when another job has replaced it
-        late._take_over(path, "the old one", "nobody")
-        assert "held by another job" in refused(late.__enter__)
+        assert "held by another job" in refused(locked(path, advice="").__enter__)
+        files._take_over(path, "the old one", "nobody")  # it comes when another job has replaced the old lock
+        assert "held by another job" in refused(locked(path, advice="").__enter__)
         path.write_text("somebody else's")
     assert path.read_text() == "somebody else's"
     assert files._start_of_process("no number") == ""

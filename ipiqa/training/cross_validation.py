@@ -5,27 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from torch import nn
-
 from ipiqa import build, dist
+from ipiqa.build import Data
 from ipiqa.config.loading import Config
 from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split
-from ipiqa.engine.log import recording
-from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError
-from ipiqa.models.bundle import ModelSpec
 from ipiqa.models.checkpoints import load_model
+from ipiqa.training import run_folder
 from ipiqa.training.fold import FoldRun, checkpoint_path
-from ipiqa.training.run_folder import (
-    check_identity,
-    check_same_command,
-    claimed,
-    content_of,
-    is_finished,
-    is_restarted,
-    weights_of,
-)
 
 logger = logging.getLogger("ipiqa")
 
@@ -48,56 +36,50 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     device = build.choose_device(config)
     chosen = _chosen_folds(config, folds)
     run_dir = Path(config.run.output_dir)
-    resume = resume or is_restarted(run_dir)
+    resume = resume or run_folder.is_restarted(run_dir)
     with dist.process_group(device):
-        check_same_command(config, folds=chosen, resume=resume)
+        run_folder.check_same_command(config, folds=chosen, resume=resume)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
         tokens = build.make_tokenizer(config)(data.table.prompts)
-        # Built to find missing or wrong weights before the folder is made.
-        model = build.make_model(config, len(data.table.targets))
-        _check_early(config, model, build.describe_model(config, model, data.table.targets), splits)
-        del model
+        _check_early(config, data, splits)
         checkpoints = {}
         if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
             checkpoints = {f"run.checkpoint of fold {fold}": checkpoint_path(config, fold) for fold in chosen}
-        weights = weights_of(config, checkpoints)
-        content = content_of(device, data, splits.values()) | weights
-        with (
-            claimed(config, content, chosen, resume=resume),
-            recording(run_dir / "train.log"),
-            StopSignals() as stop,
-        ):
+        weights = run_folder.weights_of(config, checkpoints)
+        content = run_folder.content_of(device, data, splits.values()) | weights
+        with run_folder.claimed(config, content, chosen, resume=resume) as stop:
             for fold in chosen:
-                if is_finished(run_dir, fold):
+                if run_folder.is_finished(run_dir, fold):
                     logger.info("fold %d is finished, skipped", fold)
                     continue
-                check_identity(weights, weights_of(config, checkpoints), run_dir)  # each fold reads the files anew
+                # Each fold reads the files anew.
+                run_folder.check_identity(weights, run_folder.weights_of(config, checkpoints), run_dir)
                 FoldRun(config, data, processor, tokens, splits[fold], device, content, stop).run(resume)
     return run_dir
 
 
-def _check_early(config: Config, model: nn.Module, spec: ModelSpec, splits: dict[int, Split]) -> None:
+def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
     """Finds before the run folder is made what would stop a fold at its start.
 
     Raises:
-        DataError: a checkpoint that does not fit, or too few images for one batch.
+        DataError: weights or a checkpoint that do not fit, or too few images for one batch.
     """
-    paths = dict.fromkeys(checkpoint_path(config, fold) for fold in splits) if config.run.checkpoint else {}
-    for path in paths:
-        load_model(model, path, "run.checkpoint", spec)
+    model = build.make_model(config, len(data.table.targets))
+    spec = build.describe_model(config, model, data.table.targets)
+    if config.run.checkpoint is not None:
+        for path in dict.fromkeys(checkpoint_path(config, fold) for fold in splits):
+            load_model(model, path, "run.checkpoint", spec)
     if not config.run.evaluate:
         check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())
 
 
 def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:
+    count = config.run.num_folds
     if folds is None:
-        return list(range(config.run.num_folds))
-    wrong = [fold for fold in folds if not 0 <= fold < config.run.num_folds]
-    if wrong or not folds or len(set(folds)) != len(folds):
-        last = config.run.num_folds - 1
-        raise ConfigError(
-            f"--folds: {','.join(map(str, folds))} is not a choice from 0 to {last}. Folds are counted from 0."
-        )
+        return list(range(count))
+    if not folds or len(set(folds)) != len(folds) or not set(folds) <= set(range(count)):
+        shown = ",".join(map(str, folds))
+        raise ConfigError(f"--folds: {shown} is not a choice from 0 to {count - 1}. Folds are counted from 0.")
     return folds

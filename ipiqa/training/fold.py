@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from ipiqa import build, dist
-from ipiqa.build import Batches, Data, Inputs
+from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
 from ipiqa.datasets.splits import Split
 from ipiqa.engine import checkpoint
@@ -42,11 +43,7 @@ def checkpoint_path(config: Config, fold: int) -> str:
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
     """Trains to the end, from the newest checkpoint in the folder where the run is resumed.
 
-    Args:
-        trainer: with nothing trained yet.
-        resume: whether to take up a checkpoint.
-        where: what messages begin with, such as "fold 0, ".
-        names: image names by row, for messages.
+    Messages begin with `where`, such as "fold 0, ", and tell the `names` of images, which are by row.
 
     Raises:
         ConfigError: the checkpoint is of another run.
@@ -70,46 +67,38 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
             "Use run.batch_size=2 or more, or a larger image_size."
         ) from None
     except NonFiniteLossError as error:
-        shown = [names[row] for row in error.rows[:4] if row < len(names)]
-        images = f" in the batch with {', '.join(shown)}" + (" ..." if len(error.rows) > 4 else "") if shown else ""
+        shown = ", ".join(names[row] for row in error.rows[:4] if row < len(names))
+        images = f" in the batch with {shown}{' ...' * (len(error.rows) > 4)}" if shown else ""
         raise DataError(
             f"{where}epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}. "
             "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
         ) from None
 
 
+@dataclass
 class FoldRun:
     """One fold: builds its model, trains it, predicts the held-out part and hands over to `evaluation`."""
 
-    def __init__(
-        self,
-        config: Config,
-        data: Data,
-        processor: SquashProcessor,
-        tokens: torch.Tensor,
-        split: Split,
-        device: torch.device,
-        content: Mapping[str, Any],
-        stop: StopSignals,
-    ) -> None:
-        """Takes what the folds share, the tokens (N, context) of the table's prompts, and what is this fold's.
+    config: Config
+    data: Data
+    processor: SquashProcessor
+    tokens: torch.Tensor  # (N, context) of the table's prompts
+    split: Split
+    device: torch.device
+    content: Mapping[str, Any]  # what the run reads, by hash: kept in checkpoints, compared where one is continued
+    stop: StopSignals
+    seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
 
-        `content` is what the run reads, by hash: it is kept in the checkpoints, and compared where one is continued.
-        """
-        self.config, self.data, self.tokens, self.split, self.device = config, data, tokens, split, device
-        own = f" of fold {split.fold}"
-        shared = {n: v for n, v in content.items() if " of fold " not in n or n.endswith(own)}
-        self.identity = identity_of(config) | shared
-        self.stop = stop
-        self.folder = fold_dir(Path(config.run.output_dir), split.fold)
-        self.seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
-        self.task = build.make_task(config)
-        self.inputs = Inputs(processor, device, num_rows=len(data.table), seed=config.run.seed, fold=split.fold)
-        self.held_out = build.held_out_batches(config, data, tokens, split, device)
+    def __post_init__(self) -> None:
+        run, fold, num_rows = self.config.run, self.split.fold, len(self.data.table)
+        self.folder = fold_dir(Path(run.output_dir), fold)
+        self.task = build.make_task(self.config)
+        self.inputs = Inputs(self.processor, self.device, num_rows=num_rows, seed=run.seed, fold=fold)
+        self.held_out = build.held_out_batches(self.config, self.data, self.tokens, self.split, self.device)
 
     def run(self, resume: bool) -> None:
         """Trains or evaluates the fold and writes its files."""
-        config, split = self.config, self.split
+        config, split, targets = self.config, self.split, self.data.table.targets
         chosen_on = f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
         logger.info(
             "fold %d of %d: %d images to train on, %d held out%s",
@@ -119,20 +108,21 @@ class FoldRun:
             write_json(self.folder / "split.json", split.to_json(self.data.table))
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
-        model = build.make_model(config, len(self.data.table.targets))
-        spec = build.describe_model(config, model, self.data.table.targets, self.data, split)
+        model = build.make_model(config, len(targets))
+        spec = build.describe_model(config, model, targets, self.data, split)
         if config.run.checkpoint is not None:
-            trained = load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec)
-            self._count_seen(trained)
+            self._count_seen(load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec))
         model.to(self.device)
         if config.run.evaluate:
             self._write({"best": (None, self._evaluate(model))})
             return
+        own = f" of fold {split.fold}"
+        content = {n: value for n, value in self.content.items() if " of fold " not in n or n.endswith(own)}
         batches = build.table_batches(config, self.data, self.tokens, split, self.device)
-        batches = Batches(batches.train, self.held_out, batches.num_rows)
         trainer = build.make_trainer(
-            config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate, folder=self.folder,
-            identity=self.identity, spec=spec, stop=self.stop, label=f"fold {split.fold} ",
+            config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate,
+            folder=self.folder, identity=identity_of(config) | content, spec=spec, stop=self.stop,
+            label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
@@ -151,46 +141,40 @@ class FoldRun:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
+        stop = self.stop if self.config.run.evaluate else None  # training saves its state first
         rows, outputs = predict(
-            model,
-            self.held_out,
-            lambda module, batch: self.task.outputs(module, self.inputs(batch)),
-            device=self.device,
-            amp=self.config.run.amp,
-            prompts=self.inputs.prompts,
-            description=f"fold {self.split.fold} evaluation",
-            stop=self.stop if self.config.run.evaluate else None,  # training saves its state first
-        )
+            model, self.held_out, lambda module, batch: self.task.outputs(module, self.inputs(batch)),
+            device=self.device, amp=self.config.run.amp, prompts=self.inputs.prompts,
+            description=f"fold {self.split.fold} evaluation", stop=stop,
+        )  # fmt: skip
         return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
 
     def _finish(self, trainer: Trainer) -> None:
         """Writes the results of the best and the last epoch."""
-        last = trainer.evaluation
-        assert last is not None
+        best = last = trainer.evaluation
+        assert best is not None and last is not None
         best_epoch = trainer.progress.best_epoch
         if best_epoch == 0:
             logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
-            best_epoch, best = trainer.max_epochs, last
+            best_epoch = trainer.max_epochs
             if dist.is_main():
                 checkpoint.save(trainer.best_path, trainer.model_state())
-        elif best_epoch == trainer.max_epochs:
-            best = last
-        else:
+        elif best_epoch != trainer.max_epochs:
             best = trainer.best_evaluation()
         self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
         dist.barrier()
 
-    def _write(self, found: dict[str, tuple[int | None, Evaluation]]) -> None:
-        if dist.is_main():
-            table, val, measured, predictions = self.data.table, self.split.val, {}, {}
-            for name, (epoch, evaluation) in found.items():
-                predictions[name] = evaluation.predictions.numpy()
-                if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
-                    raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
-                measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
-            epochs = None if self.config.run.evaluate else self.config.run.max_epochs
-            write_fold(
-                self.folder, self.data.table, self.split, measured, predictions, epochs=epochs,
-                dataset=self.config.dataset["name"], num_folds=self.config.run.num_folds,
-                settings=identity_of(self.config), seen_in_training=self.seen_in_training,
-            )  # fmt: skip
+    def _write(self, evaluations: dict[str, tuple[int | None, Evaluation]]) -> None:
+        if not dist.is_main():
+            return
+        table, val, run, measured, predictions = self.data.table, self.split.val, self.config.run, {}, {}
+        for name, (epoch, evaluation) in evaluations.items():
+            predictions[name] = evaluation.predictions.numpy()
+            if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
+                raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
+            measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
+        write_fold(
+            self.folder, table, self.split, measured, predictions, epochs=None if run.evaluate else run.max_epochs,
+            dataset=self.config.dataset["name"], num_folds=run.num_folds, settings=identity_of(self.config),
+            seen_in_training=self.seen_in_training,
+        )  # fmt: skip

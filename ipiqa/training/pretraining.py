@@ -16,7 +16,6 @@ from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
 from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
-from ipiqa.engine.log import recording
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
@@ -61,17 +60,15 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         batches, content = _batches(config, processor, device)
         content |= weights_of(config)
         inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
-        with (
-            claimed(config, content, [], resume=resume),
-            recording(run_dir / "train.log"),
-            StopSignals() as stop,
-        ):
+        with claimed(config, content, [], resume=resume) as stop:
             if (run_dir / SUMMARY).is_file():
                 logger.info("%s is finished", run_dir)
                 return run_dir
             trainer = _trainer(config, model.to(device), batches, inputs, content, stop)
             fit(trainer, resume)
-            _finish(trainer, config)
+            if dist.is_main():
+                _write(trainer, config)
+            dist.barrier()
     return run_dir
 
 
@@ -90,11 +87,10 @@ def _batches(config: Config, processor: SquashProcessor, device: torch.device) -
     """Returns the batches of a table or of shards, and what they come from."""
     dataset = build.make_dataset(config)
     if isinstance(dataset, Shards):
-        identity = dist.from_main(dist.on_main(dataset.identity))
+        content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
         batches = build.streamed_batches(config, dataset, processor, device)
-        return batches, content_of(device, None, []) | identity | {
-            "run.num_workers, which decides the order of streamed pairs": batches.train.num_workers
-        }
+        content["run.num_workers, which decides the order of streamed pairs"] = batches.train.num_workers
+        return batches, content
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
     tokens = build.make_tokenizer(config)(data.table.prompts)
@@ -109,14 +105,9 @@ def _trainer(
 
     def evaluate(module: nn.Module) -> Evaluation:
         rows, outputs = predict(
-            module,
-            batches.held_out,
-            lambda m, batch: task.outputs(m, inputs(batch)),
-            device=inputs.device,
-            amp=config.run.amp,
-            prompts=inputs.prompts,
-            description="held-out pairs",
-        )
+            module, batches.held_out, lambda m, batch: task.outputs(m, inputs(batch)), device=inputs.device,
+            amp=config.run.amp, prompts=inputs.prompts, description="held-out pairs",
+        )  # fmt: skip
         metrics, value = task.measure(outputs, None, rows)
         logger.info("held out: %s", describe_metrics(metrics))
         return Evaluation(value, metrics, torch.empty(0))
@@ -127,25 +118,19 @@ def _trainer(
     )  # fmt: skip
 
 
-def _finish(trainer: Trainer, config: Config) -> None:
+def _write(trainer: Trainer, config: Config) -> None:
     """Writes the image tower of the best epoch, and last the summary: its presence says that the run is finished."""
-    if dist.is_main():
-        best = checkpoint.load(trainer.best_path)
-        trainer.model.load_state_dict(best["model"])
-        encoder: Any = trainer.model.image_encoder
-        tensors = {name: value.cpu().contiguous() for name, value in encoder.clip_tensors().items()}
-        with replacing(trainer.folder / ENCODER, "wb") as file:
-            file.write(serialise(tensors))
-        assert trainer.evaluation is not None
-        summary = {
-            "format": 1,
-            "dataset": config.dataset["name"],
-            "task": config.task,
-            "best": {"epoch": best["epoch"], **best["evaluation"]["metrics"]},
-            "last": {"epoch": trainer.max_epochs, **trainer.evaluation.metrics},
-        }
-        write_json(trainer.folder / SUMMARY, summary)
-    dist.barrier()
+    assert trainer.evaluation is not None
+    best = checkpoint.load(trainer.best_path)
+    trainer.model.load_state_dict(best["model"])
+    encoder: Any = trainer.model.image_encoder
+    tensors = {name: value.cpu().contiguous() for name, value in encoder.clip_tensors().items()}
+    with replacing(trainer.folder / ENCODER, "wb") as file:
+        file.write(serialise(tensors))
+    summary = {"format": 1, "dataset": config.dataset["name"], "task": config.task}
+    summary["best"] = {"epoch": best["epoch"], **best["evaluation"]["metrics"]}
+    summary["last"] = {"epoch": trainer.max_epochs, **trainer.evaluation.metrics}
+    write_json(trainer.folder / SUMMARY, summary)
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:
@@ -155,6 +140,5 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
     >>> describe_metrics(measured | {"num_images": 8, "num_prompts": 7})
     'recall@1 0.500, recall@5 0.750, mean cosine 0.310 (8 images, 7 prompts)'
     """
-    counts = f"{metrics['num_images']} images, {metrics['num_prompts']} prompts"
-    values = (metrics["recall_at_1"], metrics["recall_at_5"], metrics["mean_cosine"])
-    return "recall@1 {:.3f}, recall@5 {:.3f}, mean cosine {:.3f}".format(*values) + f" ({counts})"
+    form = "recall@1 {recall_at_1:.3f}, recall@5 {recall_at_5:.3f}, mean cosine {mean_cosine:.3f}"
+    return (form + " ({num_images} images, {num_prompts} prompts)").format(**metrics)
