@@ -21,19 +21,18 @@ logger = logging.getLogger("ipiqa")
 class _Screen:
     """Standard error, written to as long as anybody reads it: training outlives its terminal."""
 
-    def write(self, text: str) -> None:
+    def _call(self, name: str, *arguments: str) -> Any:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(text)
+            return getattr(sys.stderr, name)(*arguments)
+
+    def write(self, text: str) -> None:
+        self._call("write", text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+        self._call("flush")
 
     def isatty(self) -> bool:
-        try:
-            return sys.stderr.isatty()
-        except (ValueError, AttributeError):
-            return False
+        return bool(self._call("isatty"))
 
 
 _SCREEN = _Screen()
