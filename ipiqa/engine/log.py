@@ -52,10 +52,7 @@ class _BarSafeHandler(logging.Handler):
 
 
 def set_up() -> None:
-    """Sends the messages of this framework to standard error; processes other than rank 0 speak of errors only.
-
-    Lines on single steps are shown where no progress bar is.
-    """
+    """Sends messages to standard error: all of rank 0, single steps where no progress bar is; errors of the others."""
     logging.raiseExceptions = False  # a log that cannot be written ends no training
     handler = _BarSafeHandler(logging.INFO if _SCREEN.isatty() else logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -46,7 +46,6 @@ def predict(
         batches: dicts with "rows" (B,) and whatever `forward` reads.
         forward: (model, batch) -> predictions (B, T).
         prompts: features kept from batch to batch; None keeps them for this call alone.
-        description: for the progress bar.
         stop: asked between batches, where there is nothing to save.
 
     Raises:

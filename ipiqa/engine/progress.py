@@ -27,16 +27,13 @@ class Progress:
 def read_progress(state: dict[str, Any], max_epochs: int, num_steps: int) -> Progress:
     """Returns how far a saved training had come; raises an exception of some sort where that cannot be."""
     progress = Progress(**state["progress"])
-    epoch, best_epoch = progress.epoch, progress.best_epoch
-    fits = all(type(number) is int for number in (epoch, progress.step, best_epoch)) and progress.step in range(
-        num_steps
-    )
-    fits = fits and 0 <= best_epoch <= epoch <= max_epochs and not math.isnan(progress.best_value)
-    if not fits or [row["epoch"] for row in progress.history] != list(range(1, epoch + 1)):
+    epoch, step, best_epoch = progress.epoch, progress.step, progress.best_epoch
+    fits = all(type(number) is int for number in (epoch, step, best_epoch)) and isinstance(state["identity"], dict)
+    fits = fits and 0 <= step < num_steps and 0 <= best_epoch <= epoch <= max_epochs
+    fits = fits and [row["epoch"] for row in progress.history] == list(range(1, epoch + 1))
+    if not fits or math.isnan(progress.best_value):
         raise ValueError("its numbers cannot be")
     json.dumps([progress.history, progress.loss_sum])  # TypeError where it holds something else
-    if not isinstance(state["identity"], dict):
-        raise TypeError("its identity is not a dict")
     return progress
 
 

@@ -145,7 +145,15 @@ class Trainer:
                         self._log_step(logging.DEBUG, loss)
                 if updates and not ends_epoch:
                     self._stop_if_requested()
-        self._close_epoch(total)
+        losses = dist.gather(progress.loss_sum / max(total, 1))
+        mean_loss = sum(losses) / len(losses)
+        self._log_step(logging.INFO, mean_loss)
+        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.history.append(
+            {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
+        )
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise NonFiniteLossError(progress.epoch, total, [])
 
     def _train_step(self, batch: Batch, step: int, updates: bool) -> float:
         """Runs one batch forward and backward, and the optimizer where it `updates`; returns the loss."""
@@ -178,18 +186,6 @@ class Trainer:
         pace = self._clock.in_words((self.max_epochs - progress.epoch) * total - progress.step)
         step = f"{self.label}epoch {progress.epoch + 1}/{self.max_epochs} step {progress.step}/{total}"
         logger.log(level, "%s: loss %.5f, learning rate %.3g, %s", step, loss, self._rate, pace)
-
-    def _close_epoch(self, total: int) -> None:
-        progress = self.progress
-        losses = dist.gather(progress.loss_sum / max(total, 1))
-        mean_loss = sum(losses) / len(losses)
-        self._log_step(logging.INFO, mean_loss)
-        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        progress.history.append(
-            {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
-        )
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
-            raise NonFiniteLossError(progress.epoch, total, [])
 
     def _evaluate_epoch(self) -> None:
         progress = self.progress
@@ -245,11 +241,7 @@ class Trainer:
     def restore(self, check: Callable[[dict[str, Any]], None]) -> bool:
         """Takes up the newest whole state in the folder; returns whether there was one.
 
-        Args:
-            check: raises when the checkpoint's identity is not the one wanted.
-
-        Raises:
-            DataError: checkpoints are there but none is of this training and can be read.
+        `check` raises where the state's identity is not the one wanted. DataError: files are there, none can be used.
         """
         path = dist.from_main(dist.on_main(lambda: self._newest(check)))
         if path is None:
@@ -292,19 +284,13 @@ class Trainer:
         return None
 
     def _restore_best(self, path: Path, epoch: int) -> None:
-        """Puts the weights of a state's best epoch into best.pt, where a job that was killed may have left later ones.
-
-        Raises:
-            UnusableError: they are gone.
-        """
+        """Puts the weights of the best epoch into best.pt, where a job that was killed may have left later ones."""
         if epoch == 0:
-            self.best_path.unlink(missing_ok=True)
-            return
+            return self.best_path.unlink(missing_ok=True)
         for best in filter(Path.exists, (self.best_path, self._previous_best)):
             with contextlib.suppress(checkpoint.UnusableError):
                 if checkpoint.load(best).get("epoch") == epoch:
-                    os.replace(best, self.best_path)
-                    return
+                    return os.replace(best, self.best_path)
         raise checkpoint.UnusableError(f"{path}: the weights of its best epoch, {epoch}, are gone. {checkpoint.ANEW}")
 
 
