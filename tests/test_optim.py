@@ -85,5 +85,5 @@ def test_groups_keep_their_scale_under_the_schedule() -> None:
         {"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0},
     ]
     optimizer = make_adamw(groups, learning_rate=1.0, beta2=0.999)
-    assert schedule("linear_warmup_step_lr").apply(optimizer, 2, 0) == 0.25
+    assert schedule("linear_warmup_step_lr")(optimizer, 2, 0) == 0.25
     assert [g["lr"] for g in optimizer.param_groups] == [2.5, 0.25]

@@ -187,7 +187,7 @@ def _train(
     loader: DataLoader = DataLoader(range(count), batch_sampler=order, collate_fn=batch_of)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="ipiqa-") as folder:
         Trainer(
-            model=model, optimizer=optimizer, schedule=settings, train_loader=loader, start_epoch=start_epoch,
+            model=model, optimizer=optimizer, schedule=settings.apply, train_loader=loader, start_epoch=start_epoch,
             compute_loss=compute_loss, evaluate=evaluate, folder=Path(folder), identity={}, spec={},
             seed=(settings.seed,), device=device, max_epochs=epochs, eval_every=epochs, save_every=epochs,
             label="warm-up, ",

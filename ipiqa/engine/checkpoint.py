@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ipiqa.errors import DataError
-from ipiqa.files import FORMAT, CodeInFileError, read_data, refuse_newer, replacing
+from ipiqa.errors import DataError, IpiqaError
+from ipiqa.files import FORMAT, read_data, refuse_newer, replacing
 
 ANEW = "Delete it to start this fold anew."
 
@@ -31,15 +33,24 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(path, previous)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer
-        if isinstance(error, OSError) and error.errno is None:
-            raise
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         reason = " ".join(str(error).split())[:100]
         raise DataError(
             f"{path}: the checkpoint could not be written ({reason}). The last good one is intact: "
             "free some space and continue with --resume."
         ) from error
+
+
+@contextlib.contextmanager
+def refusing(path: Path, what: str) -> Iterator[None]:
+    """Says of a file `what` is wrong with it, in an UnusableError, where the block raises anything else."""
+    try:
+        yield
+    except IpiqaError:
+        raise
+    except Exception as error:  # torch has exceptions of all sorts for what is damaged or does not fit
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UnusableError(f"{path}: {what} ({reason}). {ANEW}") from None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -49,16 +60,14 @@ def load(path: Path) -> dict[str, Any]:
         UnusableError: the file is damaged, or holds more or something else than a checkpoint does.
         DataError: the file cannot be read at all, or was written by a newer version.
     """
-    try:
-        state = read_data(path)
-    except CodeInFileError as error:
-        raise UnusableError(f"{path}: refused, {error}. A checkpoint holds tensors and numbers only. {ANEW}") from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    with refusing(path, "damaged or cut off, or not a checkpoint of this framework"):
+        try:
+            state = read_data(path)
+        except OSError as error:
+            if error.errno is None:
+                raise
             raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions and its disk.") from None
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise UnusableError(f"{path}: damaged or cut off ({reason}). {ANEW}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise UnusableError(f"{path}: not a checkpoint of this framework. Start from its weights with run.checkpoint.")
+        if not isinstance(state["format"], int):
+            raise TypeError("its format is not a number")
     refuse_newer(state, f"{path}:")
     return state

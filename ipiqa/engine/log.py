@@ -21,19 +21,18 @@ logger = logging.getLogger("ipiqa")
 class _Screen:
     """Standard error, written to as long as anybody reads it: training outlives its terminal."""
 
-    def write(self, text: str) -> None:
+    def _call(self, name: str, *arguments: str) -> Any:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(text)
+            return getattr(sys.stderr, name)(*arguments)
+
+    def write(self, text: str) -> None:
+        self._call("write", text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+        self._call("flush")
 
     def isatty(self) -> bool:
-        try:
-            return sys.stderr.isatty()
-        except (ValueError, AttributeError):
-            return False
+        return bool(self._call("isatty"))
 
 
 _SCREEN = _Screen()
@@ -53,10 +52,7 @@ class _BarSafeHandler(logging.Handler):
 
 
 def set_up() -> None:
-    """Sends the messages of this framework to standard error; processes other than rank 0 speak of errors only.
-
-    Lines on single steps are shown where no progress bar is.
-    """
+    """Sends messages to standard error: all of rank 0, single steps where no progress bar is; errors of the others."""
     logging.raiseExceptions = False  # a log that cannot be written ends no training
     handler = _BarSafeHandler(logging.INFO if _SCREEN.isatty() else logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(message)s"))

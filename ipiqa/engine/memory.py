@@ -10,9 +10,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 def keep_freed_memory() -> bool:
     """Lets this process keep the memory of freed tensors for the next ones; returns whether it could.
 
-    glibc asks the system for every large tensor anew and gives it back when it is freed, so that each step of training
-    touches gigabytes of pages for the first time, which the system must find and zero: a third of a step of RN50 in
-    fp32 on two cores. Numbers do not change; the process keeps its peak for as long as it lives.
+    glibc asks the system for every large tensor anew, which must then find and zero gigabytes of pages: a third of a
+    step of RN50 in fp32 on two cores. Numbers do not change; the process keeps its peak for as long as it lives.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -19,15 +19,13 @@ def parameter_groups(
     is_head: Callable[[str], bool],
     depth: Callable[[str], int],
 ) -> list[dict]:
-    """Returns optimizer groups of the parameters that train; each carries `lr_scale`, a factor on the learning rate.
+    """Returns optimizer groups of the named parameters that train; each has `lr_scale`, a factor on the learning rate.
 
     Args:
-        parameters: (name, parameter) pairs.
         weight_decay: of matrices and kernels; 1-d tensors (norms, biases) never decay.
         head_scale: factor on the head's learning rate; 10 in the reference.
         layer_decay: factor per layer between a parameter and the deepest one; 1 for none.
-        is_head: tells whether a name belongs to the head.
-        depth: number of layers before a parameter.
+        depth: name -> number of layers before a parameter.
     """
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     deepest = max((depth(name) for name, _ in trained), default=0)
@@ -72,13 +70,7 @@ class Schedule:
     decay: float | None = None
 
     def at(self, epoch: int, step: int) -> float:
-        """Returns the learning rate of a step, both counted from 0.
-
-        >>> schedule = Schedule(kind="linear_warmup_step_lr", learning_rate=1.0, max_epochs=9, steps_per_epoch=4,
-        ...                     warmup_learning_rate=0.0, warmup_steps=2, decay=0.5)
-        >>> [schedule.at(0, 0), schedule.at(0, 1), schedule.at(0, 2), schedule.at(1, 0)]
-        [0.0, 0.5, 1.0, 0.5]
-        """
+        """Returns the learning rate of a step, both counted from 0."""
         if self.kind == "constant_lr":
             return self.learning_rate
         done = epoch * self.steps_per_epoch + step
@@ -88,15 +80,13 @@ class Schedule:
         if self.kind == "linear_warmup_step_lr":
             assert self.decay is not None
             return max(self.min_learning_rate, self.learning_rate * self.decay**epoch)
-        if self.kind == "linear_warmup_cosine_lr":
-            part = epoch / self.max_epochs
-        else:
+        part = epoch / self.max_epochs
+        if self.kind == "linear_warmup_cosine_lr_step-wise":
             part = (done - self.warmup_steps) / max(self.max_epochs * self.steps_per_epoch - self.warmup_steps, 1)
-        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * 0.5 * (
-            1 + math.cos(math.pi * part)
-        )
+        height = self.learning_rate - self.min_learning_rate
+        return self.min_learning_rate + height * 0.5 * (1 + math.cos(math.pi * part))
 
-    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+    def __call__(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
         """Sets the learning rate of every group for a step and returns it unscaled."""
         rate = self.at(epoch, step)
         for group in optimizer.param_groups:

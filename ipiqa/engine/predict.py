@@ -45,10 +45,7 @@ def predict(
         model: in any mode; evaluated in evaluation mode and left in the mode it was in.
         batches: dicts with "rows" (B,) and whatever `forward` reads.
         forward: (model, batch) -> predictions (B, T).
-        device: where the model is.
-        amp: see `autocast`.
         prompts: features kept from batch to batch; None keeps them for this call alone.
-        description: for the progress bar.
         stop: asked between batches, where there is nothing to save.
 
     Raises:
@@ -59,11 +56,9 @@ def predict(
     was_training = model.training
     model.eval()
     rows, predictions = [], []
-    signal_number = None
     with progress_bar(description, len(batches) if isinstance(batches, Sized) else None) as bar:
         for batch in batches:
-            signal_number = None if stop is None else stop.signal_number
-            if signal_number is not None:
+            if stop is not None and stop.signal_number is not None:
                 break
             with autocast(device, amp):
                 if prompts is not None and "tokens" in batch:
@@ -73,11 +68,10 @@ def predict(
             predictions.append(output.float().cpu().numpy())
             bar.update()
     model.train(was_training)
-    shares = dist.gather((rows, predictions, signal_number))
+    shares = dist.gather((rows, predictions, stop and stop.signal_number))
     signals = [share[2] for share in shares if share[2] is not None]
     if signals:
         raise Interrupted(f"in {description}", signals[0])
-    all_rows = np.concatenate([r for share in shares for r in share[0]])
-    all_predictions = np.concatenate([p for share in shares for p in share[1]])
+    all_rows, all_predictions = (np.concatenate([part for share in shares for part in share[i]]) for i in (0, 1))
     order = np.argsort(all_rows, kind="stable")
     return all_rows[order], all_predictions[order]

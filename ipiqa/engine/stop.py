@@ -25,13 +25,11 @@ class StopSignals:
     In a thread other than the main one, where signals cannot be caught, no request ever comes.
     """
 
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._before: dict[int, Any] = {}
+    signal_number: int | None = None  # of the signal that came
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before: dict[int, Any] = {number: signal.signal(number, self._on_signal) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:

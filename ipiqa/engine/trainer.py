@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,6 @@ from ipiqa.engine import checkpoint, log
 from ipiqa.engine.predict import Batch, autocast
 from ipiqa.engine.progress import Clock, Progress, read_progress
 from ipiqa.engine.stop import Interrupted, StopSignals
-from ipiqa.errors import DataError
 from ipiqa.files import without_nan, write_text
 
 logger = logging.getLogger("ipiqa")
@@ -42,15 +41,8 @@ class NonFiniteLossError(Exception):
 class TrainLoader(Protocol):
     """Batches of one epoch after the other."""
 
-    def __iter__(self) -> Any: ...
+    def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
-
-
-class LearningRate(Protocol):
-    """The learning rate of every step."""
-
-    def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
-        """Sets the rate of a step, counted from 0 within its epoch, and returns it."""
 
 
 @dataclass
@@ -72,7 +64,7 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: LearningRate
+    schedule: Callable[[torch.optim.Optimizer, int, int], float]  # (optimizer, epoch, step): sets the rate, returns it
     train_loader: TrainLoader
     start_epoch: Callable[[int, int], None]  # (epoch, first step): tells the loader which draw comes next
     compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]  # (model, batch, epoch) -> scalar
@@ -99,31 +91,17 @@ class Trainer:
     _clock: Clock = field(default_factory=Clock, init=False)
 
     def __post_init__(self) -> None:
+        self.last_path, self.best_path = self.folder / "last.pt", self.folder / "best.pt"
+        # The state before last.pt, and the best weights that it or last.pt refers to where best.pt is newer.
+        self._previous, self._previous_best = self.folder / "previous.pt", self.folder / "previous_best.pt"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        module = self.model if self.forward_module is None else self.forward_module
-        self.parallel: nn.Module = module
+        self.parallel: nn.Module = self.model if self.forward_module is None else self.forward_module
         if dist.world_size() > 1:
-            # Buffers are broadcast before each evaluation instead of before each step: BatchNorm does not read them
-            # while it trains.
-            ids = [self.device.index] if self.device.type == "cuda" else None
+            # Buffers are broadcast before each evaluation, not each step: BatchNorm does not read them while it trains.
             names = inspect.signature(DistributedDataParallel).parameters
             setting = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # PyTorch 2.14
-            self.parallel = DistributedDataParallel(module, device_ids=ids, **{setting: False})  # type: ignore[arg-type]
-
-    @property
-    def last_path(self) -> Path:
-        """The newest whole state of training."""
-        return self.folder / "last.pt"
-
-    @property
-    def best_path(self) -> Path:
-        """The weights of the best epoch so far."""
-        return self.folder / "best.pt"
-
-    @property
-    def _previous(self) -> tuple[Path, Path]:
-        """The state before last.pt, and the best weights that it or last.pt refers to where best.pt is newer."""
-        return self.folder / "previous.pt", self.folder / "previous_best.pt"
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.parallel, device_ids=ids, **{setting: False})  # type: ignore[arg-type]
 
     def fit(self) -> None:
         """Trains to the last epoch from wherever `progress` stands.
@@ -136,58 +114,59 @@ class Trainer:
         self._clock = Clock()
         while self.progress.epoch < self.max_epochs:
             self._train_epoch()
-            epoch = self.progress.epoch
-            if epoch % self.eval_every == 0 or epoch == self.max_epochs:
+            epoch, is_last = self.progress.epoch, self.progress.epoch == self.max_epochs
+            if is_last or epoch % self.eval_every == 0:
                 self._evaluate_epoch()
-            if epoch % self.save_every == 0 or epoch == self.max_epochs:
+            if is_last or epoch % self.save_every == 0:
                 self.save()
-            if epoch < self.max_epochs:
+            if not is_last:
                 self._stop_if_requested()
         if dist.is_main():
-            for path in self._previous:
-                path.unlink(missing_ok=True)
+            self._previous.unlink(missing_ok=True)
+            self._previous_best.unlink(missing_ok=True)
 
     def _train_epoch(self) -> None:
         progress, total = self.progress, len(self.train_loader)
-        epoch, first = progress.epoch, progress.step
         self.model.train()
-        self.start_epoch(epoch, first)
+        self.start_epoch(progress.epoch, progress.step)
         self._clock.start_epoch()
-        with log.progress_bar(f"{self.label}epoch {epoch + 1}/{self.max_epochs}", total, first) as bar:
-            for step, batch in enumerate(self.train_loader, start=first):
-                loss = self._train_step(batch, epoch, step, total)
+        name = f"{self.label}epoch {progress.epoch + 1}/{self.max_epochs}"
+        with log.progress_bar(name, total, progress.step) as bar:
+            for step, batch in enumerate(self.train_loader, start=progress.step):
+                ends_epoch = step + 1 == total
+                updates = ends_epoch or (step + 1) % self.accumulate_steps == 0  # the last group may be a short one
+                loss = self._train_step(batch, step, updates)
                 progress.step, progress.loss_sum = step + 1, progress.loss_sum + loss
                 self._clock.count(len(batch["rows"]))
                 bar.update()
                 if progress.step % self.log_every == 0:
                     bar.set_postfix_str(f"loss {progress.loss_sum / progress.step:.4f}")
-                if progress.step % self.log_every == 0 and progress.step < total:
-                    logger.debug("%s", self._state_in_words(epoch, progress.step, total, loss))
-                if self._updates_at(step, total) and progress.step < total:
+                    if not ends_epoch:
+                        self._log_step(logging.DEBUG, loss)
+                if updates and not ends_epoch:
                     self._stop_if_requested()
-        self._close_epoch(total)
-
-    def _state_in_words(self, epoch: int, step: int, total: int, loss: float) -> str:
-        """Returns a whole line on a step: where it stands, how fast it goes and how long it will take."""
-        left = (self.max_epochs - epoch) * total - step
-        return (
-            f"{self.label}epoch {epoch + 1}/{self.max_epochs} step {step}/{total}: loss {loss:.5f}, "
-            f"learning rate {self._rate:.3g}, {self._clock.in_words(left)}"
+        losses = dist.gather(progress.loss_sum / max(total, 1))
+        mean_loss = sum(losses) / len(losses)
+        self._log_step(logging.INFO, mean_loss)
+        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.history.append(
+            {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
         )
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise NonFiniteLossError(progress.epoch, total, [])
 
-    def _train_step(self, batch: Batch, epoch: int, step: int, total: int) -> float:
-        """Runs one batch forward and backward, and the optimizer where an accumulation group ends; returns the loss."""
-        self._rate = self.schedule.apply(self.optimizer, epoch, step)
+    def _train_step(self, batch: Batch, step: int, updates: bool) -> float:
+        """Runs one batch forward and backward, and the optimizer where it `updates`; returns the loss."""
+        epoch, parallel = self.progress.epoch, self.parallel
+        self._rate = self.schedule(self.optimizer, epoch, step)
         draw = np.random.SeedSequence((*self.seed, epoch, step, dist.rank())).generate_state(1)[0]
         torch.manual_seed(int(draw))
-        updates = self._updates_at(step, total)
         group_start = step // self.accumulate_steps * self.accumulate_steps
-        group_size = min(self.accumulate_steps, total - group_start)
-        parallel = self.parallel
+        group_size = min(self.accumulate_steps, len(self.train_loader) - group_start)
         waits = isinstance(parallel, DistributedDataParallel) and not updates  # gradients are averaged once per group
         with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(self.device, self.amp):
-                loss = self.compute_loss(self.parallel, batch, epoch)
+                loss = self.compute_loss(parallel, batch, epoch)
             value = loss.item()
             if not math.isfinite(value):
                 raise NonFiniteLossError(epoch + 1, step + 1, batch["rows"].tolist())
@@ -201,21 +180,12 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _updates_at(self, step: int, total: int) -> bool:
-        """Whether an optimizer step follows this batch: at the end of each group, however short the epoch's last."""
-        return (step + 1) % self.accumulate_steps == 0 or step + 1 == total
-
-    def _close_epoch(self, total: int) -> None:
-        progress = self.progress
-        losses = dist.gather(progress.loss_sum / max(total, 1))
-        mean_loss = sum(losses) / len(losses)
-        logger.info("%s", self._state_in_words(progress.epoch, total, total, mean_loss))
-        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        progress.history.append(
-            {"epoch": progress.epoch, "step": progress.epoch * total, "loss": mean_loss, "learning_rate": self._rate}
-        )
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
-            raise NonFiniteLossError(progress.epoch, total, [])
+    def _log_step(self, level: int, loss: float) -> None:
+        """Logs where training stands, how fast it goes and how long it will take."""
+        progress, total = self.progress, len(self.train_loader)
+        pace = self._clock.in_words((self.max_epochs - progress.epoch) * total - progress.step)
+        step = f"{self.label}epoch {progress.epoch + 1}/{self.max_epochs} step {progress.step}/{total}"
+        logger.log(level, "%s: loss %.5f, learning rate %.3g, %s", step, loss, self._rate, pace)
 
     def _evaluate_epoch(self) -> None:
         progress = self.progress
@@ -223,7 +193,7 @@ class Trainer:
         progress.history[-1] |= {"metrics": self.evaluation.metrics, "value": self.evaluation.value}
         is_best = self.evaluation.value > progress.best_value
         # A run that is continued from last.pt needs the best weights of then: they are kept until last.pt is newer.
-        kept = self._previous[1] if 0 < progress.best_epoch == self._saved_best else None
+        kept = self._previous_best if 0 < progress.best_epoch == self._saved_best else None
         if is_best:
             progress.best_epoch, progress.best_value = progress.epoch, self.evaluation.value
         if dist.is_main():
@@ -240,107 +210,44 @@ class Trainer:
 
     def model_state(self) -> dict[str, Any]:
         """Returns the weights with what they scored: the content of `best.pt`."""
-        found = None if self.evaluation is None else dataclasses.asdict(self.evaluation)
         return {
             "model": self.model.state_dict(),
             "epoch": self.progress.epoch,
             "identity": self.identity,
             "spec": self.spec,
-            "evaluation": found,
+            "evaluation": None if self.evaluation is None else dataclasses.asdict(self.evaluation),
         }
 
     def best_evaluation(self) -> Evaluation:
-        """Returns what the best epoch had in its evaluation, from best.pt.
-
-        Raises:
-            DataError: the file is damaged or holds something else.
-        """
-        state = checkpoint.load(self.best_path)
-        try:
-            return Evaluation(**state["evaluation"])
-        except (KeyError, TypeError):
-            raise DataError(f"{self.best_path}: holds no evaluation. {checkpoint.ANEW}") from None
+        """Returns what the best epoch had in its evaluation, from best.pt; DataError where that cannot be used."""
+        with checkpoint.refusing(self.best_path, "holds no evaluation"):
+            return Evaluation(**checkpoint.load(self.best_path)["evaluation"])
 
     def save(self) -> None:
         """Writes `last.pt`: everything that training needs to go on. Rank 0 writes, the others wait."""
         dist.broadcast_buffers(self.model)
         loss_sums = dist.gather(self.progress.loss_sum)  # each process has its own
         if dist.is_main():
-            state = {
-                **self.model_state(),
+            state = self.model_state() | {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
                 "loss_sums": loss_sums,
             }
-            checkpoint.save(self.last_path, state, previous=self._previous[0])
+            checkpoint.save(self.last_path, state, previous=self._previous)
         self._saved_best = self.progress.best_epoch
         dist.barrier()
 
     def restore(self, check: Callable[[dict[str, Any]], None]) -> bool:
         """Takes up the newest whole state in the folder; returns whether there was one.
 
-        Args:
-            check: raises when the checkpoint's identity is not the one wanted.
-
-        Raises:
-            DataError: checkpoints are there but none can be read.
+        `check` raises where the state's identity is not the one wanted. DataError: files are there, none can be used.
         """
-        path = dist.on_main(lambda: self._newest(check))
-        path = dist.from_main(path)
+        path = dist.from_main(dist.on_main(lambda: self._newest(check)))
         if path is None:
             return False
-        self._take_up(path, checkpoint.load(path))
-        return True
-
-    def _newest(self, check: Callable[[dict[str, Any]], None]) -> Path | None:
-        """Returns the file of the newest whole state, its best weights in best.pt, or None where no file is there.
-
-        Raises:
-            DataError: files are there and none can be continued.
-        """
-        error = None
-        for path in (self.last_path, self._previous[0]):
-            if not path.exists():
-                continue
-            try:
-                state = checkpoint.load(path)
-                saved = read_progress(path, state, self.max_epochs, len(self.train_loader))
-                check(state)
-                self._restore_best(path, saved.best_epoch)
-            except checkpoint.UnusableError as unusable:
-                logger.warning("%s", unusable)
-                error = error or unusable
-                continue
-            return path
-        if error is not None:
-            raise error
-        self.best_path.unlink(missing_ok=True)  # of a job that was killed before its first last.pt
-        return None
-
-    def _restore_best(self, path: Path, epoch: int) -> None:
-        """Puts the weights of a state's best epoch into best.pt, where a job that was killed may have left later ones.
-
-        Raises:
-            UnusableError: they are gone.
-        """
-        if epoch == 0:
-            self.best_path.unlink(missing_ok=True)
-            return
-        for best in (self.best_path, self._previous[1]):
-            with contextlib.suppress(checkpoint.UnusableError):
-                if best.exists() and checkpoint.load(best).get("epoch") == epoch:
-                    os.replace(best, self.best_path)
-                    return
-        raise checkpoint.UnusableError(f"{path}: the weights of its best epoch, {epoch}, are gone. {checkpoint.ANEW}")
-
-    def _take_up(self, path: Path, state: dict[str, Any]) -> None:
-        """Fills model, optimizer and progress from a state.
-
-        Raises:
-            DataError: it is of another training.
-        """
-        try:
+        state = checkpoint.load(path)
+        with checkpoint.refusing(path, "not the state of this training"):
             self.model.load_state_dict(state["model"])
             fixed = _hyperparameters(self.optimizer)
             self.optimizer.load_state_dict(state["optimizer"])
@@ -348,16 +255,43 @@ class Trainer:
             shapes = ((p.shape, m.shape) for p, moments in self.optimizer.state.items() for m in moments.values())
             if _hyperparameters(self.optimizer) != fixed or any(len(own) and own != shape for shape, own in shapes):
                 raise ValueError("its optimizer is another one")
-            self.progress = read_progress(path, state, self.max_epochs, len(self.train_loader))
+            self.progress = Progress(**state["progress"])
             if "loss_sums" in state:
                 self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
             self._saved_best = self.progress.best_epoch
             self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
             if self.evaluation is None and self.progress.epoch == self.max_epochs:
                 raise ValueError("its last epoch was not evaluated")
-        except Exception as error:  # torch has exceptions of all sorts for what does not fit
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise DataError(f"{path}: not the state of this training ({reason}). {checkpoint.ANEW}") from None
+        return True
+
+    def _newest(self, check: Callable[[dict[str, Any]], None]) -> Path | None:
+        """Returns the file of the newest whole state, its best weights in best.pt, or None where no file is there."""
+        errors = []
+        for path in filter(Path.exists, (self.last_path, self._previous)):
+            try:
+                state = checkpoint.load(path)
+                with checkpoint.refusing(path, "not the state of a training"):
+                    best_epoch = read_progress(state, self.max_epochs, len(self.train_loader)).best_epoch
+                    check(state)
+                self._restore_best(path, best_epoch)
+                return path
+            except checkpoint.UnusableError as error:
+                logger.warning("%s", error)
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self.best_path.unlink(missing_ok=True)  # of a job that was killed before its first last.pt
+        return None
+
+    def _restore_best(self, path: Path, epoch: int) -> None:
+        """Puts the weights of the best epoch into best.pt, where a job that was killed may have left later ones."""
+        if epoch == 0:
+            return self.best_path.unlink(missing_ok=True)
+        for best in filter(Path.exists, (self.best_path, self._previous_best)):
+            with contextlib.suppress(checkpoint.UnusableError):
+                if checkpoint.load(best).get("epoch") == epoch:
+                    return os.replace(best, self.best_path)
+        raise checkpoint.UnusableError(f"{path}: the weights of its best epoch, {epoch}, are gone. {checkpoint.ANEW}")
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
