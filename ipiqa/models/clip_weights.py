@@ -19,11 +19,7 @@ OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # beside th
 
 
 def architecture_settings(name: str, where: str) -> dict[str, Any]:
-    """Returns open_clip's settings of an architecture.
-
-    Raises:
-        ConfigError: open_clip does not know the name.
-    """
+    """Returns open_clip's settings of an architecture; ConfigError where it does not know the name."""
     import open_clip
 
     settings = open_clip.get_model_config(name)
@@ -52,12 +48,8 @@ def clip_tensors(
 ) -> Tensors | None:
     """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
 
-    Args:
-        architecture: name open_clip knows, or "auto".
-        weights: file or tag.
-        sha256: what the hash of the file must be, or None.
-        where: section of the tower, for messages.
-        has_gelu: whether the tower has the activation that the name of an architecture settles.
+    The architecture is a name open_clip knows, or "auto"; the weights are a file or a tag. A tower that `has_gelu` has
+    the activation that the name of an architecture settles.
 
     Raises:
         ConfigError: neither weights nor architecture is given, or the weights were trained with another activation.

@@ -41,22 +41,15 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
     Reads TorchScript archives (as OpenAI publishes them), files of `torch.save` holding a state dict, bare or under
     "model" or "state_dict", and safetensors. The last two files are kept: both towers of every fold ask for them.
 
-    Args:
-        path: the file.
-        where: the setting that names the file, for messages.
-        sha256: what the file's hash must be, or None.
-        hint: where such a file comes from, for messages.
+    Messages say `where`, the setting that names the file, and with `hint` where such a file comes from.
 
     Raises:
-        ConfigError: no file can have this name.
         DataError: the file is missing, damaged, of another kind, or not the one the hash belongs to.
     """
     with _existing_file(path, where, hint) as file:
         status = file.stat()
         version = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-        if sha256 is not None and (digest := _sha256(file, *version)) != sha256.lower():
-            raise DataError(f"has sha256 {digest}, not {sha256}. Set sha256: null to use it as it is")
-        return dict(_kept_tensors(file, *version))
+        return dict(_kept_tensors(file, sha256, *version))
 
 
 def read_checkpoint_file(path: str | Path, where: str, hint: str) -> tuple[Tensors, dict[str, Any]]:
@@ -98,13 +91,10 @@ def _existing_file(path: str | Path, where: str, hint: str) -> Iterator[Path]:
 
 
 @functools.lru_cache(maxsize=2)
-def _kept_tensors(path: Path, *_version: int) -> Tensors:
+def _kept_tensors(path: Path, sha256: str | None, *_version: int) -> Tensors:
+    if sha256 is not None and (digest := content_sha256([path])[0]) != sha256.lower():
+        raise DataError(f"has sha256 {digest}, not {sha256}. Set sha256: null to use it as it is")
     return _read_by_kind(path)[0]
-
-
-@functools.lru_cache(maxsize=2)
-def _sha256(path: Path, *_version: int) -> str:
-    return content_sha256([path])[0]
 
 
 def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -181,15 +171,15 @@ def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tup
     return storage.as_strided(size, stride, offset)
 
 
-_STORAGES = {
-    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool,
-}  # fmt: skip
+_TYPES = {
+    name: getattr(torch, name.lower())
+    for name in ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool"]
+}
+_TYPES |= {"Char": torch.int8, "Byte": torch.uint8}
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    **{("torch", f"{kind}Storage"): dtype for kind, dtype in _STORAGES.items()},
+    **{("torch", f"{kind}Storage"): dtype for kind, dtype in _TYPES.items()},
 }
 
 
@@ -222,11 +212,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
 
 
 def convert_to_safetensors(source: str | Path, target: str | Path) -> int:
-    """Writes the tensors of a weights file as safetensors, atomically, and returns their number.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
+    """Writes the tensors of a weights file as safetensors, atomically, and returns their number."""
     from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in read_tensors(source, "convert-clip").items()}

@@ -19,13 +19,9 @@ from ipiqa.registry import FilePath, register
 
 @dataclass(frozen=True)
 class ResNetSizes:
-    """Sizes of CLIP's ModifiedResNet.
+    """Sizes of CLIP's ModifiedResNet; ConfigError where no tower has them."""
 
-    Raises:
-        ConfigError: no tower has these sizes.
-    """
-
-    layers: tuple[int, ...]  # residual blocks per stage
+    layers: tuple[int, ...]  # residual blocks of each of four stages
     width: int  # channels after the stem; the last stage has 32 times as many
     embed_dim: int  # length of the pooled feature
     heads: int  # of the attention pool
@@ -41,11 +37,7 @@ class ResNetSizes:
 
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
-        """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release.
-
-        Raises:
-            KeyError: they are of no ResNet.
-        """
+        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
         width, embed_dim = (
             (*tensors[f"visual.{name}.weight"].shape, 0)[0] for name in ("layer1.0.conv1", "attnpool.c_proj")
@@ -68,11 +60,7 @@ class ImageEncoder(ResNetTower):
         self, sizes: ResNetSizes, image_size: int, tensors: Tensors | None = None, weights: str | None = None, *,
         freeze: bool = False,
     ) -> None:  # fmt: skip
-        """Builds the tower with the tensors of a whole CLIP, which come from `weights`; None for random values.
-
-        Raises:
-            DataError: the tensors are of other sizes or some are missing.
-        """
+        """Builds the tower with the tensors of a whole CLIP, which come from `weights`; None for random values."""
         from open_clip.modified_resnet import ModifiedResNet
 
         # The tower's own pool would compute a query for every token: ours replaces it and bears the same names.

@@ -26,11 +26,7 @@ QAToken = Literal["none", "prefix", "suffix"]
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Sizes of CLIP's text transformer.
-
-    Raises:
-        ConfigError: no tower has these sizes.
-    """
+    """Sizes of CLIP's text transformer; ConfigError where no tower has them."""
 
     width: int
     layers: int
@@ -47,11 +43,7 @@ class TextSizes:
 
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> TextSizes:
-        """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release.
-
-        Raises:
-            KeyError: they are of no text tower.
-        """
+        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
         width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
         layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
         return cls(width, layers, max(width // 64, 1), embed_dim)
@@ -75,13 +67,7 @@ class PromptEncoder(PromptFeatures):
         self, sizes: TextSizes, tensors: Tensors | None = None, weights: str | None = None, *, freeze: Freeze,
         qa_token: QAToken = "none", train_embeddings: bool | None = None,
     ) -> None:  # fmt: skip
-        """Builds the tower with the tensors of a whole CLIP, which come from `weights`; None draws them as CLIP does.
-
-        `clip_prompt_encoder` explains the other settings.
-
-        Raises:
-            DataError: the tensors are of other sizes or some are missing.
-        """
+        """Builds the tower with tensors of a whole CLIP, which come from `weights`; None draws them as CLIP does."""
         from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 
         train_embeddings = freeze != "all" if train_embeddings is None else train_embeddings
@@ -125,11 +111,7 @@ class PromptEncoder(PromptFeatures):
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns features (P, D) of tokens (P, 77).
-
-        Padding is wasted work on a CPU, where the prompts are sorted into groups of like length; a GPU would rather
-        have them all at once.
-        """
+        """Returns features (P, D) of tokens (P, 77); a GPU would rather have them all at once than little padding."""
         length = tokens.argmax(dim=-1) + 1
         if torch.compiler.is_compiling():  # one shape for all prompts
             return self._encode_together(tokens, length)

@@ -21,23 +21,14 @@ STRIDE = 32  # pixels a token of a ResNet's last stage stands for, in each direc
 
 
 class ImageTower(nn.Module):
-    """Images -> token map and pooled feature. It trains, or stays as it is, BatchNorm statistics included.
+    """Images -> token map and pooled feature. It trains, or stays as it is, BatchNorm statistics included."""
 
-    Attributes:
-        channels: C of the token map.
-        embed_dim: length D of the pooled feature.
-        grid: (h, w) of the token map.
-        mean: of each colour channel over the images it was trained on, on the scale 0 to 1; `std` likewise.
-        num_layers: depth of everything behind the tower, see `depth`.
-        frozen: whether it stays as it is.
-    """
-
-    channels: int
-    embed_dim: int
-    grid: tuple[int, int]
-    mean: list[float] = CLIP_MEAN
+    channels: int  # C of the token map
+    embed_dim: int  # length D of the pooled feature
+    grid: tuple[int, int]  # (h, w) of the token map
+    mean: list[float] = CLIP_MEAN  # of each colour channel over the images it was trained on, on the scale 0 to 1
     std: list[float] = CLIP_STD
-    num_layers: int = 1
+    num_layers: int = 1  # depth of everything behind the tower, see `depth`
     frozen: bool = False
     _section: dict[str, Any]  # builds the tower without any file
 
@@ -57,8 +48,7 @@ class ImageTower(nn.Module):
     def freeze(self) -> None:
         """Keeps the tower as it is, for good."""
         self.frozen = True
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ImageTower:
         """A frozen tower stays in evaluation mode, so that its BatchNorm statistics do not move either."""
@@ -66,7 +56,6 @@ class ImageTower(nn.Module):
 
     def depth(self, name: str) -> int:
         """Returns how many layers lie before one of its parameters, for run.layer_decay: 0 to num_layers."""
-        del name
         return 0
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

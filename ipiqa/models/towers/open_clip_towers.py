@@ -151,11 +151,7 @@ def _building(architecture: str, where: str, image_size: int | None = None) -> I
 
 @functools.cache
 def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Returns the tokenizer of an architecture, or of CLIP for "auto": N prompts -> int64 (N, context).
-
-    Raises:
-        DataError: it must be downloaded, and could not be.
-    """
+    """Returns the tokenizer of an architecture, of CLIP for "auto"; DataError where it cannot be downloaded."""
     if architecture == "auto" or is_clip_text(architecture, "model.prompt_encoder"):
         return clip_prompts.tokenize
     import open_clip
