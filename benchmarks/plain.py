@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from ipiqa.models.ipiqa import IPIQA
 from ipiqa.models.pooling import AttentionPool
-from ipiqa.models.towers.clip_image import STAGES
+from ipiqa.models.towers.image_tower import STAGES
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 

@@ -337,8 +337,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"image_encoder": {"layers": [1, 1]}}, "make no tower"),
-        ({"image_encoder": {"heads": 7}}, "does not divide the 256 channels"),
-        ({"prompt_encoder": {"heads": 5}}, "does not divide the width of 32"),
+        ({"image_encoder": {"heads": 7}}, "heads 7 make no tower"),
+        ({"prompt_encoder": {"heads": 5}}, "heads 5 and embed_dim 16 make no tower"),
         ({"fusion": {"heads": 7}}, "model.fusion.heads: 7 does not divide"),
         ({"image_encoder": {"name": "clip"}}, "neither weights nor architecture"),
         ({"image_encoder": {"name": "clip", "architecture": "RN5O"}}, "open_clip knows no 'RN5O'"),

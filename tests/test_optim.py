@@ -12,9 +12,9 @@ from torch import nn
 
 from ipiqa.engine.optim import SCHEDULES, Schedule, make_adamw, parameter_groups
 from ipiqa.models.ipiqa import is_head, parameter_depth
-from ipiqa.models.towers.image_tower import stage_depth
+from ipiqa.models.towers.image_tower import ResNetTower
 
-RESNET: Any = SimpleNamespace(image_encoder=SimpleNamespace(depth=stage_depth, num_layers=5))
+RESNET: Any = SimpleNamespace(image_encoder=SimpleNamespace(depth=ResNetTower.depth, num_layers=5))
 
 
 def named(*names: str) -> list[tuple[str, nn.Parameter]]:

@@ -46,6 +46,11 @@ ARCHITECTURES = {
         "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
         "text_cfg": {**TEXT, "context_length": 77},
     },
+    "tiny-convnext": {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "timm_model_name": "convnext_atto", "timm_model_pretrained": False},
+        "text_cfg": TEXT,
+    },
     # SigLIP's form: a tower of timm with attention pooling, a text tower without causal mask read at its last token.
     "tiny-sigmoid": {
         "embed_dim": 192,
@@ -247,6 +252,8 @@ def test_settings_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     with_qa = whole("tiny-vit", prompt_encoder={"name": "clip", "architecture": "tiny-vit"})
     assert "Set freeze: all (or none) and qa_token: none" in refused(lambda: build(with_qa))
+    message = refused(lambda: build(whole("tiny-convnext")))  # its tokens are no patches
+    assert message.startswith("model.image_encoder.architecture: 'tiny-convnext' cannot be used at 32 px (")
 
 
 def test_a_tokenizer_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,3 +386,8 @@ def test_torchvision_resnet(tmp_path: Path) -> None:
         wrong = tower | {"weights": weights, "depth": 34 if weights == "nothing.pt" else 50}
         with pytest.raises(DataError, match="|".join([message, "tensors are missing"])):
             build({"name": "image_only", "image_encoder": wrong, "head": "linear"}, 64)
+    tensors = {name: value.contiguous() for name, value in model.image_encoder.clip_tensors().items()}
+    save_file(tensors, tmp_path / "tower.safetensors")  # as a pre-training writes it
+    again = build({"name": "image_only", "image_encoder": tower | {"weights": str(tmp_path / "tower.safetensors")},
+                   "head": "linear"}, 64).eval()  # fmt: skip
+    assert torch.equal(again.image_encoder(images)[1], pooled)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.models.weights import Tensors, read_tensors
+from ipiqa.models.weights import Tensors, one_line, read_tensors
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger("ipiqa")
@@ -19,11 +19,7 @@ OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # beside th
 
 
 def architecture_settings(name: str, where: str) -> dict[str, Any]:
-    """Returns open_clip's settings of an architecture.
-
-    Raises:
-        ConfigError: open_clip does not know the name.
-    """
+    """Returns open_clip's settings of an architecture; ConfigError where it does not know the name."""
     import open_clip
 
     settings = open_clip.get_model_config(name)
@@ -52,54 +48,53 @@ def clip_tensors(
 ) -> Tensors | None:
     """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
 
-    Args:
-        architecture: name open_clip knows, or "auto".
-        weights: file or tag.
-        sha256: what the hash of the file must be, or None.
-        where: section of the tower, for messages.
-        has_gelu: whether the tower has the activation that the name of an architecture settles.
+    The architecture is a name open_clip knows, or "auto"; the weights are a file or a tag. A tower that `has_gelu` has
+    the activation that the name of an architecture settles.
 
     Raises:
-        ConfigError: the weights were trained with another activation than the architecture has.
+        ConfigError: neither weights nor architecture is given, or the weights were trained with another activation.
         DataError: the file cannot be used, or open_clip could not download the tag.
     """
+    import open_clip
+
     if weights is None:
+        if architecture == "auto":
+            raise ConfigError(
+                f"{where}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
+            )
         return None
-    import open_clip
-
-    is_named = architecture != "auto"
-    if is_named and weights in open_clip.list_pretrained_tags_by_model(architecture):
+    if weights not in open_clip.list_pretrained_tags_by_model(architecture):
+        tensors = read_tensors(weights, f"{where}.weights", sha256)
+        if architecture != "auto" and has_gelu:
+            _check_activation(architecture, weights, tensors.keys() >= OPENAI_MARKS or None, where)
+        return tensors
+    if has_gelu:
         is_quick = bool(open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu"))
-        if has_gelu:
-            _check_activation(architecture, weights, is_quick, where)
-        try:
-            return _tensors_of_tag(architecture, weights)
-        except Exception as error:
-            # The hub's client has many exceptions of its own for a network that does not answer.
-            reason = " ".join(str(error).split())[:120]
-            raise DataError(
-                f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({reason}). "
-                f"Without a network, download the file and give its path."
-            ) from None
-    tensors = read_tensors(weights, f"{where}.weights", sha256)
-    if is_named and has_gelu and tensors.keys() >= OPENAI_MARKS:
-        _check_activation(architecture, weights, True, where)
-    elif is_named and has_gelu:
-        kind = "QuickGELU" if architecture_settings(architecture, where).get("quick_gelu") else "GELU"
-        logger.info("%s.weights: a file does not say its activation; %s computes %s", where, architecture, kind)
-    return tensors
+        _check_activation(architecture, weights, is_quick, where)
+    try:
+        return _tensors_of_tag(architecture, weights)
+    except Exception as error:
+        # The hub's client has many exceptions of its own for a network that does not answer.
+        raise DataError(
+            f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({one_line(error)}). "
+            f"Without a network, download the file and give its path."
+        ) from None
 
 
-def _check_activation(architecture: str, weights: str, is_quick: bool, where: str) -> None:
+def _check_activation(architecture: str, weights: str, is_quick: bool | None, where: str) -> None:
+    """Raises ConfigError where the weights were trained with another activation, None for one that is not known."""
     import open_clip
 
-    other = architecture + QUICK if is_quick else architecture.removesuffix(QUICK)
     has_quick = bool(architecture_settings(architecture, where).get("quick_gelu"))
-    if has_quick != is_quick and other in open_clip.list_models():
-        names = ("QuickGELU", "GELU") if is_quick else ("GELU", "QuickGELU")
+    computed, other = ("QuickGELU", "GELU") if has_quick else ("GELU", "QuickGELU")
+    if is_quick is None:
+        logger.info("%s.weights: a file does not say its activation; %s computes %s", where, architecture, computed)
+        return
+    near = architecture + QUICK if is_quick else architecture.removesuffix(QUICK)
+    if has_quick != is_quick and near in open_clip.list_models():
         raise ConfigError(
-            f"{where}.architecture: {architecture!r} computes {names[1]}, but the weights '{weights}' were trained "
-            f"with {names[0]}. Take architecture={other}."
+            f"{where}.architecture: {architecture!r} computes {computed}, but the weights '{weights}' were trained "
+            f"with {other}. Take architecture={near}."
         )
 
 
@@ -111,32 +106,19 @@ def _tensors_of_tag(architecture: str, tag: str) -> Tensors:
 
 
 def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
-    """Loads tensors into a module, every one of them and no other.
-
-    Args:
-        module: what to fill.
-        tensors: values by name.
-        where: for messages.
-        may_miss: prefixes of names that need not be there.
+    """Loads tensors into a module, every one of them and no other; names that begin as `may_miss` need not be there.
 
     Raises:
         DataError: a tensor is missing, unknown or of another shape; the message gives the first of each.
     """
     wanted = module.state_dict()
-    missing = [n for n in wanted if n not in tensors and not n.startswith(may_miss or ("\0",))]
-    unknown = [n for n in tensors if n not in wanted]
-    shapes = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
-    if unknown:
-        problems.append(f"{len(unknown)} tensors belong to another model, first {unknown[0][:80]!r}")
-    if shapes:
-        name = shapes[0]
-        got, want = tuple(tensors[name].shape), tuple(wanted[name].shape)
-        problems.append(f"{len(shapes)} tensors have another shape, first {name!r} with {got} instead of {want}")
-    if problems:
-        raise DataError(
-            f"{where}: {'; '.join(problems)}. Check that the weights and the model settings belong together."
-        )
+    shapes = {n: (tuple(v.shape), tuple(wanted[n].shape)) for n, v in tensors.items() if n in wanted}
+    problems = {
+        "are missing": [repr(n) for n in wanted if n not in tensors and not n.startswith(may_miss)],
+        "belong to another model": [repr(n[:80]) for n in tensors if n not in wanted],
+        "have another shape": [f"{n!r} with {a} instead of {b}" for n, (a, b) in shapes.items() if a != b],
+    }
+    if any(problems.values()):
+        listed = (f"{len(names)} tensors {what}, first {names[0]}" for what, names in problems.items() if names)
+        raise DataError(f"{where}: {'; '.join(listed)}. Check that the weights and the model settings belong together.")
     module.load_state_dict(tensors, strict=False)

@@ -16,7 +16,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,46 +41,21 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
     Reads TorchScript archives (as OpenAI publishes them), files of `torch.save` holding a state dict, bare or under
     "model" or "state_dict", and safetensors. The last two files are kept: both towers of every fold ask for them.
 
-    Args:
-        path: the file.
-        where: the setting that names the file, for messages.
-        sha256: what the file's hash must be, or None.
-        hint: where such a file comes from, for messages.
+    Messages say `where`, the setting that names the file, and with `hint` where such a file comes from.
 
     Raises:
         DataError: the file is missing, damaged, of another kind, or not the one the hash belongs to.
     """
-    path = existing_file(path, where, hint)
-    status = path.stat()
-    key = (path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-    if sha256 is not None and (digest := _sha256(*key)) != sha256.lower():
-        raise DataError(
-            f"{where}: '{path}' has sha256 {digest}, not {sha256}. "
-            "Download it again, or set sha256: null to use it as it is."
-        )
-    with _one_line_errors(path, where, hint):
-        return dict(_kept_tensors(*key))
+    with _existing_file(path, where, hint) as file:
+        status = file.stat()
+        version = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        return dict(_kept_tensors(file, sha256, *version))
 
 
 def read_checkpoint_file(path: str | Path, where: str, hint: str) -> tuple[Tensors, dict[str, Any]]:
     """Returns (tensors by name, everything else that lies beside them); arguments and errors as for `read_tensors`."""
-    path = existing_file(path, where, hint)
-    with _one_line_errors(path, where, hint):
-        return _read_by_kind(path)
-
-
-def existing_file(path: str | Path, where: str, hint: str) -> Path:
-    """Returns the path, its "~" replaced.
-
-    Raises:
-        ConfigError: no file can have this name.
-        DataError: there is no such file.
-    """
-    path = Path(file_path(str(path), where))
-    if os.path.isfile(path):  # noqa: PTH113 (is_file raises where a whole path is too long)
-        return path
-    what = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112
-    raise DataError(f"{where}: '{printable(path)}' {what}. {hint}")
+    with _existing_file(path, where, hint) as file:
+        return _read_by_kind(file)
 
 
 def printable(text: object) -> str:
@@ -92,39 +67,43 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:400])
 
 
+def one_line(error: Exception) -> str:
+    """Returns what an exception of another package says, in one short line."""
+    return printable(" ".join(str(error).split())[:120]) or type(error).__name__
+
+
 @contextlib.contextmanager
-def _one_line_errors(path: Path, where: str, hint: str) -> Iterator[None]:
+def _existing_file(path: str | Path, where: str, hint: str) -> Iterator[Path]:
+    """Yields the path, its "~" replaced; any error of the block becomes a DataError of one line."""
+    path = Path(file_path(str(path), where))
     try:
-        yield
-    except CodeInFileError as refused:
-        raise DataError(
-            f"{where}: '{path}' was refused: {refused}. A weights file holds tensors only. {hint}"
-        ) from None
-    except DataError as error:
-        raise DataError(f"{where}: '{path}' {str(error).rstrip('.')}. {hint}") from None
+        if not os.path.isfile(path):  # noqa: PTH113 (is_file raises where a whole path is too long)
+            raise DataError("is a folder" if os.path.isdir(path) else "does not exist")  # noqa: PTH112
+        yield path
     except Exception as error:
         # Every reader has its own exceptions for damaged files; the cause is the same to the user.
-        reason = printable(" ".join(str(error).split())[:120])
-        what = f"it is damaged or no weights file ({reason or type(error).__name__})"
-        raise DataError(f"{where}: '{path}' cannot be read: {what}. {hint}") from None
+        problem = str(error).rstrip(".")
+        if isinstance(error, CodeInFileError):
+            problem = f"was refused: {error}. A weights file holds tensors only"
+        elif not isinstance(error, DataError):
+            problem = f"cannot be read: it is damaged or no weights file ({one_line(error)})"
+        raise DataError(f"{where}: '{printable(path)}' {problem}. {hint}") from None
 
 
 @functools.lru_cache(maxsize=2)
-def _kept_tensors(path: Path, *_version: int) -> Tensors:
+def _kept_tensors(path: Path, sha256: str | None, *_version: int) -> Tensors:
+    if sha256 is not None and (digest := content_sha256([path])[0]) != sha256.lower():
+        raise DataError(f"has sha256 {digest}, not {sha256}. Set sha256: null to use it as it is")
     return _read_by_kind(path)[0]
 
 
-@functools.lru_cache(maxsize=2)
-def _sha256(path: Path, *_version: int) -> str:
-    return content_sha256([path])[0]
-
-
 def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         raise DataError("is empty")
-    is_safetensors = _is_safetensors(head, path.stat().st_size)
+    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size
     if not is_safetensors and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
         raise DataError("is a web page, not weights: the download went wrong")
     if is_safetensors or path.suffix == ".safetensors":
@@ -134,22 +113,19 @@ def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if head[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > MOST_PACKED * path.stat().st_size + 2**20:
+            if unpacked > MOST_PACKED * size + 2**20:
                 raise DataError(f"unpacks to {unpacked / 1e9:.1f} GB, which weights do not")
             names = archive.namelist()
             if any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names):
-                return _checked(_read_torchscript(archive)), {}
+                root = next(n for n in names if n.endswith("/data.pkl")).rsplit("/", 1)[0]
+                return _checked(_TorchScriptUnpickler(archive, root).load().tensors()), {}
     content = read_data(path)
     rest = {str(k): v for k, v in content.items() if k != "model"} if isinstance(content, Mapping) else {}
     return _checked(_state_dict(content)), rest
 
 
 def _state_dict(content: Any) -> Tensors:
-    """Returns the state dict inside what `torch.load` returned: bare, or under "model" or "state_dict".
-
-    Raises:
-        DataError: there is none, or it is of a newer format.
-    """
+    """Returns the state dict inside what `torch.load` returned: bare, or under "model" or "state_dict"."""
     if isinstance(content, Mapping):
         refuse_newer(content, "cannot be read:")
     for key in ("model", "state_dict"):
@@ -161,35 +137,31 @@ def _state_dict(content: Any) -> Tensors:
 
 
 def _checked(tensors: Tensors) -> Tensors:
-    """Returns the tensors, all of them plain numbers that are really there.
-
-    Raises:
-        DataError: naming the first that is not.
-    """
+    """Returns the tensors, all of them plain numbers that are really there; DataError names the first that is not."""
     for name, value in tensors.items():
-        is_plain = value.layout == torch.strided and not value.is_nested and not value.is_quantized
-        problem = ""
-        if not is_plain or value.is_meta or value.is_complex():
-            problem = "sparse, nested, quantised, complex or without data"
-        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            problem = "larger than what is stored of it"
-        if problem:
-            raise DataError(f"holds the tensor {printable(name)!r}, which is {problem}")
+        is_plain = value.layout == torch.strided and not (value.is_nested or value.is_quantized or value.is_meta)
+        if not is_plain or value.is_complex() or value.nbytes > value.untyped_storage().nbytes():
+            raise DataError(f"holds the tensor {printable(name)!r}, which is no plain array of real numbers")
     return tensors
-
-
-def _is_safetensors(head: bytes, size: int) -> bool:
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size
 
 
 class _Node:
     """Stands for a TorchScript module or object: its attributes and nothing else."""
 
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+    state: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, dict) else {}
+        self.state = state
+
+    def tensors(self, prefix: str = "") -> Tensors:
+        """Returns its tensors and those of the nodes below by their dotted names."""
+        out: Tensors = {}
+        for name, value in self.state.items() if isinstance(self.state, dict) else ():
+            if isinstance(value, _Node):
+                out |= value.tensors(f"{prefix}{name}.")
+            elif isinstance(value, torch.Tensor):
+                out[f"{prefix}{name}"] = value
+        return out
 
 
 def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
@@ -199,22 +171,16 @@ def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tup
     return storage.as_strided(size, stride, offset)
 
 
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+_TYPES = {
+    name: getattr(torch, name.lower())
+    for name in ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool"]
 }
-
-
-def _first_argument(value: Any, *_: Any) -> Any:
-    return value
+_TYPES |= {"Char": torch.int8, "Byte": torch.uint8}
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    **{("torch", f"{kind}Storage"): dtype for kind, dtype in _TYPES.items()},
+}
 
 
 class _TorchScriptUnpickler(pickle.Unpickler):
@@ -228,17 +194,11 @@ class _TorchScriptUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
             return _Node
-        allowed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
         if module == "torch.jit._pickle":  # typed lists and dictionaries: the value comes first, its type behind it
-            return _first_argument
-        if (module, name) in allowed:
-            return allowed[module, name]
-        raise CodeInFileError(f"it asks for {module}.{name} to be run")
+            return lambda value, *_: value
+        if (module, name) in _GLOBALS:
+            return _GLOBALS[module, name]
+        raise CodeInFileError(f"it asks for {printable(module)}.{printable(name)} to be run")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         _, dtype, key, _, count = pid
@@ -251,27 +211,8 @@ class _TorchScriptUnpickler(pickle.Unpickler):
         return self._storages[key]
 
 
-def _read_torchscript(archive: zipfile.ZipFile) -> Tensors:
-    root = next(n for n in archive.namelist() if n.endswith("/data.pkl")).rsplit("/", 1)[0]
-    tensors: Tensors = {}
-
-    def collect(node: _Node, prefix: str) -> None:
-        for name, value in node.state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[prefix + name] = value
-            elif isinstance(value, _Node):
-                collect(value, f"{prefix}{name}.")
-
-    collect(_TorchScriptUnpickler(archive, root).load(), "")
-    return tensors
-
-
 def convert_to_safetensors(source: str | Path, target: str | Path) -> int:
-    """Writes the tensors of a weights file as safetensors, atomically, and returns their number.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
+    """Writes the tensors of a weights file as safetensors, atomically, and returns their number."""
     from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in read_tensors(source, "convert-clip").items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ipiqa import prompts, registry
+from ipiqa import registry
 from ipiqa.errors import ConfigError
 from ipiqa.models.clip_weights import normalisation
 from ipiqa.models.towers import clip_image, clip_text, open_clip_towers, torchvision_resnet
@@ -17,34 +17,23 @@ __all__ = ["clip_image", "clip_text", "open_clip_towers", "set_normalisation", "
 
 
 def tokenizer_of(section: Mapping[str, Any] | None) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Returns what makes tokens (N, context) of N prompts for the prompt encoder that a section describes.
-
-    Args:
-        section: of a prompt encoder; None where a model has none, whose tokens nobody reads.
-    """
-    architecture = (section or {}).get("architecture", "auto")
-    if architecture == "auto" or open_clip_towers.is_clip_text(architecture, "model.prompt_encoder"):
-        return prompts.tokenize
-    return open_clip_towers.tokenizer_of(architecture)
+    """Returns what makes tokens (N, context) of N prompts for the section of a prompt encoder, None for no encoder."""
+    return open_clip_towers.tokenizer_of((section or {}).get("architecture", "auto"))
 
 
 def set_normalisation(processor: dict[str, Any], section: Mapping[str, Any]) -> None:
-    """Sets mean and std of a processor's section to those of an image encoder where they are null.
-
-    Args:
-        processor: resolved section; one without these settings is left alone.
-        section: resolved section of the image encoder.
+    """Sets mean and std of a processor's resolved section, where they are null, to those of an image encoder's section.
 
     Raises:
         ConfigError: mean or std is given and is not what the encoder's weights were trained with.
     """
     architecture = section.get("architecture", "auto")
     tower: Any = registry.lookup("image_encoder", section["name"], "model.image_encoder")
-    known = [getattr(tower, "mean", CLIP_MEAN), getattr(tower, "std", CLIP_STD)]
+    known = getattr(tower, "mean", CLIP_MEAN), getattr(tower, "std", CLIP_STD)
     if architecture != "auto":
-        known = list(normalisation(architecture, section.get("weights")))
+        known = normalisation(architecture, section.get("weights"))
     for setting, values in zip(("mean", "std"), known, strict=True):
-        given = processor.get(setting, values)
+        given = processor.get(setting, values)  # a processor without these settings is left alone
         if given is None:
             processor[setting] = list(values)
         elif section.get("weights") is not None and [round(v, 6) for v in given] != [round(v, 6) for v in values]:

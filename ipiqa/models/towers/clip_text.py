@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ QAToken = Literal["none", "prefix", "suffix"]
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Sizes of CLIP's text transformer."""
+    """Sizes of CLIP's text transformer; ConfigError where no tower has them."""
 
     width: int
     layers: int
@@ -34,18 +34,16 @@ class TextSizes:
     embed_dim: int  # length of the prompt feature
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where no tower has these sizes."""
-        if not (1 <= self.layers <= 256 and 1 <= self.width <= 2**13 and 1 <= self.embed_dim <= 2**13):
+        sizes = (self.width, self.layers, self.heads, self.embed_dim)
+        if min(sizes) < 1 or self.layers > 256 or max(sizes) > 2**13 or self.width % self.heads:
             raise ConfigError(
-                f"{WHERE}: width {self.width}, layers {self.layers} and embed_dim {self.embed_dim} make no tower. "
-                "Give 1 or more of each, at most 256 layers and 8192 of the others."
+                f"{WHERE}: width {self.width}, layers {self.layers}, heads {self.heads} and embed_dim {self.embed_dim} "
+                "make no tower. Give 1 to 256 layers, 1 to 8192 of the others and heads that divide the width."
             )
-        if self.heads < 1 or self.width % self.heads:
-            raise ConfigError(f"{WHERE}.heads: {self.heads} does not divide the width of {self.width}.")
 
     @classmethod
     def of_tensors(cls, tensors: Tensors) -> TextSizes:
-        """Returns the sizes of the tower whose tensors these are, named as in OpenAI's release."""
+        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
         width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
         layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
         return cls(width, layers, max(width // 64, 1), embed_dim)
@@ -66,15 +64,17 @@ class PromptEncoder(PromptFeatures):
     """
 
     def __init__(
-        self, sizes: TextSizes, *, freeze: Freeze, qa_token: QAToken = "none", train_embeddings: bool | None = None
-    ) -> None:
-        """Builds the tower with weights drawn as CLIP draws them; `clip_prompt_encoder` explains the settings."""
-        super().__init__()
+        self, sizes: TextSizes, tensors: Tensors | None = None, weights: str | None = None, *, freeze: Freeze,
+        qa_token: QAToken = "none", train_embeddings: bool | None = None,
+    ) -> None:  # fmt: skip
+        """Builds the tower with tensors of a whole CLIP, which come from `weights`; None draws them as CLIP does."""
         from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 
-        self.embed_dim = sizes.embed_dim
-        self.sizes, self.freeze, self.qa_token = sizes, freeze, qa_token
-        self.train_embeddings = freeze != "all" if train_embeddings is None else train_embeddings
+        train_embeddings = freeze != "all" if train_embeddings is None else train_embeddings
+        trained = {"freeze": freeze, "qa_token": qa_token, "train_embeddings": train_embeddings}
+        super().__init__()
+        self._section = {"name": "clip_text", **asdict(sizes), **trained}
+        self.embed_dim, self.qa_token = sizes.embed_dim, qa_token
         self.token_embedding = nn.Embedding(VOCABULARY, sizes.width)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT_LENGTH, sizes.width))
         self.transformer = Transformer(
@@ -84,7 +84,17 @@ class PromptEncoder(PromptFeatures):
         self.text_projection = nn.Parameter(torch.empty(sizes.width, sizes.embed_dim))
         self.qa_embedding = nn.Parameter(torch.empty(sizes.width)) if qa_token != "none" else None
         self._initialise(sizes)
-        self._freeze()
+        # reference: `freeze_text: True` leaves positions and projection trainable, a slip that the published numbers
+        # contain; `qa_token: True` trains all token embeddings and puts no [QA] token in the prompt.
+        self.token_embedding.requires_grad_(train_embeddings)
+        self.transformer.requires_grad_(freeze == "none")
+        self.ln_final.requires_grad_(freeze == "none")
+        self.positional_embedding.requires_grad_(freeze != "all")
+        self.text_projection.requires_grad_(freeze != "all")
+        if tensors is not None:
+            prefixes = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+            own = {name: value for name, value in tensors.items() if name.startswith(prefixes)}
+            load_exactly(self, own, f"{WHERE}.weights: '{weights}'", may_miss=("qa_embedding",))
 
     def _initialise(self, sizes: TextSizes) -> None:
         """Draws the weights as CLIP does (Radford et al. 2021, released code)."""
@@ -100,37 +110,18 @@ class PromptEncoder(PromptFeatures):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * sizes.width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
-    def _freeze(self) -> None:
-        # reference: `freeze_text: True` leaves positions and projection trainable, a slip that the published numbers
-        # contain; `qa_token: True` trains all token embeddings and puts no [QA] token in the prompt.
-        freeze = self.freeze
-        self.token_embedding.requires_grad_(self.train_embeddings)
-        if freeze != "none":
-            self.transformer.requires_grad_(False)
-            self.ln_final.requires_grad_(False)
-        if freeze == "all":
-            self.positional_embedding.requires_grad_(False)
-            self.text_projection.requires_grad_(False)
-
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns features (P, D) of tokens (P, 77).
-
-        Padding is wasted work on a CPU, where the prompts are sorted into groups of like length; a GPU would rather
-        have them all at once.
-        """
+        """Returns features (P, D) of tokens (P, 77); a GPU would rather have them all at once than little padding."""
         length = tokens.argmax(dim=-1) + 1
         if torch.compiler.is_compiling():  # one shape for all prompts
             return self._encode_together(tokens, length)
-        num_groups = min(len(tokens) // GROUP, 4) if self.positional_embedding.device.type == "cpu" else 1
-        if num_groups < 2:
-            return self._encode_cut(tokens, length)
+        num_groups = min(len(tokens) // GROUP, 4)
+        if num_groups < 2 or self.positional_embedding.device.type != "cpu":
+            return self._encode_together(tokens[:, : int(length.max())], length)
         order = length.argsort(stable=True)
-        groups = [self._encode_cut(tokens[part], length[part]) for part in order.tensor_split(num_groups)]
+        parts = [(tokens[rows], length[rows]) for rows in order.tensor_split(num_groups)]
+        groups = [self._encode_together(part[:, : int(ends.max())], ends) for part, ends in parts]
         return torch.cat(groups)[order.argsort()]
-
-    def _encode_cut(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """Returns features (P, D) of tokens (P, 77), cut to the longest of them."""
-        return self._encode_together(tokens[:, : int(length.max())], length)
 
     def _encode_together(self, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Returns features (P, D) of tokens (P, L), L no less than the longest of the lengths (P,)."""
@@ -162,42 +153,12 @@ class PromptEncoder(PromptFeatures):
         is_qa = (column == at[:, None]).unsqueeze(-1)
         return torch.where(is_qa, self.qa_embedding.to(x.dtype), x), end + 1
 
-    def load_clip(self, tensors: Tensors, where: str) -> None:
-        """Takes the text tower out of a whole CLIP.
-
-        Raises:
-            DataError: the tensors are of other sizes or some are missing.
-        """
-        prefixes = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-        own = {name: value for name, value in tensors.items() if name.startswith(prefixes)}
-        load_exactly(self, own, where, may_miss=("qa_embedding",))
-
-    def section(self) -> dict[str, Any]:
-        """Returns the section that builds this tower without any file."""
-        trained = {"freeze": self.freeze, "qa_token": self.qa_token, "train_embeddings": self.train_embeddings}
-        return {"name": "clip_text", **asdict(self.sizes), **trained}
-
-    def clip_tensors(self) -> Tensors:
-        """Returns the tensors under the names of OpenAI's release; a [QA] token has none and stays behind."""
-        return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
-
-
-def _load(encoder: PromptEncoder, tensors: Tensors | None, weights: str | None) -> PromptEncoder:
-    if tensors is not None:
-        encoder.load_clip(tensors, f"{WHERE}.weights: '{weights}'")
-    return encoder
-
 
 @register("prompt_encoder", "clip")
 def clip_prompt_encoder(
-    *,
-    architecture: str = "auto",
-    weights: FilePath | None = None,
-    sha256: str | None = None,
-    freeze: Freeze = "reference",
-    qa_token: QAToken = "none",
-    train_embeddings: bool | None = None,
-) -> PromptEncoder | OpenClipPromptEncoder:
+    *, architecture: str = "auto", weights: FilePath | None = None, sha256: str | None = None,
+    freeze: Freeze = "reference", qa_token: QAToken = "none", train_embeddings: bool | None = None,
+) -> PromptEncoder | OpenClipPromptEncoder:  # fmt: skip
     """Returns the text tower of a published CLIP.
 
     Towers that are not CLIP's own (SigLIP's, or with another activation than OpenAI's) train or do not, as a whole, and
@@ -215,54 +176,32 @@ def clip_prompt_encoder(
             None for yes unless `freeze` is "all".
     """
     tensors = clip_tensors(architecture, weights, sha256, WHERE)
-    if tensors is None and architecture == "auto":
-        raise ConfigError(
-            f"{WHERE}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
-        )
-    if architecture != "auto" and not is_clip_text(architecture, WHERE):
+    is_auto = architecture == "auto"
+    if not is_auto and not is_clip_text(architecture, WHERE):
         if freeze == "reference" or qa_token != "none" or (train_embeddings and freeze == "all"):
             raise ConfigError(
                 f"{WHERE}: {architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and a "
                 "[QA] token belong. Set freeze: all (or none) and qa_token: none."
             )
         return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
-    if tensors is not None and "text_projection" not in tensors:
+    try:
+        sizes = TextSizes.of_tensors(tensors or {}) if is_auto else TextSizes.of_architecture(architecture)
+    except KeyError:
         raise DataError(
             f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt."
-        )
-    if tensors is None or architecture != "auto":
-        sizes = TextSizes.of_architecture(architecture)
-    else:
-        sizes = TextSizes.of_tensors(tensors)
-    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
-    return _load(encoder, tensors, weights)
+        ) from None
+    return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
 
 
 @register("prompt_encoder", "clip_text")
 def clip_text(
-    *,
-    width: int,
-    layers: int,
-    heads: int,
-    embed_dim: int,
-    weights: FilePath | None = None,
-    freeze: Freeze = "none",
-    qa_token: QAToken = "none",
-    train_embeddings: bool | None = None,
-) -> PromptEncoder:
+    *, width: int, layers: int, heads: int, embed_dim: int, weights: FilePath | None = None, freeze: Freeze = "none",
+    qa_token: QAToken = "none", train_embeddings: bool | None = None,
+) -> PromptEncoder:  # fmt: skip
     """Returns a text tower of CLIP's kind in the sizes given: small ones train in minutes.
 
-    Args:
-        width: of the transformer.
-        layers: of the transformer.
-        heads: of its attention; divides `width`.
-        embed_dim: length of the prompt feature.
-        weights: file with OpenAI's tensor names, or None for random values.
-        freeze: as for `clip`.
-        qa_token: as for `clip`.
-        train_embeddings: as for `clip`.
+    The width is a multiple of the number of heads, `embed_dim` the length of a feature; the rest is as for `clip`.
     """
     sizes = TextSizes(width, layers, heads, embed_dim)
-    encoder = PromptEncoder(sizes, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
-    return _load(encoder, tensors, weights)
+    return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)

@@ -1,10 +1,10 @@
-"""What all image encoders have in common."""
+"""What image encoders have in common."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,42 +12,43 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError
+from ipiqa.models.weights import Tensors
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 WHERE = "model.image_encoder"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # of a ResNet, each of which halves the map
+STRIDE = 32  # pixels a token of a ResNet's last stage stands for, in each direction
 
 
 class ImageTower(nn.Module):
-    """Images -> token map and pooled feature. It trains, or stays as it is, BatchNorm statistics included.
+    """Images -> token map and pooled feature. It trains, or stays as it is, BatchNorm statistics included."""
 
-    Attributes:
-        channels: C of the token map.
-        embed_dim: length D of the pooled feature.
-        num_features: the same, under the name that heads ask for.
-        grid: (h, w) of the token map.
-        mean: of each colour channel over the images it was trained on, on the scale 0 to 1.
-        std: likewise.
-        num_layers: depth of everything behind the tower, see `depth`.
-    """
-
-    channels: int
-    embed_dim: int
-    num_features: int
-    grid: tuple[int, int]
-    mean: list[float] = CLIP_MEAN
+    channels: int  # C of the token map
+    embed_dim: int  # length D of the pooled feature
+    grid: tuple[int, int]  # (h, w) of the token map
+    mean: list[float] = CLIP_MEAN  # of each colour channel over the images it was trained on, on the scale 0 to 1
     std: list[float] = CLIP_STD
-    num_layers: int = 1
+    num_layers: int = 1  # depth of everything behind the tower, see `depth`
+    frozen: bool = False
+    _section: dict[str, Any]  # builds the tower without any file
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = False
+    @property
+    def num_features(self) -> int:
+        """Length of the pooled feature, under the name that heads ask for."""
+        return self.embed_dim
+
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this tower without any file."""
+        return self._section | {"freeze": "all" if self.frozen else "none"}
+
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under the names that files of such towers have; `weights` takes them back."""
+        return self.state_dict()
 
     def freeze(self) -> None:
         """Keeps the tower as it is, for good."""
         self.frozen = True
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ImageTower:
         """A frozen tower stays in evaluation mode, so that its BatchNorm statistics do not move either."""
@@ -55,7 +56,6 @@ class ImageTower(nn.Module):
 
     def depth(self, name: str) -> int:
         """Returns how many layers lie before one of its parameters, for run.layer_decay: 0 to num_layers."""
-        del name
         return 0
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,39 +63,43 @@ class ImageTower(nn.Module):
         raise NotImplementedError
 
 
-def check_size(image_size: int, stride: int, what: str) -> int:
-    """Returns the side of the token map.
+class ResNetTower(ImageTower):
+    """A ResNet in `tower`. With `grad_checkpointing`, stages run again for the backward pass: less memory."""
 
-    Raises:
-        ConfigError: the image is not a whole number of tokens wide.
-    """
+    num_layers = len(STAGES)
+
+    def __init__(self, tower: Any, image_size: int, channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.tower = tower.to(memory_format=torch.channels_last)
+        self.channels, self.embed_dim = channels, embed_dim
+        self.grid = (check_size(image_size, STRIDE, "a ResNet"),) * 2
+        self.grad_checkpointing = False
+
+    def token_map(self, images: torch.Tensor, stem: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Returns the map (B, C, S/32, S/32) of images (B, 3, S, S); the stem comes before the stages of blocks."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        for stage in (stem, *(getattr(self.tower, name) for name in STAGES[1:])):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                contexts = lambda: (contextlib.nullcontext(), _same_norms(self.tower))  # noqa: E731
+                x = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = stage(x)
+        return x
+
+    @staticmethod
+    def depth(name: str) -> int:
+        stage = re.match(r"tower\.layer(\d)", name)
+        return int(stage[1]) if stage else 0 if name.startswith("tower.") else len(STAGES)
+
+
+def check_size(image_size: int, stride: int, what: str) -> int:
+    """Returns the side of the token map; ConfigError where the image is not a whole number of tokens wide."""
     if image_size % stride:
         near = max(round(image_size / stride), 1) * stride
         raise ConfigError(
             f"image_size: {image_size} is not a multiple of {stride} pixels, as {what} needs. Give {near}."
         )
     return image_size // stride
-
-
-def stage_depth(name: str) -> int:
-    """Returns the depth of a parameter of a ResNet in `tower`: 0 in the stem, 5 behind the last stage.
-
-    >>> [stage_depth(name) for name in ("tower.conv1.weight", "tower.layer3.0.conv1.weight", "pool.q_proj.weight")]
-    [0, 3, 5]
-    """
-    part, _, rest = name.partition(".")
-    stage = rest.split(".")[0]
-    return (STAGES.index(stage) if stage in STAGES else 0) if part == "tower" else len(STAGES)
-
-
-def run_stage(tower: nn.Module, name: str, x: torch.Tensor, *, repeat: bool) -> torch.Tensor:
-    """Returns what a stage of a tower makes of x; with `repeat`, it is run again for the backward pass: less memory."""
-    stage: Any = getattr(tower, name)
-    if repeat and torch.is_grad_enabled():
-        stage = functools.partial(
-            checkpoint, stage, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _same_norms(tower))
-        )
-    return stage(x)
 
 
 @contextlib.contextmanager

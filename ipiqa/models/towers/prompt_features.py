@@ -1,26 +1,33 @@
-"""What all prompt encoders have in common: prompts in one of three forms -> features, equal prompts encoded once."""
+"""What prompt encoders have in common: prompts in one of three forms -> features, equal prompts encoded once."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ipiqa import prompts as clip_prompts
+from ipiqa.models.weights import Tensors
 
 Prompts = Sequence[str] | torch.Tensor  # B texts, their tokens int64 (B, context), or their features float (B, D)
 
 
 class PromptFeatures(nn.Module):
-    """Prompts -> features, a pure function of prompts and weights: what is to be kept, `engine.prompt_cache` keeps.
-
-    Attributes:
-        embed_dim: length D of a feature.
-    """
+    """Prompts -> features of length `embed_dim`, a pure function of prompts and weights (see engine.prompt_cache)."""
 
     embed_dim: int
+    _section: dict[str, Any]  # builds the encoder without any file
+
+    def section(self) -> dict[str, Any]:
+        """Returns the section that builds this encoder without any file."""
+        return dict(self._section)
+
+    def clip_tensors(self) -> Tensors:
+        """Returns the tensors under the names that files of such encoders have; a [QA] token has none."""
+        return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
 
     @abstractmethod
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ipiqa.errors import DataError
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.towers.image_tower import STAGES, WHERE, ImageTower, check_size, run_stage, stage_depth
-from ipiqa.models.weights import read_tensors
+from ipiqa.models.towers.image_tower import WHERE, ResNetTower
+from ipiqa.models.weights import Tensors, one_line, read_tensors
 from ipiqa.registry import FilePath, register
-
-STRIDE = 32  # pixels a token of the last stage stands for, in each direction
 
 
 @register("image_encoder", "torchvision_resnet")
-class TorchvisionResNet(ImageTower):
+class TorchvisionResNet(ResNetTower):
     """A ResNet with global average pooling."""
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
-    num_layers = len(STAGES)
 
     def __init__(
-        self,
-        image_size: int,
-        *,
-        depth: Literal[18, 34, 50, 101, 152] = 50,
-        weights: FilePath | None = None,
+        self, image_size: int, *, depth: Literal[18, 34, 50, 101, 152] = 50, weights: FilePath | None = None,
         freeze: Literal["none", "all"] = "none",
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Builds the tower.
 
         Args:
@@ -44,53 +36,36 @@ class TorchvisionResNet(ImageTower):
         Raises:
             DataError: the weights cannot be read or downloaded, or are of another architecture.
         """
-        super().__init__()
         from torchvision import models
 
         architecture = f"resnet{depth}"
         tags = [str(tag.name) for tag in models.get_model_weights(architecture)]
-        tag = weights if weights in tags else None
+        is_tag = weights in tags
         try:
-            tower = models.get_model(architecture, weights=tag)
+            tower = models.get_model(architecture, weights=weights if is_tag else None)
         except OSError as error:
             raise DataError(
-                f"{WHERE}.weights: torchvision could not load {tag!r} of {architecture} ({error}). "
+                f"{WHERE}.weights: torchvision could not load {weights!r} of {architecture} ({one_line(error)}). "
                 "Without a network, download the file and give its path."
             ) from None
-        if weights is not None and tag is None:
-            if not Path(weights).exists():
-                raise DataError(
-                    f"{WHERE}.weights: '{weights}' does not exist. Give a file, or a tag of torchvision's: "
-                    f"{', '.join(tags)}."
-                )
-            load_exactly(tower, read_tensors(weights, f"{WHERE}.weights"), f"{WHERE}.weights: '{weights}'")
-        self.channels = self.embed_dim = self.num_features = tower.fc.in_features
-        self.grid = (check_size(image_size, STRIDE, "a ResNet"),) * 2
-        self.num_convolutions = depth
-        self.grad_checkpointing = False
-        tower.fc = nn.Identity()
-        self.tower = tower
+        channels, tower.fc = tower.fc.in_features, nn.Identity()
+        if weights is not None and not is_tag:
+            hint = f"Give a file, or a tag of torchvision's: {', '.join(tags)}."
+            tensors = read_tensors(weights, f"{WHERE}.weights", hint=hint)
+            own = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+            load_exactly(tower, own, f"{WHERE}.weights: '{weights}'")
+        super().__init__(tower, image_size, channels, channels)
+        self._section = {"name": "torchvision_resnet", "depth": depth}
         if freeze == "all":
             self.freeze()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the token map (B, C, S/32, S/32) and its mean (B, C).
+        """Returns the token map (B, C, S/32, S/32) and its mean (B, C) of normalised images (B, 3, S, S)."""
+        token_map = self.token_map(images, self._stem)
+        return token_map, token_map.mean(dim=(2, 3))
 
-        Args:
-            images: (B, 3, S, S), normalised.
-        """
-        tower = self.tower
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = tower.maxpool(tower.relu(tower.bn1(tower.conv1(x))))
-        for name in STAGES[1:]:
-            x = run_stage(tower, name, x, repeat=self.grad_checkpointing)
-        return x, x.mean(dim=(2, 3))
+    def _stem(self, images: torch.Tensor) -> torch.Tensor:
+        return self.tower.maxpool(self.tower.relu(self.tower.bn1(self.tower.conv1(images))))
 
-    def depth(self, name: str) -> int:
-        return stage_depth(name)
-
-    def section(self) -> dict[str, Any]:
-        """Returns the section that builds this tower without any file."""
-        freeze = "all" if self.frozen else "none"
-        return {"name": "torchvision_resnet", "depth": self.num_convolutions, "freeze": freeze}
+    def clip_tensors(self) -> Tensors:
+        return {name.removeprefix("tower."): value for name, value in self.state_dict().items()}
