@@ -84,20 +84,15 @@ class Point:
         return (self.run_dir / "config.yaml").is_file()
 
     @property
-    def num_finished(self) -> int:
-        """How many of its folds have their scores."""
-        return sum(is_finished(self.run_dir, fold) for fold in range(self.config.run.num_folds))
+    def state(self) -> str:
+        """How far it is: finished, "3 of 5 folds" or not begun."""
+        count = self.config.run.num_folds
+        done = sum(is_finished(self.run_dir, fold) for fold in range(count))
+        return ("finished" if done == count else f"{done} of {count} folds") if self.is_begun else "not begun"
 
     @property
     def is_done(self) -> bool:
-        return self.is_begun and self.num_finished == self.config.run.num_folds
-
-    @property
-    def state(self) -> str:
-        """How far it is, in words."""
-        if self.is_done:
-            return "finished"
-        return f"{self.num_finished} of {self.config.run.num_folds} folds" if self.is_begun else "not begun"
+        return self.state == "finished"
 
 
 @dataclass(frozen=True)
@@ -106,9 +101,6 @@ class Grid:
 
     output_dir: Path
     points: tuple[Point, ...]
-
-
-# ----------------------------------------------------------------------------------------------------- reading the file
 
 
 def load_grid(path: str | Path, *overrides: str) -> Grid:
@@ -147,9 +139,7 @@ def _named_changes(file: GridFile) -> Iterator[tuple[str, tuple[str, ...]]]:
     given, grid = file.rows or [{"name": ""}], file.grid or {}
     number = bool(file.rows or grid) * len(given) * math.prod(map(len, grid.values()))
     if not 1 <= number <= MAX_POINTS:
-        raise ConfigError(
-            f"rows and grid make {number} points. Give named rows or lists of values, for 1 to {MAX_POINTS}."
-        )
+        raise ConfigError(f"rows and grid make {number} points. Give rows or lists of values, for 1 to {MAX_POINTS}.")
     rows = [Row(**registry.check_settings(Row, row, f"grid.rows.{n}")) for n, row in enumerate(given, 1)]
     last = [key.rpartition(".")[2] for key in grid]
     labels = [short if last.count(short) == 1 else key for key, short in zip(grid, last, strict=True)]
@@ -211,18 +201,14 @@ def check_folders(points: Sequence[Point]) -> None:
                 check_same_run(point.config, weights_of(point.config))
 
 
-# ------------------------------------------------------------------------------------------------------- running points
-
-
 def run_points(points: Sequence[Point]) -> dict[str, str]:
     """Runs each point that is not finished, or what is left of it, and writes its summary.
 
-    A point that cannot be run is logged and left out, and the others are run. What all points need of weights is
-    checked before the first is trained. On several processes the first error ends the job, because a process that has
-    failed alone could not join the others in the next point.
+    Weights are checked before the first point is trained. On several processes the first error ends the job, because a
+    process that has failed alone could not join the others in the next point.
 
     Returns:
-        The error of each point that failed, by its name; empty when all went well.
+        The errors of points that cannot be run, by name; they are logged, and the other points run.
 
     Raises:
         ConfigError, DataError: on several processes, a point that cannot be run; the line begins with its name.
@@ -264,11 +250,7 @@ def _collecting(failures: dict[str, str], name: str) -> Iterator[None]:
 
 
 def rows_of(grid: Grid, failures: Mapping[str, str]) -> list[AblationRow]:
-    """Returns the rows of the table: every point, with its results where it is finished.
-
-    Args:
-        grid: all points.
-        failures: what `run_points` returned.
+    """Returns the rows of the table: every point, with its results where it is finished, or its error in `failures`.
 
     Raises:
         DataError: a finished point whose files cannot be read.

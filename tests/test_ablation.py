@@ -128,7 +128,7 @@ ROWS = "rows: [{name: a}, {name: b, set: {task.loss: l1}}]\n"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "rows and grid make 0 points. Give named rows or lists of values, for 1 to 1000."),
+        ("", "rows and grid make 0 points. Give rows or lists of values, for 1 to 1000."),
         ("rows: []", "rows and grid make 0 points."),
         ("grid: {task.loss: []}", "rows and grid make 0 points."),
         ("gird: {task.loss: [mse]}", "grid.gird: no such setting. Did you mean 'grid'? It takes: config, output_dir"),

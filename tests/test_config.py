@@ -211,7 +211,7 @@ def test_missing_file_names_the_near_miss(plain: Path) -> None:
         ("model.promt_encoder.name=clip", "model.promt_encoder: no such setting. Did you mean 'prompt_encoder'?"),
         ("run.max_epochs.x=1", "run.max_epochs: {'x': 1} is not a whole number."),
         ("run.checkpoint=None", "run.checkpoint: 'None' is text. Write null for none."),
-        ("run.output_dir=???", "run.output_dir: missing ('???'). Give it a value, in "),
+        ("run.output_dir=???", "run.output_dir: Missing mandatory value: output_dir. Write a value"),
         ("processor.std=[.inf, 1, 1]", "processor.std: [inf, 1, 1] is not a list (a number each)"),
         ("task.loss={mse: .nan}", "task.loss: {'mse': nan} is not text or a mapping (a number each). Give finite"),
         ("run.batch_size=1" + "0" * 60, "run.batch_size: 1" + "0" * 60 + " has more than 63 bits."),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 # Importing the packages registers their parts.
 import ipiqa.datasets
@@ -36,12 +36,7 @@ PARTS = ("model", "dataset", "processor", "task")
 SETTINGS = {"split": SplitConfig, "run": RunConfig}
 SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
 CONTENT = f"A config has the sections {', '.join(SECTIONS)}; there are some in ipiqa/projects."
-DEFAULTS: dict[str, Any] = {
-    "processor": {"name": "squash"},
-    "task": {"name": "quality_regression"},
-    "split": {},
-    "run": {},
-}
+DEFAULTS: dict[str, Any] = {"processor": "squash", "task": "quality_regression", "split": {}, "run": {}}
 
 
 @dataclass(frozen=True)
@@ -101,11 +96,6 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
 def parse_override(text: str) -> tuple[str, Any]:
     """Returns (dotted key, value) of "key=value"; the value is read as YAML, and is text where it is no valid YAML.
 
-    >>> parse_override("run.learning_rate=1e-4")
-    ('run.learning_rate', 0.0001)
-    >>> parse_override("model.fusion=null"), parse_override("dataset.images=a=b #1")
-    (('model.fusion', None), ('dataset.images', 'a=b #1'))
-
     Raises:
         ConfigError: there is no "=", or a part of the key is empty.
     """
@@ -148,13 +138,8 @@ def _read_with_bases(name: str) -> list[tuple[Path, dict[str, Any]]]:
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
     """Returns `base` with the settings of `over`, sections merged key by key; a mapping that is a value is replaced.
 
-    Where `over` names another part, inherited settings that only the old part takes are dropped, so that an ablation is
-    one line.
-
-    Args:
-        base: inherited settings.
-        over: settings that win.
-        kind: what kind of part the settings are of, or None.
+    Where `over` names another part of the kind, inherited settings that only the old part takes are dropped, so that an
+    ablation is one line.
     """
     out = dict(base)
     if kind is not None and "name" in over:
@@ -194,36 +179,30 @@ def _interpolate(settings: dict[str, Any]) -> dict[str, Any]:
     _check_values(settings, "")
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(settings), resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: missing ('???'). Give it a value, in the file or as key=value.") from None
     except OmegaConfBaseException as error:
-        reason = str(error).split("\n")[0]
-        where = error.full_key or "config"
-        raise ConfigError(f"{where}: {reason}. Write ${{section.setting}} with a setting that is given.") from None
+        where, reason = error.full_key or "config", str(error).split("\n")[0]
+        raise ConfigError(
+            f"{where}: {reason}. Write a value, or ${{section.setting}} with one that is given."
+        ) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
 def _check_values(value: Any, where: str) -> None:
     """Refuses what does not mean the same on every machine: ${function:argument}, surrogates, more than 64 bits."""
-    problem = None
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_values(item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list):
-        for item in value:
-            _check_values(item, where)
-    elif isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            problem = "is not UTF-8"
-        elif _has_call(value):
-            problem = "calls a function"
-    elif isinstance(value, int) and value.bit_length() > 63:
-        problem = "has more than 63 bits"
-    if problem:
-        raise ConfigError(
-            f"{where}: {registry.shorten(value)} {problem}. Write a plain value, or ${{section.setting}}."
-        )
+    for item in value if isinstance(value, list) else ():
+        _check_values(item, where)
+    for is_wrong, problem in (
+        (isinstance(value, str) and re.search("[\ud800-\udfff]", value), "is not UTF-8"),
+        (isinstance(value, str) and _has_call(value), "calls a function"),
+        (isinstance(value, int) and value.bit_length() > 63, "has more than 63 bits"),
+    ):
+        if is_wrong:
+            what = registry.shorten(value)
+            raise ConfigError(f"{where}: {what} {problem}. Write a plain value, or ${{section.setting}}.")
 
 
 def _has_call(text: str) -> bool:
@@ -239,11 +218,7 @@ def _has_call(text: str) -> bool:
 
 
 def _escaped(value: Any) -> Any:
-    r"""Returns settings with every "${" that is meant as it stands written as OmegaConf reads it back.
-
-    >>> _escaped({"images": "costs ${5}"})
-    {'images': 'costs \\${5}'}
-    """
+    r"""Returns settings with every "${" that is meant as it stands written as OmegaConf reads it back: `\${`."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,6 @@ _DEFAULTS: dict[str, Any] = {
     "model.load_finetuned": False, "run.lr_sched": "constant_lr", "run.save_freq": 1, "run.amp": False,
     "run.device": "cuda", "run.distributed": False, "run.dist_url": "env://",
 }  # fmt: skip
-# No file of ours has these, and every file of theirs has one of them.
-_MARKS = {*_NEEDED, "model.arch", "run.init_lr"} - {"run.task"}
 
 
 def is_reference_format(settings: Mapping[str, Any]) -> bool:
@@ -65,7 +63,7 @@ def is_reference_format(settings: Mapping[str, Any]) -> bool:
     """
     given = _flat(settings)
     is_ours = "image_size" in settings or "model.name" in given or "dataset.name" in given
-    return not is_ours and not _MARKS.isdisjoint(given)
+    return not is_ours and any(KEYS.get(key, key) != key for key in given)
 
 
 def with_other_name(message: str, *, is_translated: bool) -> str:
@@ -101,17 +99,13 @@ def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown key, a missing one, or values that contradict each other.
     """
-
-    def note(text: str, level: int = logging.INFO) -> None:
-        logger.log(level, "%s: %s", where, text)
+    import torch
 
     given = _flat(settings)
     values = _checked(given)
-    pairs = [f"{key} as {KEYS[key]}" for key in given if key not in _NOTED and KEYS[key] != key]
-    note(f"written for the reference code; `ipiqa config show` prints it in our form; read {', '.join(pairs)}")
-    _note_unused(values, note)
-    return {
-        **{ours: given[key] for key, ours in _COPIED.items() if key in given},
+    device = values["run.device"]
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    ours = {ours: given[key] for key, ours in _COPIED.items() if key in given} | {
         "model.name": "ipiqa",
         "model.image_encoder.name": "clip",
         "model.prompt_encoder.name": "clip",
@@ -121,13 +115,46 @@ def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         "model.fusion.name": "cross_attention",
         "model.head.name": "mlp" if values["model.use_mlp_head"] else "linear",
         "dataset.name": TASKS[values["run.task"]][0],
-        "dataset.annotations": _table(values, note),
+        "dataset.annotations": _table(values),
         "processor.name": "squash",
         "processor.flip": 0.5,
         "split.kind": "reference",
-        "run.checkpoint": _checkpoint(values, note),
-        **_device(values, note),
+        "run.checkpoint": _checkpoint(values),
+        "run.device": "cpu" if device == "cpu" else "auto",
+        "run.amp": ("fp16" if has_gpu else "bf16") if values["run.amp"] else "none",
     }
+    for text in _notes(given, values, ours):
+        logger.info("%s: %s", where, text)
+    if device != "cpu" and not has_gpu:
+        logger.warning("%s: run.device: %r, but PyTorch sees no GPU; read as auto, which takes the CPU", where, device)
+    elif device not in ("cpu", "cuda"):
+        logger.warning("%s: run.device: %r is read as auto; choose with CUDA_VISIBLE_DEVICES", where, device)
+    return ours
+
+
+def _notes(given: Mapping[str, Any], values: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Returns what was read as what, and what was not read."""
+    pairs = ", ".join(f"{key} as {KEYS[key]}" for key in given if key not in _NOTED and KEYS[key] != key)
+    finetuned, resumed = values.get("model.finetuned"), values.get("run.resume_ckpt_path")
+    loads, table = values["model.load_finetuned"], values["dataset.data_path"]
+    is_constant, every = values["run.lr_sched"] == "constant_lr", int(values["run.save_freq"])
+    notes = {
+        f"written for the reference code; `ipiqa config show` prints it in our form; read {pairs}": True,
+        f"read '{ours['dataset.annotations']}', since '{table}' is not there; it has the same scores": (
+            ours["dataset.annotations"] != table
+        ),
+        "read model.finetuned as run.checkpoint": loads,
+        f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false": finetuned and not loads,
+        f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); an "
+        "interrupted run is continued with --resume instead": resumed,
+        "run.warmup_steps: constant_lr does not use it": values.get("run.warmup_steps") and is_constant,
+        "run.lr_decay_rate: constant_lr does not use it": values.get("run.lr_decay_rate") and is_constant,
+        f"run.save_freq: {every}, but last.pt is saved each epoch, so that a run can be resumed; "
+        f"run.save_every={every} on the command line saves as rarely": every > 1,
+        "run.distributed: the number of processes is that of torchrun, or one": values["run.distributed"],
+        f"read run.amp true as {ours['run.amp']}; fp16 needs a GPU": values["run.amp"],
+    }
+    return [text for text, is_true in notes.items() if is_true]
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,10 +188,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in TRANSFORMS.items():
         expected = {"name": name, "cfg": {"image_size": values["model.input_resolution"]}}
         if not _is_part(values.get(key), expected):
-            raise ConfigError(
-                f"{key}: {shorten(values[key])} is not understood. Write {shorten(expected)}; the size is that of "
-                "model.input_resolution."
-            )
+            raise ConfigError(f"{key}: {shorten(values[key])} does not go with the rest. Write {shorten(expected)}.")
     return values
 
 
@@ -175,64 +199,23 @@ def _is_part(value: Any, whole: Any) -> bool:
     return value is None or bool(value == whole)
 
 
-def _table(values: Mapping[str, Any], note: Callable[[str], None]) -> Any:
+def _table(values: Mapping[str, Any]) -> Any:
     """Returns AGIQA-3k's data.csv as the table where mos_joint.xlsx, which is made from it by hand, is not there."""
     given = values["dataset.data_path"]
     annotations = Path(file_path(str(given), "dataset.data_path"))
     published = annotations.parent / "data.csv"
     is_made = values["run.task"] == "agiqa_doublescore" and annotations.name == "mos_joint.xlsx"
-    if not is_made or annotations.exists() or not published.exists():
-        return given
-    note(f"read '{published}', since '{annotations}' is not there; it has the same scores")
-    return str(published)
+    return str(published) if is_made and not annotations.exists() and published.exists() else given
 
 
-def _checkpoint(values: Mapping[str, Any], note: Callable[[str], None]) -> Any:
+def _checkpoint(values: Mapping[str, Any]) -> Any:
     """Returns what training starts from, or what is evaluated."""
     finetuned, resumed = values.get("model.finetuned") or None, values.get("run.resume_ckpt_path") or None
-    loads = values["model.load_finetuned"]
-    if loads and (finetuned is None or resumed not in (None, finetuned)):
+    if not values["model.load_finetuned"]:
+        return resumed
+    if finetuned is None or resumed not in (None, finetuned):
         raise ConfigError(
             f"model.load_finetuned: true does not go with model.finetuned {shorten(finetuned)} and "
             f"run.resume_ckpt_path {shorten(resumed)}. Name one checkpoint; here it is run.checkpoint."
         )
-    if loads:
-        note("read model.finetuned as run.checkpoint")
-    elif finetuned is not None:
-        note(f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false")
-    if resumed is not None:
-        note(
-            f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
-            "an interrupted run is continued with --resume instead"
-        )
-    return resumed or (finetuned if loads else None)
-
-
-def _device(values: Mapping[str, Any], note: Callable[..., None]) -> dict[str, Any]:
-    """Returns the device and the precision."""
-    import torch
-
-    device = values["run.device"]
-    has_gpu = device != "cpu" and torch.cuda.is_available()
-    if device != "cpu" and not has_gpu:
-        note(f"run.device: '{device}', but PyTorch sees no GPU; read as auto, which takes the CPU", logging.WARNING)
-    elif device not in ("cpu", "cuda"):
-        note(f"run.device: '{device}' is read as auto; choose a GPU with CUDA_VISIBLE_DEVICES", logging.WARNING)
-    amp = ("fp16" if has_gpu else "bf16") if values["run.amp"] else "none"
-    if amp != "none":
-        note(f"read run.amp true as {amp}; fp16 needs a GPU")
-    return {"run.device": "cpu" if device == "cpu" else "auto", "run.amp": amp}
-
-
-def _note_unused(values: Mapping[str, Any], note: Callable[[str], None]) -> None:
-    for key in ("run.warmup_steps", "run.lr_decay_rate"):
-        if values.get(key) and values["run.lr_sched"] == "constant_lr":
-            note(f"{key}: constant_lr does not use it")
-    every = int(values["run.save_freq"])
-    if every > 1:
-        note(
-            f"run.save_freq: {every}, but last.pt is saved every epoch, so that a run can be resumed; "
-            f"run.save_every={every} on the command line saves as rarely as that"
-        )
-    if values["run.distributed"]:
-        note("run.distributed: the number of processes is what torchrun starts; without it there is one")
+    return finetuned

@@ -24,13 +24,9 @@ _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, save that 1e-4 is a number and a date is text."""
+    """YAML 1.1, save that 1e-4 is a number."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TAG + "timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 _Loader.add_implicit_resolver(
     _TAG + "float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -41,8 +37,8 @@ def read_mapping(path: Path, where: str, expected: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        where: what names it, for messages.
-        expected: sentence on what such a file holds, for messages.
+        where: what names it, for the message where it does not exist.
+        expected: sentence on what such a file holds.
 
     Raises:
         ConfigError: it cannot be read, is no YAML or holds anything else.
@@ -90,14 +86,9 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
-    """Returns (number of values, depth) of a node with references written out; makes its keys text.
+    """Returns (number of values, depth) of a node with references written out; makes dates and its keys text.
 
-    Args:
-        node: what is measured.
-        known: results so far, None for nodes that are being measured.
-
-    Raises:
-        yaml.YAMLError: the node is not for a file of settings.
+    A node that is not for a file of settings is a YAMLError. `known` has None for nodes that are being measured.
     """
     if node in known:
         size = known[node]
@@ -106,6 +97,8 @@ def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) ->
         return size
     known[node] = None
     children: list[yaml.Node] = []
+    if node.tag == _TAG + "timestamp":
+        node.tag = _TAG + "str"
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         if node.tag in (_TAG + "int", _TAG + "float") and len(node.value) > MAX_DIGITS:
             raise _invalid(node, f"a number of {len(node.value)} digits")
