@@ -297,11 +297,9 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
         ({"dataset.transform_val.cfg.image_size": 224}, "dataset.transform_val: {"),
         ({"dataset.transform_train": "squash"}, "dataset.transform_train: 'squash' does not go with the rest. Write {"),
         ({"dataset.transform_train.crop": 1}, "dataset.transform_train: {"),
-        ({"dataset.transform_train.name": "crop"}, "dataset.transform_train: {"),
         ({"dataset.transform_train.cfg.scale": 1}, "dataset.transform_train: {'cfg': {'image_size': 512, 'scale': 1}"),
         ({"run.task": "agiqa3k"}, "run.task: 'agiqa3k' is invalid. Did you mean 'agiqa'? Give agiqa or"),
         ({"run.task": "agiqa"}, "model.output_dim: 2 does not go with run.task agiqa. Set it to 1."),
-        ({"model.output_dim": 1}, "model.output_dim: 1 does not go with run.task agiqa_doublescore. Set"),
         ({"model.load_finetuned": True}, "model.load_finetuned: true does not go with model.finetuned None and"),
         (
             {"model.load_finetuned": True, "model.finetuned": "a.pth", "run.resume_ckpt_path": "b.pth"},
