@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -17,6 +18,15 @@ class ConfigError(IpiqaError):
 
 class DataError(IpiqaError):
     """A file that cannot be used: table, image, weights or checkpoint."""
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts a place before the message of an error raised within the block."""
+    try:
+        yield
+    except IpiqaError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

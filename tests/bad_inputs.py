@@ -98,7 +98,11 @@ CONFIGS = [
     Case("out of range", words("run.num_folds=1000000000"), "run.num_folds: 1000000000 is out of range."),
     Case("loss of no name", words("task.loss={mes: 1}"), "task.loss"),
     Case("tower that cannot be", words("model.image_encoder.width=3"), "model.image_encoder"),
-    Case("no YAML", config_with("  num_folds", "\tnum_folds"), "{folder}/toy.yaml, line 17: a tab."),
+    Case(
+        "no YAML",
+        config_with("  num_folds", "\tnum_folds"),
+        "{folder}/toy.yaml, line 17: invalid YAML: found character",
+    ),
     Case("function in a value", words("run.output_dir=${oc.env:HOME}"), "run.output_dir: '${oc.env:HOME}' calls"),
     Case("missing config", words("--cfg-path", "{folder}/toi.yaml"), "--cfg-path: '{folder}/toi.yaml' does not exist."),
     Case("base of itself", bases(leaf="base: leaf.yaml\n"), "{folder}/leaf.yaml: base: leads in a circle"),

@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and ("output" not in path.parts or path.name in TRAINED)
+        if path.is_file() and ({"output", "cache"}.isdisjoint(path.parts) or path.name in TRAINED)
     }
 
 

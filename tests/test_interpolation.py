@@ -51,7 +51,7 @@ def test_functions_are_refused(override: str, where: str, cfg: Path, tmp_path: P
         load_config(cfg, override)
     message = str(caught.value)
     assert message.startswith(where)
-    assert message.endswith(" calls a function. Write the value itself, or ${section.setting}.")
+    assert message.endswith(" calls a function. Write a plain value, or ${section.setting}.")
     assert "/root" not in message and "\n" not in message
 
 

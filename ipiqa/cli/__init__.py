@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 import ipiqa
-from ipiqa.cli import ablate, arguments, data, demo, pretrain, show, train
-from ipiqa.cli.guard import EXIT_STATUS, guarded
+from ipiqa.cli import ablate, data, demo, pretrain, show, train
+from ipiqa.cli.arguments import start
+from ipiqa.cli.guard import EXIT_STATUS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +23,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for module in (train, pretrain, ablate, data, show, demo):
         module.add_commands(commands)
-
-    def run() -> int | None:
-        parsed = arguments.parse(parser, argv)
-        status: int | None = parsed.run(parsed)
-        return status
-
-    return guarded(run)
+    return start(parser, argv)

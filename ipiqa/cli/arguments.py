@@ -6,8 +6,35 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ipiqa.cli.guard import guarded
 from ipiqa.errors import ConfigError, shorten
 from ipiqa.registry import file_path
+
+
+def start(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Runs the command that a command line asks for, its `run`, and returns the exit status."""
+
+    def run() -> int | None:
+        arguments, rest = parser.parse_known_args(argv)
+        # Settings may stand between the flags, where argparse alone does not take them.
+        if flags := [word for word in rest if word.startswith("-") or "overrides" not in arguments]:
+            parser.error(f"unrecognized arguments: {' '.join(flags)}")
+        if rest:
+            arguments.overrides = [*arguments.overrides, *rest]
+        from ipiqa.engine import log
+
+        log.set_up()
+        status: int | None = arguments.run(arguments)
+        return status
+
+    return guarded(run)
+
+
+def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: str, more: str = "") -> Any:
+    """Returns the parser of a new command that `run` carries out; `more` follows the summary in its help."""
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.{more}")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +51,6 @@ def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
         "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what)
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed arguments; settings may stand between the flags, where argparse alone does not take them."""
-    arguments, rest = parser.parse_known_args(argv)
-    flags = [word for word in rest if word.startswith("-") or "overrides" not in arguments]
-    if flags:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
-    return arguments
 
 
 def whole_number(flag: str, low: int, high: int) -> Callable[[str], int]:
@@ -58,28 +74,8 @@ def path(flag: str) -> Callable[[str], str]:
 
 
 def load(arguments: argparse.Namespace) -> Any:
-    """Returns the config the arguments describe."""
+    """Returns the config the arguments describe; an argument that bears the name of a setting comes last."""
     from ipiqa.config.loading import load_config
 
-    changes = [*arguments.options, *arguments.overrides]
-    if getattr(arguments, "num_cv", None) is not None:
-        changes.append(f"run.num_folds={arguments.num_cv}")
-    if getattr(arguments, "seed", None) is not None:
-        changes.append(f"run.seed={arguments.seed}")
-    return load_config(arguments.cfg_path, *changes)
-
-
-def parse_folds(text: str | None) -> list[int] | None:
-    """Returns the numbers of "0,3", or None for None.
-
-    Raises:
-        ConfigError: it is no list of whole numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--folds: {shorten(text)} is no list of folds. Write numbers from 0 with commas, such as 0,3."
-        ) from None
+    flags = [f"{name}={value}" for name, value in vars(arguments).items() if "." in name and value is not None]
+    return load_config(arguments.cfg_path, *arguments.options, *arguments.overrides, *flags)

@@ -25,17 +25,20 @@ EXIT_STATUS = """exit status:
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Returns the exit status of a command; a user's mistake is reported in one line."""
-    _prepare_streams()
+    for name in ("stdout", "stderr"):  # they take any text: closed ones lead nowhere, other encodings get escapes
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start, as by `>&-`; else the next file opened would stand in its place
+            setattr(sys, name, _nowhere())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = command() or 0
         sys.stdout.flush()  # here a full disk or a reader that has gone can still be reported
         return status
     except IpiqaError as error:
-        _report(f"ipiqa: {error}")
-        return 2
+        return _reported(str(error), 2)
     except KeyboardInterrupt:
-        _report("ipiqa: stopped")
-        return 130
+        return _reported("stopped", 130)
     except BrokenPipeError:
         # The reader of our output has gone, as after `| head`; without this Python would complain at exit.
         with contextlib.suppress(OSError, ValueError):
@@ -46,26 +49,15 @@ def guarded(command: Callable[[], int | None]) -> int:
         if path is None and error.errno != errno.ENOSPC:
             raise
         where = "standard output" if path is None else f"'{path}'"
-        _report(f"ipiqa: {where}: {error.strerror}. Check the path, its permissions and the space on its disk")
-        return 2
+        return _reported(f"{where}: {error.strerror}. Check the path, its permissions and the space on its disk", 2)
     except Exception as error:
         if type(error).__name__ != "Interrupted":  # its class lives behind the import of torch
             raise
-        _report(f"ipiqa: stopped {error}. The state is saved; go on with the same command and --resume")
-        return 128 + int(error.signal_number)  # type: ignore[attr-defined]
+        line = f"stopped {error}. The state is saved; go on with the same command and --resume"
+        return _reported(line, 128 + int(error.signal_number))  # type: ignore[attr-defined]
 
 
-def _prepare_streams() -> None:
-    """Makes standard output and error take any text: closed ones lead nowhere, other encodings get escapes."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed before the start, as by `>&-`; else the next file opened would stand in its place
-            setattr(sys, name, _nowhere())
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _report(line: str) -> None:
+def _reported(line: str, status: int) -> int:
     """Prints a line once, although every process of a torchrun job may have come upon the same mistake.
 
     The launcher ends the other processes as soon as one has failed. Rank 0 speaks at once, the others only if they are
@@ -74,9 +66,10 @@ def _report(line: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(f"ipiqa: {line}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads it any more; the exit status says enough
         sys.stderr = _nowhere()  # or Python would try again at exit
+    return status
 
 
 def _nowhere() -> TextIO:

@@ -7,34 +7,30 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load, parse, whole_number
-from ipiqa.cli.guard import guarded
-from ipiqa.config.settings import MAX_SEED
-
-
-def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of a pre-training run."""
-    add_config_arguments(parser)
-    parser.add_argument("--seed", type=whole_number("--seed", 0, MAX_SEED), metavar="N", help="seed (run.seed)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+from ipiqa.cli.arguments import add_command, add_config_arguments, load, start
+from ipiqa.cli.train import add_seed_and_resume
 
 
 def add_commands(commands: Any) -> None:
     """Adds `ipiqa pretrain`."""
-    parser = commands.add_parser(
-        "pretrain",
-        help="teach an image tower the prompts of pictures",
-        description="Image2Prompt pre-training of an image tower.",
-    )
-    add_pretrain_arguments(parser)
+    _add_arguments(add_command(commands, "pretrain", run_pretrain, "teach an image tower the prompts of pictures"))
+
+
+def script(argv: Sequence[str] | None = None) -> int:
+    """Runs pretrain_image2prompt.py and returns its exit status."""
+    parser = argparse.ArgumentParser(description="Image2Prompt pre-training of an image tower.")
     parser.set_defaults(run=run_pretrain)
+    _add_arguments(parser)
+    return start(parser, argv)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    add_seed_and_resume(parser, "seed (run.seed)")
 
 
 def run_pretrain(arguments: argparse.Namespace) -> int:
     """Pre-trains, and prints what was reached and how to use it."""
-    from ipiqa.engine import log
-
-    log.set_up()
     config = load(arguments)
     from ipiqa import dist
     from ipiqa.training.pretraining import ENCODER, SUMMARY, describe_metrics, pretrain
@@ -47,10 +43,3 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
             print(f"  {name} epoch {summary[name]['epoch']}: {describe_metrics(summary[name])}")
         print(f"\nUse it: model.image_encoder.weights={run_dir / ENCODER}")
     return 0
-
-
-def script(argv: Sequence[str] | None = None) -> int:
-    """Runs pretrain_image2prompt.py and returns its exit status."""
-    parser = argparse.ArgumentParser(description="Image2Prompt pre-training of an image tower.")
-    add_pretrain_arguments(parser)
-    return guarded(lambda: run_pretrain(parse(parser, argv)))

@@ -6,65 +6,71 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load, parse, parse_folds, whole_number
-from ipiqa.cli.guard import guarded
+from ipiqa.cli.arguments import add_command, add_config_arguments, load, start, whole_number
 from ipiqa.config.settings import MAX_FOLDS, MAX_SEED
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, shorten
 
-
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of a training run."""
-    add_config_arguments(parser)
-    num_folds = whole_number("--num_cv", 1, MAX_FOLDS)
-    parser.add_argument("--num_cv", "--num-cv", type=num_folds, metavar="K", help="number of folds (run.num_folds)")
-    parser.add_argument("--folds", metavar="0,3", help="train only these folds, counted from 0; default all")
-    seed = whole_number("--seed", 0, MAX_SEED)
-    parser.add_argument("--seed", type=seed, metavar="N", help="seed of training (run.seed); splits keep split.seed")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+SCRIPTS = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}  # by the dataset they are for
 
 
 def add_commands(commands: Any) -> None:
     """Adds `ipiqa train`."""
-    parser = commands.add_parser("train", help="train k folds of any config", description="Train k folds of a config.")
-    add_train_arguments(parser)
-    parser.set_defaults(run=train)
-
-
-def train(arguments: argparse.Namespace, dataset: str | None = None) -> int:
-    """Trains the folds asked for, prints their table and the path of the report.
-
-    Args:
-        arguments: parsed command line.
-        dataset: the dataset that the config must name, or None for any.
-
-    Raises:
-        ConfigError: the config cannot be run.
-    """
-    folds = parse_folds(arguments.folds)
-    from ipiqa.engine import log
-
-    log.set_up()
-    config = load(arguments)
-    if dataset is not None and config.dataset["name"] != dataset:
-        other = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}.get(
-            config.dataset["name"], "ipiqa train"
-        )
-        raise ConfigError(f"{arguments.cfg_path}: dataset.name is {config.dataset['name']!r}. Start it with {other}.")
-    from ipiqa import dist
-    from ipiqa.training.cross_validation import run
-
-    run_dir = run(config, folds=folds, resume=arguments.resume)
-    if dist.is_main():
-        from ipiqa.report import console_table, load_run, summarise, write_summary
-
-        write_summary(run_dir)
-        print(console_table(summarise(load_run(run_dir))))
-        print(f"\nReport: {run_dir / 'report.html'}")
-    return 0
+    _add_arguments(add_command(commands, "train", train, "train k folds of any config"), None)
 
 
 def script(dataset: str, argv: Sequence[str] | None = None) -> int:
     """Runs a train script of one dataset and returns its exit status."""
     parser = argparse.ArgumentParser(description=f"Train and evaluate k folds on {dataset}.")
-    add_train_arguments(parser)
-    return guarded(lambda: train(parse(parser, argv), dataset))
+    parser.set_defaults(run=train)
+    _add_arguments(parser, dataset)
+    return start(parser, argv)
+
+
+def _add_arguments(parser: argparse.ArgumentParser, dataset: str | None) -> None:
+    """Adds the arguments of a training run; the config must name the dataset, if one is given."""
+    add_config_arguments(parser)
+    folds = whole_number("--num_cv", 1, MAX_FOLDS)
+    parser.add_argument(
+        "--num_cv", "--num-cv", dest="run.num_folds", type=folds, metavar="K", help="number of folds (run.num_folds)"
+    )
+    parser.add_argument(
+        "--folds", type=parse_folds, metavar="0,3", help="train only these folds, counted from 0; default all"
+    )
+    add_seed_and_resume(parser, "seed of training (run.seed); splits keep split.seed")
+    parser.set_defaults(dataset=dataset)
+
+
+def add_seed_and_resume(parser: argparse.ArgumentParser, seed: str) -> None:
+    """Adds the arguments that all training has; `seed` describes the first."""
+    number = whole_number("--seed", 0, MAX_SEED)
+    parser.add_argument("--seed", dest="run.seed", type=number, metavar="N", help=seed)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+
+def parse_folds(text: str) -> list[int]:
+    """Returns the numbers of "0,3"; a text that is no such list is a ConfigError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--folds: {shorten(text)} is no list of folds. Write numbers from 0 with commas, such as 0,3."
+        ) from None
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Trains the folds asked for, prints their table and the path of the report."""
+    config = load(arguments)
+    name = config.dataset["name"]
+    if arguments.dataset not in (None, name):
+        other = SCRIPTS.get(name, "ipiqa train")
+        raise ConfigError(f"{arguments.cfg_path}: dataset.name is {name!r}. Start it with {other}.")
+    from ipiqa import dist
+    from ipiqa.report import console_table, load_run, summarise, write_summary
+    from ipiqa.training.cross_validation import run
+
+    run_dir = run(config, folds=arguments.folds, resume=arguments.resume)
+    if dist.is_main():
+        write_summary(run_dir)
+        print(console_table(summarise(load_run(run_dir))))
+        print(f"\nReport: {run_dir / 'report.html'}")
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 # Importing the packages registers their parts.
 import ipiqa.datasets
@@ -21,15 +21,13 @@ import ipiqa.processors
 import ipiqa.tasks  # noqa: F401
 from ipiqa import registry
 from ipiqa.config import reference, yaml_file
-from ipiqa.config.settings import RunConfig, SplitConfig
-from ipiqa.errors import ConfigError, did_you_mean, shorten
+from ipiqa.config.settings import RunConfig, SplitConfig, check
+from ipiqa.errors import ConfigError, did_you_mean, located, shorten
 from ipiqa.models.checkpoints import check_qa_token
 from ipiqa.models.towers import set_normalisation
 from ipiqa.registry import list_registered
 
 __all__ = ["Config", "list_registered", "load_config"]
-
-logger = logging.getLogger("ipiqa")
 
 MAX_KEYS = 20  # between the dots of a key
 MAX_IMAGE_SIZE = 2048  # pixels; the tables of positions grow with its square
@@ -37,13 +35,8 @@ MAX_IMAGE_SIZE = 2048  # pixels; the tables of positions grow with its square
 PARTS = ("model", "dataset", "processor", "task")
 SETTINGS = {"split": SplitConfig, "run": RunConfig}
 SECTIONS = ("image_size", "model", "dataset", "processor", "split", "task", "run")
-CONTENT = f"A config has the sections {', '.join(SECTIONS)}."
-DEFAULTS: dict[str, Any] = {
-    "processor": {"name": "squash"},
-    "task": {"name": "quality_regression"},
-    "split": {},
-    "run": {},
-}
+CONTENT = f"A config has the sections {', '.join(SECTIONS)}; there are some in ipiqa/projects."
+DEFAULTS: dict[str, Any] = {"processor": "squash", "task": "quality_regression", "split": {}, "run": {}}
 
 
 @dataclass(frozen=True)
@@ -79,33 +72,29 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
         ConfigError: a file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of
             range.
     """
-    path = Path(registry.file_path(str(cfg_path), "--cfg-path"))
-    file, is_translated = _read_with_bases(path, ())
+    (root, settings), *derived = _read_with_bases(str(cfg_path))
+    is_translated = reference.is_reference_format(settings)
+    if is_translated:
+        theirs, settings = _interpolate(settings), {}
+        with located(str(root)):
+            for key, value in reference.translate(theirs, str(root)).items():
+                _set(settings, key, value)
     changes: dict[str, Any] = {}
     for override in overrides:
         key, value = parse_override(override)
         if key == "base":
-            raise ConfigError(
-                f"{override!r}: the base of a file cannot be changed from outside. Give another --cfg-path."
-            )
+            raise ConfigError(f"{override!r}: a file's base cannot be changed from outside. Give another --cfg-path.")
         _set(changes, key, value)
     # All changes count as one file: a setting given beside a new name is meant for the part of that name.
-    settings = _interpolate(_merge(_merge(DEFAULTS, file), changes), path)
+    merged = functools.reduce(_merge, (DEFAULTS, settings, *(own for _, own in derived), changes))
     try:
-        return _resolve(settings)
+        return _resolve(_interpolate(merged))
     except ConfigError as error:
-        if not is_translated:
-            raise
-        raise ConfigError(reference.with_reference_key(str(error))) from None
+        raise ConfigError(reference.with_other_name(str(error), is_translated=is_translated)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Returns (dotted key, value) of "key=value"; the value is read as YAML, and is text where it is no valid YAML.
-
-    >>> parse_override("run.learning_rate=1e-4")
-    ('run.learning_rate', 0.0001)
-    >>> parse_override("model.fusion=null"), parse_override("dataset.images=a=b #1")
-    (('model.fusion', None), ('dataset.images', 'a=b #1'))
 
     Raises:
         ConfigError: there is no "=", or a part of the key is empty.
@@ -116,68 +105,41 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"{shorten(text)}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10."
         )
-    key, value = key.strip(), value.strip()
+    value = value.strip()
     try:
         content = yaml_file.parse(f"value: {value}")
     except yaml.YAMLError:
-        content = None
-    if not isinstance(content, dict) or set(content) != {"value"}:
-        return key, value
-    loaded = content["value"]
+        content = {}
+    loaded = content["value"] if content.keys() == {"value"} else value
     # Nothing after "=" is the empty text, and " #" in a path begins no comment.
-    is_bare = value.lower() not in ("null", "~") if loaded is None else value[:1] not in ("'", '"')
-    return key, value if is_bare and (loaded is None or isinstance(loaded, str)) else loaded
+    is_text = value.lower() not in ("null", "~") if loaded is None else not value.startswith(("'", '"'))
+    return key.strip(), value if is_text and isinstance(loaded, str | None) else loaded
 
 
-def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], bool]:
-    """Returns (a file's settings merged over its base's, whether they were translated from the reference's form)."""
-    if path.resolve() in chain:
-        names = " -> ".join(p.name for p in (*chain, path.resolve()))
-        raise ConfigError(f"{path}: base: leads in a circle ({names}). Remove one of them.")
-    own = _read(path, chain)
-    base = own.pop("base", None)
-    if base is None:
-        is_reference = reference.is_reference_format(own)
-        return (_translate(own, path) if is_reference else own), is_reference
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: {base!r} is not a file name. Give one relative to this file.")
-    inherited, is_translated = _read_with_bases(
-        path.parent / registry.file_path(base, f"{path}: base"), (*chain, path.resolve())
-    )
-    return _merge(inherited, own), is_translated
-
-
-def _translate(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns settings in the reference code's form as ours, and logs how they were read."""
-    ours, notes, warnings = reference.translate(_interpolate(settings, path), str(path))
-    for note in notes:
-        logger.info("%s: %s", path, note)
-    for warning in warnings:
-        logger.warning("%s: %s", path, warning)
-    return ours
-
-
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns the mapping that stands in a file."""
-    if not path.is_file():
-        where = f"{chain[-1]}: base: '{path}'" if chain else f"--cfg-path: '{path}'"
-        what = "is a folder" if path.is_dir() else "does not exist"
-        folder = path if path.is_dir() else path.parent
-        files = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-        raise ConfigError(f"{where} {what}.{did_you_mean(path.name, files)} Configs are in ipiqa/projects/*/*.yaml.")
-    return yaml_file.read_mapping(path, CONTENT)
+def _read_with_bases(name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns a file and its settings after those of its base, and so on."""
+    files: list[tuple[Path, dict[str, Any]]] = []
+    folder, where, names = Path(), "--cfg-path", list[str]()
+    while True:
+        path = folder / registry.file_path(name, where)
+        names.append(path.name)
+        if any(path.resolve() == other.resolve() for other, _ in files):
+            raise ConfigError(f"{where}: leads in a circle ({' -> '.join(names)}). Remove one of them.")
+        settings = yaml_file.read_mapping(path, where, CONTENT)
+        folder, where, base = path.parent, f"{path}: base", settings.pop("base", None)
+        files.insert(0, (path, settings))
+        if base is None:
+            return files
+        if not isinstance(base, str):
+            raise ConfigError(f"{where}: {shorten(base)} is not a file name. Give one relative to this file.")
+        name = base
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
     """Returns `base` with the settings of `over`, sections merged key by key; a mapping that is a value is replaced.
 
-    Where `over` names another part, inherited settings that only the old part takes are dropped, so that an ablation is
-    one line.
-
-    Args:
-        base: inherited settings.
-        over: settings that win.
-        kind: what kind of part the settings are of, or None.
+    Where `over` names another part of the kind, inherited settings that only the old part takes are dropped, so that an
+    ablation is one line.
     """
     out = dict(base)
     if kind is not None and "name" in over:
@@ -185,8 +147,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], kind: str | None = 
             out.pop(key, None)
     for key, value in over.items():
         old, new = _as_section(out.get(key), key), _as_section(value, key)
-        is_section = _is_section(key) and isinstance(old, Mapping) and isinstance(new, Mapping)
-        out[key] = _merge(old, new, key if key in registry.KINDS else None) if is_section else new
+        is_kind = key in registry.KINDS
+        is_section = (is_kind or key in SETTINGS) and isinstance(old, Mapping) and isinstance(new, Mapping)
+        out[key] = _merge(old, new, key if is_kind else None) if is_section else new
     return out
 
 
@@ -197,12 +160,7 @@ def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:
         inner = _as_section(settings.get(section), section)
         settings[section] = dict(inner) if isinstance(inner, Mapping) else {}
         settings = settings[section]
-    settings.update(_merge({last: settings[last]} if last in settings else {}, {last: value}))
-
-
-def _is_section(key: str) -> bool:
-    """Returns whether the mapping under a key holds settings; any other mapping is the value of a setting."""
-    return key in SETTINGS or key in registry.KINDS
+    settings.update(_merge(settings, {last: value}))
 
 
 def _keys(kind: str, name: object) -> set[str]:
@@ -216,40 +174,35 @@ def _as_section(value: Any, key: str) -> Any:
     return {"name": value} if is_name else value
 
 
-def _interpolate(merged: dict[str, Any], path: Path) -> dict[str, Any]:
+def _interpolate(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings with every ${other.setting} replaced by its value."""
-    _check_values(merged, "")
+    _check_values(settings, "")
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: missing ('???'). Give it a value, in {path} or as key=value.") from None
+        resolved = OmegaConf.to_container(OmegaConf.create(settings), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        reason = str(error).split("\n")[0]
-        where = error.full_key or path
-        raise ConfigError(f"{where}: {reason}. Write ${{section.setting}} with a setting that is given.") from None
+        where, reason = error.full_key or "config", str(error).split("\n")[0]
+        raise ConfigError(
+            f"{where}: {reason}. Write a value, or ${{section.setting}} with one that is given."
+        ) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
 def _check_values(value: Any, where: str) -> None:
-    """Refuses texts that are not UTF-8, numbers past 64 bits, and OmegaConf's ${function:argument}.
-
-    A config means the same on every machine.
-    """
+    """Refuses what does not mean the same on every machine: ${function:argument}, surrogates, more than 64 bits."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_values(item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list):
-        for item in value:
-            _check_values(item, where)
-    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(f"{where}: {shorten(value)} is not UTF-8. Write it in UTF-8.")
-    elif isinstance(value, str) and _has_call(value):
-        raise ConfigError(
-            f"{where}: {shorten(value)} calls a function. Write the value itself, or ${{section.setting}}."
-        )
-    elif isinstance(value, int) and value.bit_length() > 63:
-        raise ConfigError(f"{where}: a whole number of {value.bit_length()} bits is out of range. Give a smaller one.")
+    for item in value if isinstance(value, list) else ():
+        _check_values(item, where)
+    for is_wrong, problem in (
+        (isinstance(value, str) and re.search("[\ud800-\udfff]", value), "is not UTF-8"),
+        (isinstance(value, str) and _has_call(value), "calls a function"),
+        (isinstance(value, int) and value.bit_length() > 63, "has more than 63 bits"),
+    ):
+        if is_wrong:
+            what = shorten(value)
+            raise ConfigError(f"{where}: {what} {problem}. Write a plain value, or ${{section.setting}}.")
 
 
 def _has_call(text: str) -> bool:
@@ -258,23 +211,14 @@ def _has_call(text: str) -> bool:
     >>> [_has_call(text) for text in ("${oc.env:HOME}", "${a.b}:c", r"\${a:b}", "${${a}.env:HOME}")]
     [True, False, False, True]
     """
-    depth = 0
-    for mark in re.findall(r"\\*\$\{|[}:]", text):
-        if mark == ":" and depth:
-            return True
-        if mark == "}":
-            depth = max(depth - 1, 0)
-        elif mark != ":" and len(mark) % 2 == 0:  # an even number of backslashes before the two characters
-            depth += 1
-    return False
+    text, count = text.replace("\\\\", "_").replace("\\${", "_"), 1
+    while count:  # references without a colon, from the inside out
+        text, count = re.subn(r"\$\{[^{}:]*\}", "_", text)
+    return re.search(r"\$\{.*:", text, re.DOTALL) is not None
 
 
 def _escaped(value: Any) -> Any:
-    r"""Returns settings with every "${" that is meant as it stands written as OmegaConf reads it back.
-
-    >>> _escaped({"images": "costs ${5}"})
-    {'images': 'costs \\${5}'}
-    """
+    r"""Returns settings with every "${" that is meant as it stands written as OmegaConf reads it back: `\${`."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -286,52 +230,26 @@ def _resolve(settings: dict[str, Any]) -> Config:
     """Returns the config that complete settings describe; everything in them is checked."""
     for key in settings:
         if key not in SECTIONS:
-            raise ConfigError(
-                f"{key}: no such section.{_near_section(key)} There are: {', '.join(SECTIONS)}, and base."
-            )
-    _refuse_reference_keys(settings)
+            sections = [name for name, section in SETTINGS.items() if key in registry.settings_of(section)]
+            near = f" Did you mean '{sections[0]}.{key}'?" if sections else did_you_mean(key, (*SECTIONS, "base"))
+            raise ConfigError(f"{key}: no such section.{near} There are: {', '.join(SECTIONS)}, and base.")
     check_qa_token(settings.get("model"))
     size = settings.get("image_size")
     if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
-        problem = "missing" if size is None else f"{shorten(size)} is out of range"
-        raise ConfigError(f"image_size: {problem}. Give the pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224.")
-    parts = {}
-    for kind in PARTS:
-        if kind not in settings:
-            raise ConfigError(f"{kind}: missing. Give a section with a name: {', '.join(list_registered(kind))}.")
-        parts[kind] = registry.resolve(kind, settings[kind], kind)
+        raise ConfigError(
+            f"image_size: {'missing' if size is None else shorten(size) + ' is out of range'}. Give the "
+            f"pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224."
+        )
+    parts = {kind: registry.resolve(kind, settings.get(kind, {}), kind) for kind in PARTS}
     if "image_encoder" in parts["model"]:
         set_normalisation(parts["processor"], parts["model"]["image_encoder"])
     split = SplitConfig(**registry.check_settings(SplitConfig, settings["split"], "split"))
     run = RunConfig(**registry.check_settings(RunConfig, settings["run"], "run"))
-    split.check()
-    run.check()
+    check(split, run)
     registry.build("task", parts["task"], "task", {})  # finds wrong names of losses
     is_zero_shot = getattr(registry.lookup("model", parts["model"]["name"], "model"), "is_zero_shot", False)
     if run.evaluate and run.checkpoint is None and not is_zero_shot:
         raise ConfigError(
             "run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint."
         )
-    if split.kind == "kfold" and run.num_folds < 2:
-        raise ConfigError("run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.")
     return Config(image_size=size, split=split, run=run, **parts)
-
-
-def _near_section(key: str) -> str:
-    """Returns the near miss of an unknown section: another section, or a setting written without its section."""
-    for section, settings in SETTINGS.items():
-        if key in registry.settings_of(settings):
-            return f" Did you mean '{section}.{key}'?"
-    return did_you_mean(key, (*SECTIONS, "base"))
-
-
-def _refuse_reference_keys(settings: Mapping[str, Any]) -> None:
-    """Refuses keys of the reference code with ours, before the registry calls them unknown."""
-    for section in ("model", "dataset", "run"):
-        content = settings.get(section)
-        if not isinstance(content, Mapping):
-            continue
-        ours = registry.settings_of(RunConfig) if section == "run" else _keys(section, content.get("name"))
-        for key in content:
-            if key not in ours and f"{section}.{key}" in reference.KEYS:
-                raise ConfigError(reference.suggest_our_key(f"{section}.{key}"))

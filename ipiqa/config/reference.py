@@ -5,17 +5,22 @@ The list of keys is closed: each does what it says, is mentioned in a note, or i
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ipiqa.errors import ConfigError, did_you_mean, shorten
+from ipiqa.registry import file_path
+
+logger = logging.getLogger("ipiqa")
 
 # reference key -> ours, which takes the value as it stands
 _COPIED = {
     "model.base_ckpt": "model.image_encoder.weights", "model.input_resolution": "image_size",
     "model.head_scale": "run.head_learning_rate_scale", "model.dropout_rate": "model.head.dropout",
+    "model.qa_token": "model.prompt_encoder.train_embeddings",
     "dataset.data_path": "dataset.annotations", "dataset.vis_root": "dataset.images",
     "run.lr_sched": "run.schedule", "run.lr_decay_rate": "run.learning_rate_decay",
     "run.warmup_lr": "run.warmup_learning_rate", "run.warmup_steps": "run.warmup_steps",
@@ -26,19 +31,19 @@ _COPIED = {
     "run.grad_norm_clip": "run.clip_grad_norm", "run.output_dir": "run.output_dir", "run.evaluate": "run.evaluate",
     "run.eval_freq": "run.eval_every", "run.seed": "run.seed",
 }  # fmt: skip
-# reference key -> ours, whose value follows from it; None: there is no such setting here
-_TRANSLATED = {
-    "model.arch": "model.name", "model.use_mlp_head": "model.head.name",
-    "model.freeze_text": "model.prompt_encoder.freeze", "model.qa_token": "model.prompt_encoder.train_embeddings",
-    "dataset.transform_train": "processor", "dataset.transform_val": "processor", "run.task": "dataset.name",
-    "run.amp": "run.amp", "run.device": "run.device", "run.distributed": None, "run.dist_url": None,
-}  # fmt: skip
 # reference key -> ours; compared, or mentioned in a note of its own
 _NOTED = {
     "model.output_dim": "dataset.targets", "model.load_finetuned": "run.checkpoint",
     "model.finetuned": "run.checkpoint", "run.resume_ckpt_path": "run.checkpoint", "run.save_freq": "run.save_every",
+    "run.distributed": "the number of processes that torchrun starts",
+    "run.dist_url": "the number of processes that torchrun starts",
 }  # fmt: skip
-KEYS: dict[str, str | None] = {**_COPIED, **_TRANSLATED, **_NOTED}
+# reference key -> ours; the rest are those whose value follows from it
+KEYS = _COPIED | _NOTED | {
+    "model.arch": "model.name", "model.use_mlp_head": "model.head.name",
+    "model.freeze_text": "model.prompt_encoder.freeze", "dataset.transform_train": "processor",
+    "dataset.transform_val": "processor", "run.task": "dataset.name", "run.amp": "run.amp", "run.device": "run.device",
+}  # fmt: skip
 TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}  # dataset, number of targets
 TRANSFORMS = {"dataset.transform_train": "image_train_processor", "dataset.transform_val": "image_eval_processor"}
 _NEEDED = ("model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.task")
@@ -48,10 +53,6 @@ _DEFAULTS: dict[str, Any] = {
     "model.load_finetuned": False, "run.lr_sched": "constant_lr", "run.save_freq": 1, "run.amp": False,
     "run.device": "cuda", "run.distributed": False, "run.dist_url": "env://",
 }  # fmt: skip
-# No file of ours has these, and every file of theirs has one of them.
-_MARKS = (
-    "model.arch", "model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.init_lr",
-)  # fmt: skip
 
 
 def is_reference_format(settings: Mapping[str, Any]) -> bool:
@@ -62,226 +63,159 @@ def is_reference_format(settings: Mapping[str, Any]) -> bool:
     """
     given = _flat(settings)
     is_ours = "image_size" in settings or "model.name" in given or "dataset.name" in given
-    return not is_ours and any(mark in given for mark in _MARKS)
+    return not is_ours and any(KEYS.get(key, key) != key for key in given)
 
 
-def suggest_our_key(key: str) -> str:
-    """Returns what to say to someone who sets a key of the reference code in our config.
+def with_other_name(message: str, *, is_translated: bool) -> str:
+    """Returns a message about a setting with its name in the other form.
 
-    >>> suggest_our_key("run.init_lr")
+    >>> with_other_name("run.max_epochs: 0 is out of range.", is_translated=True)
+    'run.max_epochs: 0 is out of range. In the file it is run.max_epoch.'
+    >>> with_other_name("run.init_lr: no such setting. It takes: seed.", is_translated=False)
     'run.init_lr: a key of the reference code. Here it is run.learning_rate.'
     """
-    ours = KEYS[key]
-    here = "Here the number of processes is what torchrun starts" if ours is None else f"Here it is {ours}"
-    return f"{key}: a key of the reference code. {here}."
-
-
-def with_reference_key(message: str) -> str:
-    """Returns a message about one of our settings with the key that it has in the reference's file.
-
-    >>> with_reference_key("run.max_epochs: 0 is out of range.")
-    'run.max_epochs: 0 is out of range. In the file it is run.max_epoch.'
-    """
-    where = message.partition(": ")[0]
-    theirs = [key for key, ours in KEYS.items() if ours == where and key != where]
+    where, _, problem = message.partition(": ")
+    if where in KEYS and problem.startswith("no such setting"):
+        return f"{where}: a key of the reference code. Here it is {KEYS[where]}."
+    theirs = [key for key, ours in KEYS.items() if is_translated and ours == where and key != where]
     return f"{message} In the file it is {' or '.join(theirs)}." if theirs else message
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings by dotted name, two levels deep."""
-    return {
-        f"{section}.{key}": value
-        for section, content in settings.items()
-        if isinstance(content, Mapping)
-        for key, value in content.items()
-    }
+    """Returns the settings of sections by dotted name, and what is no section under its own."""
+    out: dict[str, Any] = {}
+    for section, content in settings.items():
+        out |= {f"{section}.{k}": v for k, v in content.items()} if isinstance(content, Mapping) else {section: content}
+    return out
 
 
-def translate(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Returns (our settings, notes on what was read as what, warnings).
+def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns our settings by dotted name, and logs what was read as what.
 
     Args:
         settings: content of a YAML file in the reference code's form.
-        where: the file, for messages.
+        where: the file, for the log.
 
     Raises:
         ConfigError: an unknown key, a missing one, or values that contradict each other.
     """
+    import torch
+
     given = _flat(settings)
-    _refuse_unknown(settings, given, where)
-    notes, warnings = _renamed(given), list[str]()
-    values = _checked(given, where)
-    _check_resolution(values, where)
-    task, weights = values["run.task"], values["model.base_ckpt"]
-    name, num_targets = TASKS[task]
-    if values.get("model.output_dim", num_targets) != num_targets:
-        raise ConfigError(
-            f"{where}: model.output_dim: {shorten(values['model.output_dim'])} does not go with run.task {task}, which "
-            f"has {num_targets}. Set it to {num_targets}."
-        )
+    values = _checked(given)
+    device = values["run.device"]
+    has_gpu = device != "cpu" and torch.cuda.is_available()
     ours = {ours: given[key] for key, ours in _COPIED.items() if key in given} | {
         "model.name": "ipiqa",
         "model.image_encoder.name": "clip",
         "model.prompt_encoder.name": "clip",
-        "model.prompt_encoder.weights": weights,
+        "model.prompt_encoder.weights": values["model.base_ckpt"],
         "model.prompt_encoder.freeze": "reference" if values["model.freeze_text"] else "none",
         "model.prompt_encoder.train_embeddings": values["model.qa_token"],
         "model.fusion.name": "cross_attention",
         "model.head.name": "mlp" if values["model.use_mlp_head"] else "linear",
-        "dataset.name": name,
+        "dataset.name": TASKS[values["run.task"]][0],
+        "dataset.annotations": _table(values),
         "processor.name": "squash",
         "processor.flip": 0.5,
         "split.kind": "reference",
+        "run.checkpoint": _checkpoint(values),
+        "run.device": "cpu" if device == "cpu" else "auto",
+        "run.amp": ("fp16" if has_gpu else "bf16") if values["run.amp"] else "none",
     }
-    ours |= _published_table(values, notes) | _start(values, notes, where) | _device(values, notes, warnings)
-    _note_unused(values, notes)
-    out: dict[str, Any] = {}
-    for key, value in ours.items():
-        *sections, last = key.split(".")
-        section = out
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[last] = value
-    return out, notes, warnings
+    for text in _notes(given, values, ours):
+        logger.info("%s: %s", where, text)
+    if device != "cpu" and not has_gpu:
+        logger.warning("%s: run.device: %r, but PyTorch sees no GPU; read as auto, which takes the CPU", where, device)
+    elif device not in ("cpu", "cuda"):
+        logger.warning("%s: run.device: %r is read as auto; choose with CUDA_VISIBLE_DEVICES", where, device)
+    return ours
 
 
-def _renamed(given: Mapping[str, Any]) -> list[str]:
-    """Returns one note for each section: the keys that are called something else here."""
-    notes = ["written for the reference code; `ipiqa config show` prints it in our form"]
-    for section in ("model", "dataset", "run"):
-        keys = [key for key in given if key.startswith(f"{section}.") and key not in _NOTED]
-        pairs = [f"{key} as {KEYS[key]}" for key in keys if KEYS[key] not in (key, None)]
-        if pairs:
-            notes.append("read " + ", ".join(pairs))
-    return notes
+def _notes(given: Mapping[str, Any], values: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Returns what was read as what, and what was not read."""
+    pairs = ", ".join(f"{key} as {KEYS[key]}" for key in given if key not in _NOTED and KEYS[key] != key)
+    finetuned, resumed = values.get("model.finetuned"), values.get("run.resume_ckpt_path")
+    loads, table = values["model.load_finetuned"], values["dataset.data_path"]
+    is_constant, every = values["run.lr_sched"] == "constant_lr", int(values["run.save_freq"])
+    notes = {
+        f"written for the reference code; `ipiqa config show` prints it in our form; read {pairs}": True,
+        f"read '{ours['dataset.annotations']}', since '{table}' is not there; it has the same scores": (
+            ours["dataset.annotations"] != table
+        ),
+        "read model.finetuned as run.checkpoint": loads,
+        f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false": finetuned and not loads,
+        f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); an "
+        "interrupted run is continued with --resume instead": resumed,
+        "run.warmup_steps: constant_lr does not use it": values.get("run.warmup_steps") and is_constant,
+        "run.lr_decay_rate: constant_lr does not use it": values.get("run.lr_decay_rate") and is_constant,
+        f"run.save_freq: {every}, but last.pt is saved each epoch, so that a run can be resumed; "
+        f"run.save_every={every} on the command line saves as rarely": every > 1,
+        "run.distributed: the number of processes is that of torchrun, or one": values["run.distributed"],
+        f"read run.amp true as {ours['run.amp']}; fp16 needs a GPU": values["run.amp"],
+    }
+    return [text for text, is_true in notes.items() if is_true]
 
 
-def _refuse_unknown(settings: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
-    sections = ("model", "dataset", "run")
-    for section, content in settings.items():
-        if section not in sections:
-            near = did_you_mean(section, sections)
-            raise ConfigError(
-                f"{where}: {section}: the reference code has no such section.{near} It has: {', '.join(sections)}."
-            )
-        if not isinstance(content, Mapping):
-            raise ConfigError(
-                f"{where}: {section}: {shorten(content)} is not a mapping. Write its settings under it, indented."
-            )
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values given and the defaults of the rest; what is not copied to a setting of ours is checked."""
     for key in given:
         if key not in KEYS:
-            section, _, name = key.partition(".")
-            takes = [k.partition(".")[2] for k in KEYS if k.startswith(f"{section}.")]
-            near = did_you_mean(name, takes)
-            raise ConfigError(f"{where}: {key}: the reference code has no such key.{near} It has: {', '.join(takes)}.")
-
-
-def _checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns the values given and the defaults of the rest; each that is read here is of its type."""
+            takes = [k for k in KEYS if k.split(".")[0] == key.split(".")[0]] or ["model", "dataset", "run"]
+            near = did_you_mean(key, takes)
+            raise ConfigError(f"{key}: the reference code has no such key.{near} It has: {', '.join(takes)}.")
     for key in _NEEDED:
         if given.get(key) is None:
-            raise ConfigError(f"{where}: {key}: missing. The reference code needs it too; here it is {KEYS[key]}.")
+            raise ConfigError(f"{key}: missing. The reference code needs it too; here it is {KEYS[key]}.")
     values = {**_DEFAULTS, **given}
     for key, default in _DEFAULTS.items():
         if isinstance(default, bool) and not isinstance(values[key], bool):
-            raise ConfigError(f"{where}: {key}: {shorten(values[key])} is not true or false.")
-    every = values["run.save_freq"]
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ConfigError(f"{where}: run.save_freq: {shorten(every)} is not a number of epochs. Give 1 or more.")
+            raise ConfigError(f"{key}: {shorten(values[key])} is not true or false.")
     for key, pattern, choices in (
         ("model.arch", "(?i)ip[-_]?iqa", ("ipiqa",)),
         ("run.task", "|".join(TASKS), TASKS),
         ("run.device", "cpu|cuda(:[0-9]+)?", ("cuda", "cpu")),
         ("run.dist_url", "env://", ("env://, where torchrun starts the processes",)),
+        ("run.save_freq", "[1-9][0-9]*", ("a number of epochs from 1",)),
     ):
         if not re.fullmatch(pattern, str(values[key])):
             near = did_you_mean(str(values[key]), choices)
-            problem = f"{where}: {key}: {shorten(values[key])} is unknown.{near}"
-            raise ConfigError(f"{problem} There are: {', '.join(choices)}.")
+            raise ConfigError(f"{key}: {shorten(values[key])} is invalid.{near} Give {' or '.join(choices)}.")
+    task, number = values["run.task"], TASKS[values["run.task"]][1]
+    if values.get("model.output_dim", number) != number:
+        given_number = shorten(values["model.output_dim"])
+        raise ConfigError(f"model.output_dim: {given_number} does not go with run.task {task}. Set it to {number}.")
+    for key, name in TRANSFORMS.items():
+        expected = {"name": name, "cfg": {"image_size": values["model.input_resolution"]}}
+        if not _is_part(values.get(key), expected):
+            raise ConfigError(f"{key}: {shorten(values[key])} does not go with the rest. Write {shorten(expected)}.")
     return values
 
 
-def _check_resolution(values: Mapping[str, Any], where: str) -> None:
-    """The reference code has the image size in three places; they must agree."""
-    size = values["model.input_resolution"]
-    for key, name in TRANSFORMS.items():
-        transform = {} if values.get(key) is None else values[key]
-        cfg = (transform.get("cfg") or {}) if isinstance(transform, Mapping) else None
-        if not isinstance(cfg, Mapping) or set(transform) - {"name", "cfg"} or set(cfg) - {"image_size"}:
-            raise ConfigError(
-                f"{where}: {key}: {shorten(transform)} is not understood. It has name and cfg.image_size."
-            )
-        if transform.get("name", name) != name:
-            raise ConfigError(f"{where}: {key}.name: {shorten(transform['name'])} is unknown. There is: {name}.")
-        if cfg.get("image_size", size) != size:
-            raise ConfigError(
-                f"{where}: {key}.cfg.image_size: {shorten(cfg['image_size'])} is not model.input_resolution, "
-                f"{shorten(size)}. Make them equal; here both are image_size."
-            )
+def _is_part(value: Any, whole: Any) -> bool:
+    """Returns whether a value is null, equal to another, or a mapping with some of the other's keys and values."""
+    if isinstance(value, Mapping) and isinstance(whole, Mapping):
+        return all(key in whole and _is_part(item, whole[key]) for key, item in value.items())
+    return value is None or bool(value == whole)
 
 
-def _published_table(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _table(values: Mapping[str, Any]) -> Any:
     """Returns AGIQA-3k's data.csv as the table where mos_joint.xlsx, which is made from it by hand, is not there."""
-    annotations = Path(str(values["dataset.data_path"])).expanduser()
-    published = annotations.with_name("data.csv") if annotations.name == "mos_joint.xlsx" else annotations
-    if values["run.task"] != "agiqa_doublescore" or annotations.exists() or not published.exists():
-        return {}
-    notes.append(f"read '{published}', since '{annotations}' is not there; it has the same scores")
-    return {"dataset.annotations": str(published)}
+    given = values["dataset.data_path"]
+    annotations = Path(file_path(str(given), "dataset.data_path"))
+    published = annotations.parent / "data.csv"
+    is_made = values["run.task"] == "agiqa_doublescore" and annotations.name == "mos_joint.xlsx"
+    return str(published) if is_made and not annotations.exists() and published.exists() else given
 
 
-def _start(values: Mapping[str, Any], notes: list[str], where: str) -> dict[str, Any]:
+def _checkpoint(values: Mapping[str, Any]) -> Any:
     """Returns what training starts from, or what is evaluated."""
     finetuned, resumed = values.get("model.finetuned") or None, values.get("run.resume_ckpt_path") or None
-    loads = values["model.load_finetuned"]
-    if loads and finetuned is None:
+    if not values["model.load_finetuned"]:
+        return resumed
+    if finetuned is None or resumed not in (None, finetuned):
         raise ConfigError(
-            f"{where}: model.load_finetuned is true, but model.finetuned names no file. Name the checkpoint."
+            f"model.load_finetuned: true does not go with model.finetuned {shorten(finetuned)} and "
+            f"run.resume_ckpt_path {shorten(resumed)}. Name one checkpoint; here it is run.checkpoint."
         )
-    if loads and resumed not in (None, finetuned):
-        raise ConfigError(
-            f"{where}: run.resume_ckpt_path: {shorten(resumed)} would replace what model.finetuned loads, "
-            f"{shorten(finetuned)}. Keep one of them; here both are run.checkpoint."
-        )
-    if loads:
-        notes.append("read model.finetuned as run.checkpoint")
-    elif finetuned is not None:
-        notes.append(f"model.finetuned: '{finetuned}' is not loaded, because model.load_finetuned is false")
-    if resumed is not None:
-        notes.append(
-            f"run.resume_ckpt_path: the weights of '{resumed}' are where every fold starts (or what is evaluated); "
-            "an interrupted run is continued with --resume instead"
-        )
-    checkpoint = resumed or (finetuned if loads else None)
-    return {} if checkpoint is None else {"run.checkpoint": checkpoint}
-
-
-def _device(values: Mapping[str, Any], notes: list[str], warnings: list[str]) -> dict[str, Any]:
-    """Returns the device and the precision."""
-    import torch
-
-    device, wants_gpu = values["run.device"], values["run.device"] != "cpu"
-    has_gpu = wants_gpu and torch.cuda.is_available()
-    if wants_gpu and not has_gpu:
-        warnings.append(f"run.device: '{device}', but PyTorch sees no GPU; read as auto, which takes the CPU")
-    elif wants_gpu and device != "cuda":
-        warnings.append(f"run.device: '{device}' is read as auto; choose a GPU with CUDA_VISIBLE_DEVICES")
-    amp = "none"
-    if values["run.amp"]:
-        amp = "fp16" if has_gpu else "bf16"
-        notes.append(f"read run.amp true as {'fp16' if has_gpu else 'bf16, since fp16 needs a GPU'}")
-    return {"run.device": "auto" if wants_gpu else "cpu", "run.amp": amp}
-
-
-def _note_unused(values: Mapping[str, Any], notes: list[str]) -> None:
-    unused = [key for key in ("run.warmup_steps", "run.lr_decay_rate") if values.get(key)]
-    if unused and values["run.lr_sched"] == "constant_lr":
-        notes.append(f"{' and '.join(unused)}: constant_lr does not use it")
-    every = values["run.save_freq"]
-    if every > 1:
-        notes.append(
-            f"run.save_freq: {every}, but last.pt is saved every epoch, so that a run can be resumed; "
-            f"run.save_every={every} on the command line saves as rarely as that"
-        )
-    if values["run.distributed"]:
-        notes.append("run.distributed: the number of processes is what torchrun starts; without it there is one")
+    return finetuned

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ipiqa.errors import ConfigError
+from ipiqa.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1 << 20  # of a file
 MAX_VALUES = 100_000  # with every reference written out
@@ -21,32 +21,24 @@ MAX_DIGITS = 100  # of a number
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
-_NUMBERS = {_TAG + "int", _TAG + "float"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, save that 1e-4 is a number and a date is text."""
+    """YAML 1.1, save that 1e-4 is a number."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TAG + "timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 _Loader.add_implicit_resolver(
     _TAG + "float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
-class _RefusedError(yaml.MarkedYAMLError):
-    """Valid YAML that no file of settings needs; the problem is a whole sentence and its remedy."""
-
-
-def read_mapping(path: Path, expected: str) -> dict[str, Any]:
+def read_mapping(path: Path, where: str, expected: str) -> dict[str, Any]:
     """Returns the mapping in a YAML file.
 
     Args:
-        path: an existing file.
-        expected: sentence on what such a file holds, for messages.
+        path: the file.
+        where: what names it, for the message where it does not exist.
+        expected: sentence on what such a file holds.
 
     Raises:
         ConfigError: it cannot be read, is no YAML or holds anything else.
@@ -54,20 +46,21 @@ def read_mapping(path: Path, expected: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: has {path.stat().st_size} bytes, more than {MAX_BYTES}. {expected}")
-        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
-        content = parse(text)
+        content = parse(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
+    except FileNotFoundError:
+        files = [p.name for p in path.parent.glob("*.y*ml")]
+        raise ConfigError(f"{where}: '{path}' does not exist.{did_you_mean(path.name, files)} {expected}") from None
     except (UnicodeDecodeError, OSError) as error:
-        reason = "it is no text file (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        reason = error.strerror if isinstance(error, OSError) else "it is no text file (not UTF-8)"
         raise ConfigError(f"{path}: cannot be read: {reason}. Give a YAML file.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: {_describe(error, text)}") from None
-    if content is None or content == {}:
-        raise ConfigError(f"{path}: is empty. {expected}")
-    if not isinstance(content, dict):
-        kind = "a list" if isinstance(content, list) else f"the value {str(content)[:40]!r}"
-        raise ConfigError(f"{path}: holds {kind}, not a mapping. {expected}")
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        remedy = "Write `key: value`, indented with spaces; text with special characters in quotes."
+        raise ConfigError(f"{path}{line}: invalid YAML: {problem}. {remedy}") from None
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: holds no mapping of settings. {expected}")
     return content
 
 
@@ -85,8 +78,7 @@ def parse(text: str) -> Any:
         _measure(node, {})
         return loader.construct_document(node)
     except RecursionError:
-        problem = f"more than {MAX_DEPTH} mappings and lists within each other. Give fewer levels."
-        raise _RefusedError(problem=problem) from None
+        raise yaml.YAMLError(f"more than {MAX_DEPTH} mappings and lists within each other") from None
     except (ValueError, LookupError, OverflowError) as error:  # "!!bool maybe" and the like
         raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
     finally:
@@ -94,36 +86,33 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
-    """Returns (number of values, depth) of a node with references written out; makes its keys text.
+    """Returns (number of values, depth) of a node with references written out; makes dates and its keys text.
 
-    Args:
-        node: what is measured.
-        known: results so far, None for nodes that are being measured.
-
-    Raises:
-        yaml.YAMLError: the node is not for a file of settings.
+    A node that is not for a file of settings is a YAMLError. `known` has None for nodes that are being measured.
     """
     if node in known:
         size = known[node]
         if size is None:
-            raise _refused(node, "a reference leads back to itself. Write the value out.")
+            raise _invalid(node, "a reference leads back to itself")
         return size
     known[node] = None
     children: list[yaml.Node] = []
+    if node.tag == _TAG + "timestamp":
+        node.tag = _TAG + "str"
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-        if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
-            raise _refused(node, f"a number of {len(node.value)} digits. Give a smaller one, or a text in quotes.")
+        if node.tag in (_TAG + "int", _TAG + "float") and len(node.value) > MAX_DIGITS:
+            raise _invalid(node, f"a number of {len(node.value)} digits")
     elif isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
         node.value = _with_text_keys(node.value)
         children = [value for _, value in node.value]
     elif isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         children = node.value
     else:
-        raise _refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not for settings. Give a plain value.")
+        raise _invalid(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not for settings")
     sizes = [_measure(child, known) for child in children]
     number, depth = 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
     if number > MAX_VALUES:
-        raise _refused(node, f"more than {MAX_VALUES} values, with references written out. Give fewer.")
+        raise _invalid(node, f"more than {MAX_VALUES} values, with references written out")
     if depth > MAX_DEPTH:
         raise RecursionError
     known[node] = number, depth
@@ -135,26 +124,15 @@ def _with_text_keys(pairs: list[tuple[yaml.Node, yaml.Node]]) -> list[tuple[yaml
     out, seen = [], set()
     for key, value in pairs:
         if not isinstance(key, yaml.ScalarNode):
-            raise _refused(key, "a key that is a mapping or a list. Give it a name, or put {{ }} in quotes.")
+            raise _invalid(key, "a key that is a mapping or a list")
         if key.value in seen:
-            raise _refused(key, f"duplicate key {key.value[:80]!r}. Each setting stands once in its section.")
+            raise _invalid(key, f"duplicate key {key.value[:80]!r}")
         seen.add(key.value)
-        is_merge = key.tag == _TAG + "merge"
-        out.append((key if is_merge else yaml.ScalarNode(_TAG + "str", key.value, key.start_mark, key.end_mark), value))
+        if key.tag != _TAG + "merge":
+            key = yaml.ScalarNode(_TAG + "str", key.value, key.start_mark, key.end_mark)
+        out.append((key, value))
     return out
 
 
-def _refused(node: yaml.Node, problem: str) -> _RefusedError:
-    return _RefusedError(problem=problem, problem_mark=node.start_mark)
-
-
-def _describe(error: yaml.YAMLError, text: str) -> str:
-    """Returns what is wrong with a text and what would be right."""
-    problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
-    if isinstance(error, _RefusedError):
-        return problem
-    mark = getattr(error, "problem_mark", None)
-    line = text.split("\n")[mark.line] if mark is not None and mark.line <= text.count("\n") else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "a tab. YAML is indented with spaces only."
-    return f"no valid YAML ({problem}). Check indentation, colons and quotes there."
+def _invalid(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
