@@ -89,6 +89,14 @@ def settings_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(_parameters(component)[0])
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted name, such as `run.seed`."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
 def file_path(text: str, where: str) -> str:
     """Returns the name of a file or folder with `~` expanded; a name that no file can have is a ConfigError."""
     problem = None

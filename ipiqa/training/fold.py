@@ -24,20 +24,12 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import CONFIG, HASH_DIGITS, WEIGHTS, ModelSpec
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
+from ipiqa.training.run_folder import check_identity, checkpoint_path, fold_dir, identity_of
 
 logger = logging.getLogger("ipiqa")
-
-
-def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
-    path = Path(str(config.run.checkpoint))
-    if (path / CONFIG).is_file():
-        return str(path / WEIGHTS)
-    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
 
 
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
@@ -82,7 +74,6 @@ class FoldRun:
     config: Config
     data: Data
     processor: SquashProcessor
-    tokens: torch.Tensor  # (N, context) of the table's prompts
     split: Split
     device: torch.device
     content: Mapping[str, Any]  # what the run reads, by hash: kept in checkpoints, compared where one is continued
@@ -94,7 +85,7 @@ class FoldRun:
         self.folder = fold_dir(Path(run.output_dir), fold)
         self.task = build.make_task(self.config)
         self.inputs = Inputs(self.processor, self.device, num_rows=num_rows, seed=run.seed, fold=fold)
-        self.held_out = build.held_out_batches(self.config, self.data, self.tokens, self.split, self.device)
+        self.held_out = build.held_out_batches(self.config, self.data, self.split, self.device)
 
     def run(self, resume: bool) -> None:
         """Trains or evaluates the fold and writes its files."""
@@ -118,7 +109,7 @@ class FoldRun:
             return
         own = f" of fold {split.fold}"
         content = {n: value for n, value in self.content.items() if " of fold " not in n or n.endswith(own)}
-        batches = build.table_batches(config, self.data, self.tokens, split, self.device)
+        batches = build.train_batches(config, self.data, split, self.device)
         trainer = build.make_trainer(
             config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate,
             folder=self.folder, identity=identity_of(config) | content, spec=spec, stop=self.stop,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from ipiqa import build, dist
-from ipiqa.build import Batches, Inputs
+from ipiqa.build import Inputs
 from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
+from ipiqa.datasets.loaders import BatchLoader
+from ipiqa.datasets.shard_stream import ShardBatches
 from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
-from ipiqa.engine.predict import predict
+from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -27,6 +31,17 @@ from ipiqa.training.fold import fit
 from ipiqa.training.run_folder import check_same_command, claimed, content_of, identity_of, is_restarted, weights_of
 
 logger = logging.getLogger("ipiqa")
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What pre-training reads."""
+
+    train: BatchLoader | ShardBatches
+    held_out: Iterable[Batch]
+    num_rows: int | None  # of the table, None where pairs are streamed
+    content: dict[str, Any]  # what they come from, see `content_of`
+
 
 SUMMARY, ENCODER = "summary.json", "image_encoder.safetensors"
 
@@ -57,8 +72,8 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         if config.run.checkpoint is not None:
             load_model(model, config.run.checkpoint, "run.checkpoint")
         processor = build.make_processor(config)
-        batches, content = _batches(config, processor, device)
-        content |= weights_of(config)
+        batches = _batches(config, processor, device)
+        content = batches.content | weights_of(config, [0])
         inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
         with claimed(config, content, [], resume=resume) as stop:
             if (run_dir / SUMMARY).is_file():
@@ -83,19 +98,20 @@ def _check(config: Config) -> None:
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
 
-def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
-    """Returns the batches of a table or of shards, and what they come from."""
+def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> Batches:
+    """Returns the batches of a table or of shards, of which the held-out ones are shards of their own."""
     dataset = build.make_dataset(config)
     if isinstance(dataset, Shards):
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
-        batches = build.streamed_batches(config, dataset, processor, device)
-        content["run.num_workers, which decides the order of streamed pairs"] = batches.train.num_workers
-        return batches, content
+        given = processor, build.make_tokenizer(config), build.loading_of(config, device)
+        train = dataset.train_batches(*given)
+        content["run.num_workers, which decides the order of streamed pairs"] = train.num_workers
+        return Batches(train, dataset.val_batches(*given), None, content)
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
-    tokens = build.make_tokenizer(config)(data.table.prompts)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
-    return build.table_batches(config, data, tokens, split, device), content_of(device, data, [split])
+    train, held_out = (make(config, data, split, device) for make in (build.train_batches, build.held_out_batches))
+    return Batches(train, held_out, len(data.table), content_of(device, data, [split]))
 
 
 def _trainer(
@@ -113,7 +129,7 @@ def _trainer(
         return Evaluation(value, metrics, torch.empty(0))
 
     return build.make_trainer(
-        config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
+        config, model, batches.train, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
         identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 

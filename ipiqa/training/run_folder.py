@@ -26,6 +26,8 @@ from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import content_sha256, locked, write_json, write_text
+from ipiqa.models import bundle
+from ipiqa.registry import flatten
 
 logger = logging.getLogger("ipiqa")
 
@@ -38,21 +40,10 @@ _HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache"
 HARMLESS = frozenset([f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA])
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name, such as `run.seed`."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
 def _named_weights(config: Config) -> dict[str, Any]:
     """Returns the settings that name a file of weights, whose content counts and not its path."""
-    return {
-        name: value
-        for name, value in flatten(config.to_dict()).items()
-        if name == "run.checkpoint" or (name.startswith("model.") and name.endswith(".weights"))
-    }
+    towers = {name: value for name, value in flatten({"model": config.model}).items() if name.endswith(".weights")}
+    return towers | {"run.checkpoint": config.run.checkpoint}
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -62,15 +53,23 @@ def identity_of(config: Config) -> dict[str, Any]:
     return {name: value for name, value in flatten(config.to_dict()).items() if name in kept or name not in left_out}
 
 
-def weights_of(config: Config, checkpoints: Mapping[str, str] | None = None) -> dict[str, Any]:
+def checkpoint_path(config: Config, fold: int) -> str:
+    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
+    path = Path(str(config.run.checkpoint))
+    if (path / bundle.CONFIG).is_file():
+        return str(path / bundle.WEIGHTS)
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
+
+
+def weights_of(config: Config, folds: Iterable[int] = ()) -> dict[str, Any]:
     """Returns the sha256 of every file of weights by the setting that names it; a value that names none as it is.
 
-    `checkpoints` are files by name in place of `run.checkpoint`, where that is a folder.
+    Where `run.checkpoint` is a folder, that are its files for the folds.
     """
     named = _named_weights(config)
-    if checkpoints:
-        del named["run.checkpoint"]
-        named |= checkpoints
+    if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
+        named["run.checkpoint"] = "a folder"
+        named |= {f"run.checkpoint of fold {fold}": checkpoint_path(config, fold) for fold in folds}
     files = [value for value in dict.fromkeys(named.values()) if value is not None and Path(value).is_file()]
     hashes = dict(zip(files, content_sha256([Path(file) for file in files]), strict=True))
     return {name: hashes.get(value, value) for name, value in named.items()}
@@ -175,7 +174,7 @@ def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, res
 def _claim(
     config: Config, content: Mapping[str, Any], folds: list[int], resume: bool, locks: contextlib.ExitStack
 ) -> None:
-    run_dir = Path(config.run.output_dir)
+    run_dir, stored = Path(config.run.output_dir), None
     config_path = run_dir / CONFIG
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
@@ -197,7 +196,8 @@ def _claim(
         advice = "Wait for it" + (", or take other folds with --folds." if folds else ".")
         locks.enter_context(locked(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
         write_json(run_dir / IDENTITY, {"format": 1, "content": content})
-        write_text(config_path, config.to_yaml())
+        if config != stored:
+            write_text(config_path, config.to_yaml())
         _record_job(run_dir, folds, resume)
         for folder in ours:
             folder.mkdir(exist_ok=True)
@@ -224,12 +224,7 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
-        "ipiqa": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "num_processes": dist.world_size(),
-        "num_threads": torch.get_num_threads(),
-        **versions,
-    }
+        "ipiqa": __version__, "python": platform.python_version(), "platform": platform.platform(),
+        "processor": platform.machine(), "num_processes": dist.world_size(), "num_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())], **versions,
+    }  # fmt: skip
