@@ -95,14 +95,10 @@ def check_kind(config: Config, *, folds: bool) -> None:
         name = getattr(config, section)["name"]
         has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
         if folds and not has_scores:
-            raise ConfigError(
-                f"{section}.name: {name!r} is for pre-training, where nothing is scored. Start it with: ipiqa pretrain."
-            )
+            raise ConfigError(f"{section}.name: {name!r} is for pre-training. Start it with: ipiqa pretrain.")
         if not folds and has_scores and section != "dataset":  # the scores of a dataset need not be read
-            raise ConfigError(
-                f"{section}.name: {name!r} is not pre-trained. Take image2prompt, as in ipiqa/projects/image2prompt, "
-                "or start this config with: ipiqa train."
-            )
+            advice = "Take image2prompt, as in ipiqa/projects/image2prompt, or start this config with: ipiqa train."
+            raise ConfigError(f"{section}.name: {name!r} is not pre-trained. {advice}")
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
@@ -156,9 +152,9 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     if config.run.grad_checkpointing:
         if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
             raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
-        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
-        for module in able:
-            module.grad_checkpointing = True
+        for module in model.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = True  # type: ignore[assignment]
     return model
 
 
@@ -166,20 +162,15 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
     """Returns the model of a config file, in evaluation mode on the CPU.
 
     `model(images, prompts)` takes images (B, 3, S, S), float and normalised, and B texts or their tokens, and returns
-    scores (B, num_targets). With `run.checkpoint=FILE` among the overrides, the weights of that file are loaded.
-
-    Args:
-        cfg_path: a YAML file, such as ipiqa/projects/agiqa3k/ipiqa.yaml.
-        overrides: settings of the form "key=value"; what cannot be used is an IpiqaError.
+    scores (B, num_targets). The overrides are settings of the form "key=value"; `run.checkpoint=FILE` loads the weights
+    of that file. What cannot be used is an IpiqaError.
     """
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
     if config.run.checkpoint is not None:
         if folds := sorted(Path(config.run.checkpoint).expanduser().glob("fold_*/best.pt")):
-            raise ConfigError(
-                f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. "
-                f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
-            )
+            advice = f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
+            raise ConfigError(f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. {advice}")
         load_model(model, config.run.checkpoint, "run.checkpoint")
     return model.eval()
 

@@ -129,12 +129,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
-    """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`.
-
-    Raises:
-        TypeError: it is of another type.
-        ConfigError: a path that no file can have.
-    """
+    """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`; or TypeError."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in _UNIONS:
         for argument in arguments:
@@ -178,11 +173,8 @@ def check_settings(
 ) -> dict[str, Any]:
     """Returns the complete settings of a component: those given, checked, and the defaults of the rest.
 
-    Args:
-        component: a registered part or a dataclass with keyword-only fields.
-        section: settings by name; what the component does not take is a ConfigError.
-        where: dotted path of the section, for messages.
-        parts: other keys that may be in the section.
+    The component is a registered part or a dataclass with keyword-only fields; what it does not take, save the keys in
+    `parts`, is a ConfigError. `where` is the dotted path of the section.
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write its settings under it, indented.")
@@ -251,13 +243,9 @@ def _nested(kind: str, part: Callable[..., Any]) -> list[str]:
 def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:
     """Returns the part that a section from `resolve` describes, its nested parts built first, in their order.
 
-    Args:
-        kind: kind of the part.
-        section: what `resolve` returned.
-        where: dotted path of the section, for messages.
-        context: values for positional parameters that are not parts, such as `image_size`. Parts built on the way are
-            handed to their younger siblings, so that a fusion can read the sizes of the encoders; a parameter that is
-            neither is read off the youngest sibling with an attribute of that name (`num_features` of a fusion).
+    The context has values for positional parameters that are not parts, such as `image_size`. Parts built on the way
+    are handed to their younger siblings, so that a fusion can read the sizes of the encoders; a parameter that is
+    neither is read off the youngest sibling with an attribute of that name (`num_features` of a fusion).
     """
     part = lookup(kind, section["name"], where)
     settings, given = _parameters(part)

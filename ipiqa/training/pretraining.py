@@ -52,14 +52,8 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     The folder holds what a fold holds, summary.json and, for `model.image_encoder.weights`, the image tower of the best
     epoch: the one with the highest sum of recall at 1, recall at 5 and mean cosine on held-out pairs.
 
-    Args:
-        config: model and task `image2prompt`, and a dataset of pairs (or of scored images, whose scores are not read).
-        resume: go on with a run that was interrupted.
-
-    Raises:
-        ConfigError: settings that cannot be run, or a run folder that belongs to another run.
-        DataError: table, images, shards, weights or checkpoints that cannot be used.
-        Interrupted: stopped by a signal; the state is saved.
+    Model and task are `image2prompt`, the dataset has pairs (or scored images, whose scores are not read). `resume`
+    goes on with a run that was interrupted. Raises what `cross_validation.run` raises.
     """
     _check(config)
     device = build.choose_device(config)
@@ -104,13 +98,14 @@ def _batches(config: Config, processor: SquashProcessor, device: torch.device) -
     if isinstance(dataset, Shards):
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
         given = processor, build.make_tokenizer(config), build.loading_of(config, device)
-        train = dataset.train_batches(*given)
-        content["run.num_workers, which decides the order of streamed pairs"] = train.num_workers
-        return Batches(train, dataset.val_batches(*given), None, content)
+        streamed = dataset.train_batches(*given)
+        content["run.num_workers, which decides the order of streamed pairs"] = streamed.num_workers
+        return Batches(streamed, dataset.val_batches(*given), None, content)
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
-    train, held_out = (make(config, data, split, device) for make in (build.train_batches, build.held_out_batches))
+    train = build.train_batches(config, data, split, device)
+    held_out = build.held_out_batches(config, data, split, device)
     return Batches(train, held_out, len(data.table), content_of(device, data, [split]))
 
 
@@ -150,11 +145,6 @@ def _write(trainer: Trainer, config: Config) -> None:
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:
-    """Returns what was measured, in words.
-
-    >>> measured = {"recall_at_1": 0.5, "recall_at_5": 0.75, "mean_cosine": 0.31}
-    >>> describe_metrics(measured | {"num_images": 8, "num_prompts": 7})
-    'recall@1 0.500, recall@5 0.750, mean cosine 0.310 (8 images, 7 prompts)'
-    """
+    """Returns what was measured, in words: "recall@1 0.500, ..., mean cosine 0.310 (8 images, 7 prompts)"."""
     form = "recall@1 {recall_at_1:.3f}, recall@5 {recall_at_5:.3f}, mean cosine {mean_cosine:.3f}"
     return (form + " ({num_images} images, {num_prompts} prompts)").format(**metrics)

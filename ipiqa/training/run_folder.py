@@ -24,7 +24,7 @@ from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.splits import Split
 from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
-from ipiqa.errors import ConfigError, DataError
+from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.files import content_sha256, locked, write_json, write_text
 from ipiqa.models import bundle
 from ipiqa.registry import flatten
@@ -97,13 +97,9 @@ def check_same_command(config: Config, **arguments: Any) -> None:
 
 def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raises ConfigError, naming each difference, where a run would go on under other conditions than it began with."""
-
-    def short(value: Any) -> str:
-        return " ".join(repr(value).split())[:200]
-
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if names:
-        changes = "; ".join(f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names)
+    values = [(name, before.get(name), now.get(name)) for name in {**before, **now}]
+    changes = "; ".join(f"{name} was {shorten(old)}, is {shorten(new)}" for name, old, new in values if old != new)
+    if changes:
         advice = "Set these back, or choose another run.output_dir."
         raise ConfigError(f"{where}: cannot be continued, this would change its results: {changes}. {advice}")
 
@@ -111,11 +107,8 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
 def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Compares settings and content with those that the run in `run.output_dir` was begun with; returns the latter.
 
-    Content that the run has not recorded, such as the splits of folds to come, is not compared.
-
-    Raises:
-        ConfigError: naming each difference.
-        DataError: the record of the run cannot be read.
+    Content that the run has not recorded, such as the splits of folds to come, is not compared. Raises ConfigError,
+    naming each difference, and DataError where the record of the run cannot be read.
     """
     run_dir = Path(config.run.output_dir)
     stored, path = load_config(run_dir / CONFIG), run_dir / IDENTITY
@@ -159,10 +152,7 @@ def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, res
 
     The first job records settings and content (see `content_of`, `weights_of`); every later one is compared with them.
     Several jobs may share a run folder, each with folds of its own. A run without folds has the folder for itself.
-
-    Raises:
-        ConfigError: a fold is there already and `resume` is off, another job holds it, or the folder belongs to a run
-            with other settings or content.
+    Raises ConfigError where a fold is there and `resume` is off, or another job holds it, or the run is another one.
     """
     dist.check_equal(content)
     with contextlib.ExitStack() as locks:
