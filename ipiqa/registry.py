@@ -40,13 +40,10 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 def register(kind: str, name: str) -> Callable[[Part], Part]:
     """Returns a decorator that makes a class available as `name: <name>` in a section of this kind."""
 
-    def full_name(part: Callable[..., Any]) -> str:
-        return f"{part.__module__}.{part.__qualname__}"
-
     def add(part: Part) -> Part:
-        known = full_name(_PARTS[kind].get(name, part))
-        if known != full_name(part):  # the same name again is a module that was reloaded
-            raise ValueError(f"{kind} {name!r} is registered twice: {known} and {full_name(part)}")
+        known, new = (f"{p.__module__}.{p.__qualname__}" for p in (_PARTS[kind].get(name, part), part))
+        if known != new:  # the same name again is a module that was reloaded
+            raise ValueError(f"{kind} {name!r} is registered twice: {known} and {new}")
         _PARTS[kind][name] = part
         return part
 

@@ -112,13 +112,12 @@ class FoldRun:
 
     def _count_seen(self, trained: ModelSpec | None) -> None:
         """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
-        if trained is None or not trained.training.images:
-            return
-        known, rows = set(trained.training.images), self.split.val
-        self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
-        if self.seen_in_training:
-            seen = f"{self.seen_in_training} of the {len(rows)} held-out images"
-            logger.warning("fold %d: run.checkpoint was trained on %s", self.split.fold, seen)
+        if trained is not None and (known := set(trained.training.images)):
+            rows = self.split.val
+            self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+            if self.seen_in_training:
+                seen = f"{self.seen_in_training} of the {len(rows)} held-out images"
+                logger.warning("fold %d: run.checkpoint was trained on %s", self.split.fold, seen)
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""

@@ -33,8 +33,7 @@ logger = logging.getLogger("ipiqa")
 
 CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read, by hash: later jobs are compared
 
-# Settings that a continued run may change: they change how and where it runs, not what comes out. Paths are among them
-# because the content of what they name is compared instead.
+# Settings that a continued run may change: not what comes out of it. Of paths, the content is compared instead.
 _HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
 _HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache", "cache_dir", "cache_limit_gb")
 HARMLESS = frozenset([f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA])
