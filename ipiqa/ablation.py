@@ -106,13 +106,8 @@ class Grid:
 def load_grid(path: str | Path, *overrides: str) -> Grid:
     """Returns the points of a grid file, their configs loaded and checked.
 
-    Args:
-        path: YAML file in the form shown above.
-        overrides: "key=value" for all points; run.output_dir takes the place of the file's output_dir.
-
-    Raises:
-        ConfigError: a file that cannot be read, a wrong key or type, points that share a name, a folder or all their
-            settings, or a point whose config does not load.
+    The overrides, "key=value", are for all points; run.output_dir takes the place of the file's output_dir. Points that
+    share a name, a folder or all their settings are a ConfigError, as all else that cannot be loaded.
     """
     path = Path(registry.file_path(str(path), "--grid"))
     content = yaml_file.read_mapping(path, "--grid", CONTENT)
@@ -164,9 +159,8 @@ def _override(key: str, value: Any) -> str:
     ('task.loss=mse', 'image_size=64', 'run.checkpoint="64"')
     """
     plain = f"{key}={value}"
-    if isinstance(value, str) and parse_override(plain) == (key, value):
-        return plain
-    return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
+    is_read_back = isinstance(value, str) and parse_override(plain) == (key, value)
+    return plain if is_read_back else f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
 def _folder_name(name: str) -> str:
@@ -204,15 +198,9 @@ def check_folders(points: Sequence[Point]) -> None:
 def run_points(points: Sequence[Point]) -> dict[str, str]:
     """Runs each point that is not finished, or what is left of it, and writes its summary.
 
-    Weights are checked before the first point is trained. On several processes the first error ends the job, because a
-    process that has failed alone could not join the others in the next point.
-
-    Returns:
-        The errors of points that cannot be run, by name; they are logged, and the other points run.
-
-    Raises:
-        ConfigError, DataError: on several processes, a point that cannot be run; the line begins with its name.
-        Interrupted: stopped by a signal; the state is saved.
+    Weights are checked before the first point is trained. Returns the errors of points that cannot be run, by name;
+    they are logged, and the other points run. On several processes the first error is raised and ends the job, because
+    a process that has failed alone could not join the others in the next point.
     """
     failures: dict[str, str] = {}
     if not points:
@@ -250,11 +238,7 @@ def _collecting(failures: dict[str, str], name: str) -> Iterator[None]:
 
 
 def rows_of(grid: Grid, failures: Mapping[str, str]) -> list[AblationRow]:
-    """Returns the rows of the table: every point, with its results where it is finished, or its error in `failures`.
-
-    Raises:
-        DataError: a finished point whose files cannot be read.
-    """
+    """Returns the rows of the table: every point, with its results where it is finished, or its error in `failures`."""
     rows = []
     for point in grid.points:
         result = None

@@ -6,7 +6,7 @@ The only place that builds them: training, pre-training, ablation, scoring and t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,20 +44,12 @@ logger = logging.getLogger("ipiqa")
 
 @dataclass(frozen=True)
 class Data:
-    """A table and its images: what all folds of a run share."""
+    """A table, its images and its prompts: what all folds of a run share."""
 
     table: AnnotationTable
     images: ImageSource
     image_hashes: tuple[str, ...]  # sha256 of each row's image file
-
-
-@dataclass(frozen=True)
-class Batches:
-    """What one training reads: batches to train on and to evaluate on, and rows of the table, None where streamed."""
-
-    train: BatchLoader | ShardBatches
-    held_out: Iterable[Batch]
-    num_rows: int | None
+    tokens: torch.Tensor  # (N, context) of each row's prompt
 
 
 def choose_device(config: Config) -> torch.device:
@@ -88,7 +80,7 @@ def make_processor(config: Config) -> SquashProcessor:
 
 
 def make_tokenizer(config: Config) -> Tokenize:
-    """Returns what makes tokens, int64 (N, context), of N prompts for the model of a config, which is not built."""
+    """Returns what makes tokens, int64 (N, context), of N prompts for the model of a config; it need not be built."""
     return tokenizer_of(config.model.get("prompt_encoder"))
 
 
@@ -103,18 +95,14 @@ def check_kind(config: Config, *, folds: bool) -> None:
         name = getattr(config, section)["name"]
         has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
         if folds and not has_scores:
-            raise ConfigError(
-                f"{section}.name: {name!r} is for pre-training, where nothing is scored. Start it with: ipiqa pretrain."
-            )
+            raise ConfigError(f"{section}.name: {name!r} is for pre-training. Start it with: ipiqa pretrain.")
         if not folds and has_scores and section != "dataset":  # the scores of a dataset need not be read
-            raise ConfigError(
-                f"{section}.name: {name!r} is not pre-trained. Take image2prompt, as in ipiqa/projects/image2prompt, "
-                "or start this config with: ipiqa train."
-            )
+            advice = "Take image2prompt, as in ipiqa/projects/image2prompt, or start this config with: ipiqa train."
+            raise ConfigError(f"{section}.name: {name!r} is not pre-trained. {advice}")
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
-    """Returns table and images, all checked; raises DataError for anything that cannot be trained on."""
+    """Returns table, images and prompts, all checked; raises DataError for anything that cannot be trained on."""
     dataset = make_dataset(config)
     table = dataset.load()
     assert isinstance(dataset, ImageFolder)  # what has a table has a folder
@@ -124,7 +112,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     images = images or dataset.open_images(table, hashes, processor)
     counts = (len(table), len(set(table.prompts)), len(set(table.groups)))
     logger.info("%d images, %d prompts, %d groups; targets: %s", *counts, ", ".join(table.target_names))
-    return Data(table, images, hashes)
+    return Data(table, images, hashes, make_tokenizer(config)(table.prompts))
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
@@ -145,25 +133,16 @@ def loading_of(config: Config, device: torch.device) -> Loading:
     )  # fmt: skip
 
 
-def table_batches(config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device) -> Batches:
-    """Returns the batches of one split of a table, whose prompts have the tokens (N, context)."""
+def train_batches(config: Config, data: Data, split: Split, device: torch.device) -> BatchLoader:
+    """Returns the batches of the rows to train on."""
     loading = loading_of(config, device)
-    train = train_loader(data.table, data.images, tokens, split.train, loading, fold=split.fold)
-    return Batches(train, held_out_batches(config, data, tokens, split, device), len(data.table))
+    return train_loader(data.table, data.images, data.tokens, split.train, loading, fold=split.fold)
 
 
-def held_out_batches(
-    config: Config, data: Data, tokens: torch.Tensor, split: Split, device: torch.device
-) -> Iterable[Batch]:
+def held_out_batches(config: Config, data: Data, split: Split, device: torch.device) -> BatchLoader:
     """Returns the batches of the rows that do not train: in one pass the held-out ones and those that select."""
     rows = np.sort(np.concatenate([split.selection, split.val]))
-    return eval_loader(data.table, data.images, tokens, rows, loading_of(config, device))
-
-
-def streamed_batches(config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device) -> Batches:
-    """Returns the batches of tar shards; the held-out ones are shards of their own."""
-    given = processor, make_tokenizer(config), loading_of(config, device)
-    return Batches(dataset.train_batches(*given), dataset.val_batches(*given), None)
+    return eval_loader(data.table, data.images, data.tokens, rows, loading_of(config, device))
 
 
 def make_model(config: Config, num_targets: int) -> nn.Module:
@@ -173,9 +152,9 @@ def make_model(config: Config, num_targets: int) -> nn.Module:
     if config.run.grad_checkpointing:
         if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
             raise ConfigError("run.grad_checkpointing: this image encoder does not offer it. Set it to false.")
-        able: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
-        for module in able:
-            module.grad_checkpointing = True
+        for module in model.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = True  # type: ignore[assignment]
     return model
 
 
@@ -183,20 +162,15 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
     """Returns the model of a config file, in evaluation mode on the CPU.
 
     `model(images, prompts)` takes images (B, 3, S, S), float and normalised, and B texts or their tokens, and returns
-    scores (B, num_targets). With `run.checkpoint=FILE` among the overrides, the weights of that file are loaded.
-
-    Args:
-        cfg_path: a YAML file, such as ipiqa/projects/agiqa3k/ipiqa.yaml.
-        overrides: settings of the form "key=value"; what cannot be used is an IpiqaError.
+    scores (B, num_targets). The overrides are settings of the form "key=value"; `run.checkpoint=FILE` loads the weights
+    of that file. What cannot be used is an IpiqaError.
     """
     config = load_config(cfg_path, *overrides)
     model = make_model(config, num_targets=make_dataset(config).num_targets)
     if config.run.checkpoint is not None:
         if folds := sorted(Path(config.run.checkpoint).expanduser().glob("fold_*/best.pt")):
-            raise ConfigError(
-                f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. "
-                f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
-            )
+            advice = f"Name one, such as {folds[0]}; ipiqa.load scores with all of them."
+            raise ConfigError(f"run.checkpoint: '{config.run.checkpoint}' is a run of {len(folds)} folds. {advice}")
         load_model(model, config.run.checkpoint, "run.checkpoint")
     return model.eval()
 
@@ -208,12 +182,10 @@ def describe_model(
     """Returns what rebuilds a model of a config from its checkpoint alone, and what it is trained on."""
     facts: dict[str, Any] = {}
     if data is not None and split is not None:
-        images = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
+        facts["table_sha256"], facts["split_sha256"], facts["fold"] = data.table.sha256, split.sha256, split.fold
+        facts["images"] = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
         licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
-        facts = {
-            "table_sha256": data.table.sha256, "split_sha256": split.sha256, "fold": split.fold,
-            "images": images, "licence": licence,
-        }  # fmt: skip
+        facts["licence"] = licence
     versions = {"ipiqa": __version__, "torch": str(torch.__version__)}
     return ModelSpec(
         model=own_section(model, config.model), image_size=config.image_size, processor=config.processor,
@@ -245,7 +217,7 @@ class Inputs:
 
 
 def make_trainer(
-    config: Config, model: nn.Module, batches: Batches, *, task: Task, inputs: Inputs,
+    config: Config, model: nn.Module, train: BatchLoader | ShardBatches, *, task: Task, inputs: Inputs,
     evaluate: Callable[[nn.Module], Evaluation], folder: Path, identity: dict[str, Any], spec: ModelSpec,
     stop: StopSignals, label: str = "",
 ) -> Trainer:  # fmt: skip
@@ -262,12 +234,12 @@ def make_trainer(
     )  # fmt: skip
     schedule = Schedule(
         kind=run.schedule, learning_rate=run.learning_rate, max_epochs=run.max_epochs,
-        steps_per_epoch=len(batches.train), warmup_learning_rate=run.warmup_learning_rate,
+        steps_per_epoch=len(train), warmup_learning_rate=run.warmup_learning_rate,
         warmup_steps=run.warmup_steps, min_learning_rate=run.min_learning_rate, decay=run.learning_rate_decay,
     )  # fmt: skip
     return Trainer(
         model=model, optimizer=make_adamw(groups, learning_rate=run.learning_rate, beta2=run.beta2), schedule=schedule,
-        train_loader=batches.train, start_epoch=batches.train.set_epoch,
+        train_loader=train, start_epoch=train.set_epoch,
         compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)), evaluate=evaluate,
         folder=folder, identity=identity, spec=spec.to_dict(), seed=(run.seed, inputs.fold), device=inputs.device,
         max_epochs=run.max_epochs, eval_every=run.eval_every, save_every=run.save_every, log_every=run.log_every,

@@ -26,9 +26,8 @@ def _number(name: str, default: int, lowest: int = 0) -> int:
         return default
     text = os.environ[name]
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < lowest:
-        raise ConfigError(
-            f"environment: {name}={text[:40]!r} is not a whole number from {lowest}. Unset it, or start with torchrun."
-        )
+        problem = f"environment: {name}={text[:40]!r} is not a whole number from {lowest}"
+        raise ConfigError(f"{problem}. Unset it, or start with torchrun.")
     return int(text)
 
 
@@ -65,9 +64,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     An environment that contradicts itself is a ConfigError.
     """
     if rank() >= world_size():
-        raise ConfigError(
-            f"environment: RANK={rank()} with WORLD_SIZE={world_size()}. Ranks are counted from 0; start with torchrun."
-        )
+        problem = f"environment: RANK={rank()} with WORLD_SIZE={world_size()}"
+        raise ConfigError(f"{problem}. Ranks are counted from 0; start with torchrun.")
     missing = ", ".join(name for name in _NEEDED if name not in os.environ)
     stray = " and ".join(name for name in ("RANK", "WORLD_SIZE") if name in os.environ)
     if stray and missing:

@@ -79,10 +79,8 @@ def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
     """Holds lock files, all or none, while the block runs. Of several jobs on whatever machines, one holds a file.
 
     The owner touches its locks every HEARTBEAT seconds. One whose process has ended (on this machine), or that is not
-    touched any more (from elsewhere), is taken over with a warning. Their folders exist.
-
-    Raises:
-        ConfigError: another living job holds one for longer than `wait` seconds; the message ends with the advice.
+    touched any more (from elsewhere), is taken over with a warning. Their folders exist. Raises ConfigError, its
+    message ending with the advice, where another living job holds one for longer than `wait` seconds.
     """
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
     owner = (f"process {pid} on {socket.gethostname()} since {since}", _system(), str(pid), _start_of_process(pid))
@@ -204,9 +202,7 @@ class CodeInFileError(Exception):
 def read_data(path: Path) -> Any:
     """Returns the tensors, numbers and containers in a file of `torch.save`; nothing in it is ever run.
 
-    Raises:
-        CodeInFileError: it wants something run.
-        Exception: it is damaged or of another kind, for which torch has exceptions of all sorts.
+    Raises CodeInFileError where it wants something run, and exceptions of all sorts where it is damaged.
     """
     import torch
 
@@ -233,10 +229,7 @@ def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[st
     """Returns the sha256 of the whole content of each file; several are read at once.
 
     The file `memory` keeps hashes between runs: what has the same path, size, times and inode is not read again.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: a path has a character that no path can have.
+    Raises OSError where a file cannot be read, ValueError for a path with a character that none can have.
     """
     known = _read_hashes(memory) if memory else {}
     keys = [_file_key(path, path.stat()) for path in paths]
@@ -248,7 +241,7 @@ def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[st
     if memory and lasting:
         body = b"".join([key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:])
         with contextlib.suppress(OSError), replacing(memory, "wb") as file:  # without it, files are only read again
-            file.write(_head(body) + body)
+            file.write(_sealed(body))
     return [digest.hex() for digest in hashes]
 
 
@@ -272,21 +265,19 @@ def _sha256(path: Path) -> tuple[bytes, bytes | None]:
     return hashed.digest(), _file_key(path, status) if settled else None
 
 
-def _head(body: bytes) -> bytes:
-    """Returns how a file with these records of hashes begins."""
-    return b"ipiqa hashes 1\n" + hashlib.sha256(body).digest()
+def _sealed(body: bytes) -> bytes:
+    """Returns records of hashes as their file has them, which shows damage."""
+    return b"ipiqa hashes 1\n" + hashlib.sha256(body).digest() + body
 
 
 def _read_hashes(memory: Path) -> dict[bytes, bytes]:
     """Returns key -> sha256, nothing where the file is absent or damaged."""
-    try:
+    content = b""
+    with contextlib.suppress(OSError):
         content = memory.read_bytes()
-    except OSError:
-        return {}
-    body = content[len(_head(b"")) :]
-    if content != _head(body) + body:
-        return {}
-    return {body[i : i + 16]: body[i + 16 : i + 48] for i in range(0, len(body), 48)}
+    body = content[len(_sealed(b"")) :]
+    starts = range(0, len(body), 48) if content == _sealed(body) else ()
+    return {body[i : i + 16]: body[i + 16 : i + 48] for i in starts}
 
 
 def require_package(name: str, where: str) -> ModuleType:

@@ -40,13 +40,10 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 def register(kind: str, name: str) -> Callable[[Part], Part]:
     """Returns a decorator that makes a class available as `name: <name>` in a section of this kind."""
 
-    def full_name(part: Callable[..., Any]) -> str:
-        return f"{part.__module__}.{part.__qualname__}"
-
     def add(part: Part) -> Part:
-        known = full_name(_PARTS[kind].get(name, part))
-        if known != full_name(part):  # the same name again is a module that was reloaded
-            raise ValueError(f"{kind} {name!r} is registered twice: {known} and {full_name(part)}")
+        known, new = (f"{p.__module__}.{p.__qualname__}" for p in (_PARTS[kind].get(name, part), part))
+        if known != new:  # the same name again is a module that was reloaded
+            raise ValueError(f"{kind} {name!r} is registered twice: {known} and {new}")
         _PARTS[kind][name] = part
         return part
 
@@ -89,6 +86,14 @@ def settings_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(_parameters(component)[0])
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted name, such as `run.seed`."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
 def file_path(text: str, where: str) -> str:
     """Returns the name of a file or folder with `~` expanded; a name that no file can have is a ConfigError."""
     problem = None
@@ -121,12 +126,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
-    """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`.
-
-    Raises:
-        TypeError: it is of another type.
-        ConfigError: a path that no file can have.
-    """
+    """Returns a value as the type of its setting: whole numbers become floats, paths lose their `~`; or TypeError."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in _UNIONS:
         for argument in arguments:
@@ -170,11 +170,8 @@ def check_settings(
 ) -> dict[str, Any]:
     """Returns the complete settings of a component: those given, checked, and the defaults of the rest.
 
-    Args:
-        component: a registered part or a dataclass with keyword-only fields.
-        section: settings by name; what the component does not take is a ConfigError.
-        where: dotted path of the section, for messages.
-        parts: other keys that may be in the section.
+    The component is a registered part or a dataclass with keyword-only fields; what it does not take, save the keys in
+    `parts`, is a ConfigError. `where` is the dotted path of the section.
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write its settings under it, indented.")
@@ -243,13 +240,9 @@ def _nested(kind: str, part: Callable[..., Any]) -> list[str]:
 def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Any:
     """Returns the part that a section from `resolve` describes, its nested parts built first, in their order.
 
-    Args:
-        kind: kind of the part.
-        section: what `resolve` returned.
-        where: dotted path of the section, for messages.
-        context: values for positional parameters that are not parts, such as `image_size`. Parts built on the way are
-            handed to their younger siblings, so that a fusion can read the sizes of the encoders; a parameter that is
-            neither is read off the youngest sibling with an attribute of that name (`num_features` of a fusion).
+    The context has values for positional parameters that are not parts, such as `image_size`. Parts built on the way
+    are handed to their younger siblings, so that a fusion can read the sizes of the encoders; a parameter that is
+    neither is read off the youngest sibling with an attribute of that name (`num_features` of a fusion).
     """
     part = lookup(kind, section["name"], where)
     settings, given = _parameters(part)

@@ -114,13 +114,11 @@ def test_batches_are_pinned_and_arrive_whole(num_workers: int, cfg: Path) -> Non
     config = load_config(cfg, "run.device=cuda", f"run.num_workers={num_workers}")
     device, processor = build.choose_device(config), build.make_processor(config)
     data = build.load_data(config, processor)
-    tokens = build.make_tokenizer(config)(data.table.prompts)
-    split = build.split_of(config, data.table, 0)
-    batches = build.table_batches(config, data, tokens, split, device)
+    batches = build.train_batches(config, data, build.split_of(config, data.table, 0), device)
     inputs = build.Inputs(processor, device, num_rows=len(data.table), seed=0, fold=0)
     reference = build.Inputs(processor, torch.device("cpu"), num_rows=len(data.table), seed=0, fold=0)
-    batches.train.set_epoch(0)
-    for batch in batches.train:
+    batches.set_epoch(0)
+    for batch in batches:
         assert batch["images"].is_pinned() and batch["targets"].is_pinned()
         moved, here = inputs(batch, 0), reference(batch, 0)
         assert moved["images"].device == device

@@ -143,13 +143,25 @@ def test_pretraining_is_compared_as_well(tmp_path: Path) -> None:
 def test_every_job_is_recorded_and_more_folds_may_be_asked_for(cfg: Path) -> None:
     run_dir = run(load_config(cfg, "run.num_folds=1", "run.max_epochs=1"))
     first = (run_dir / "environment.json").read_text(), (run_dir / "command.txt").read_text()
+    written = (run_dir / "config.yaml").stat().st_ino
+    run(load_config(cfg, "run.num_folds=1", "run.max_epochs=1", "run.log_every=7"), resume=True)
+    assert (run_dir / "config.yaml").stat().st_ino == written  # nothing to record, nothing written
     run(load_config(cfg, "run.num_folds=3", "run.max_epochs=1"), resume=True)
     assert load_config(run_dir / "config.yaml").run.num_folds == 3
     run(load_config(cfg, "run.num_folds=2", "run.max_epochs=1"), resume=True)
     assert load_config(run_dir / "config.yaml").run.num_folds == 3
     assert first == ((run_dir / "environment.json").read_text(), (run_dir / "command.txt").read_text())
     jobs = [json.loads(line) for line in (run_dir / "jobs.jsonl").read_text().splitlines()]
-    assert [job["folds"] for job in jobs] == [[0], [0, 1, 2], [0, 1]] and [job["resume"] for job in jobs][1:] == [1, 1]
+    assert [(job["folds"], job["resume"]) for job in jobs] == [
+        ([0], False), ([0], True), ([0, 1, 2], True), ([0, 1], True)
+    ]  # fmt: skip
+
+
+def test_folds_that_start_from_a_run_do_not_join_folds_that_start_afresh(cfg: Path, tmp_path: Path) -> None:
+    run(load_config(cfg, "run.max_epochs=1"), folds=[0])
+    start = run(load_config(cfg, "run.max_epochs=1", f"run.output_dir={tmp_path}/start"))
+    config = load_config(cfg, "run.max_epochs=1", f"run.checkpoint={start}")
+    assert "run.checkpoint was None, is 'a folder'" in refused(lambda: run(config, folds=[1]))
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

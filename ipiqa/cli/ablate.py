@@ -17,9 +17,8 @@ def add_commands(commands: Any) -> None:
         "is reported and the others run (status 2). Started again, it goes on where it was stopped."
     )
     parser = add_command(commands, "ablate", ablate, "run a grid of changes of a config and compare them", more)
-    parser.add_argument(
-        "--grid", required=True, metavar="YAML", help="grid file, e.g. ipiqa/projects/agiqa3k/ablation.yaml"
-    )
+    example = "ipiqa/projects/agiqa3k/ablation.yaml"
+    parser.add_argument("--grid", required=True, metavar="YAML", help=f"grid file, e.g. {example}")
     share = "run only every N-th point, from the I-th on: 1/3, 2/3, 3/3"
     parser.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="I/N", help=share)
     parser.add_argument("--dry-run", action="store_true", help="print the points and how far they are")

@@ -39,9 +39,8 @@ def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: st
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose a config and change its settings."""
-    parser.add_argument(
-        "--cfg-path", required=True, metavar="YAML", help="config file, e.g. ipiqa/projects/agiqa3k/ipiqa.yaml"
-    )
+    example = "ipiqa/projects/agiqa3k/ipiqa.yaml"
+    parser.add_argument("--cfg-path", required=True, metavar="YAML", help=f"config file, e.g. {example}")
     add_overrides(parser, "settings to change, e.g. run.max_epochs=10")
 
 

@@ -68,8 +68,6 @@ def run_pairs(arguments: argparse.Namespace) -> int:
 def run_encoders(arguments: argparse.Namespace) -> int:
     """Trains the encoders that a config's `weights` name, unless they are there."""
     from ipiqa.demo.encoders import WarmUp, warm_up
-    from ipiqa.engine import log
 
-    log.set_up()
     print(warm_up(load(arguments), WarmUp(num_pairs=arguments.num_pairs, epochs=arguments.epochs)))
     return 0

@@ -30,12 +30,10 @@ def _add_arguments(parser: argparse.ArgumentParser, dataset: str | None) -> None
     """Adds the arguments of a training run; the config must name the dataset, if one is given."""
     add_config_arguments(parser)
     folds = whole_number("--num_cv", 1, MAX_FOLDS)
-    parser.add_argument(
-        "--num_cv", "--num-cv", dest="run.num_folds", type=folds, metavar="K", help="number of folds (run.num_folds)"
-    )
-    parser.add_argument(
-        "--folds", type=parse_folds, metavar="0,3", help="train only these folds, counted from 0; default all"
-    )
+    about = "number of folds (run.num_folds)"
+    parser.add_argument("--num_cv", "--num-cv", dest="run.num_folds", type=folds, metavar="K", help=about)
+    about = "train only these folds, counted from 0; default all"
+    parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=about)
     add_seed_and_resume(parser, "seed of training (run.seed); splits keep split.seed")
     parser.set_defaults(dataset=dataset)
 
@@ -52,9 +50,8 @@ def parse_folds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(
-            f"--folds: {shorten(text)} is no list of folds. Write numbers from 0 with commas, such as 0,3."
-        ) from None
+        advice = "Write numbers from 0 with commas, such as 0,3."
+        raise ConfigError(f"--folds: {shorten(text)} is no list of folds. {advice}") from None
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -63,14 +63,13 @@ class Config:
 def load_config(cfg_path: str | Path, *overrides: str) -> Config:
     """Returns the config of a YAML file with some settings changed.
 
+    A file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of range, is a
+    ConfigError.
+
     Args:
         cfg_path: YAML file, ours or in the form published with the reference code; `base: other.yaml` in it names a
             file, relative to it, whose settings it changes.
         overrides: "key=value" with dotted keys; the value is read as YAML.
-
-    Raises:
-        ConfigError: a file that cannot be read, or a setting that is unknown, missing, of the wrong type or out of
-            range.
     """
     (root, settings), *derived = _read_with_bases(str(cfg_path))
     is_translated = reference.is_reference_format(settings)
@@ -94,17 +93,11 @@ def load_config(cfg_path: str | Path, *overrides: str) -> Config:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Returns (dotted key, value) of "key=value"; the value is read as YAML, and is text where it is no valid YAML.
-
-    Raises:
-        ConfigError: there is no "=", or a part of the key is empty.
-    """
+    """Returns (dotted key, value) of "key=value", else ConfigError; a value that is no valid YAML is text."""
     key, equals, value = text.partition("=")
     parts = key.split(".")
     if not equals or not all(part.strip() for part in parts) or len(parts) > MAX_KEYS:
-        raise ConfigError(
-            f"{shorten(text)}: not a setting. Write key=value with a dotted key, such as run.max_epochs=10."
-        )
+        raise ConfigError(f"{shorten(text)}: not a setting. Write key=value with a dotted key, such as run.seed=1.")
     value = value.strip()
     try:
         content = yaml_file.parse(f"value: {value}")
@@ -181,9 +174,7 @@ def _interpolate(settings: dict[str, Any]) -> dict[str, Any]:
         resolved = OmegaConf.to_container(OmegaConf.create(settings), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         where, reason = error.full_key or "config", str(error).split("\n")[0]
-        raise ConfigError(
-            f"{where}: {reason}. Write a value, or ${{section.setting}} with one that is given."
-        ) from None
+        raise ConfigError(f"{where}: {reason}. Write a value, or ${{section.setting}} that is given.") from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
@@ -195,14 +186,13 @@ def _check_values(value: Any, where: str) -> None:
             _check_values(item, f"{where}.{key}" if where else str(key))
     for item in value if isinstance(value, list) else ():
         _check_values(item, where)
-    for is_wrong, problem in (
-        (isinstance(value, str) and re.search("[\ud800-\udfff]", value), "is not UTF-8"),
-        (isinstance(value, str) and _has_call(value), "calls a function"),
-        (isinstance(value, int) and value.bit_length() > 63, "has more than 63 bits"),
-    ):
-        if is_wrong:
-            what = shorten(value)
-            raise ConfigError(f"{where}: {what} {problem}. Write a plain value, or ${{section.setting}}.")
+    problems = {
+        "is not UTF-8": isinstance(value, str) and re.search("[\ud800-\udfff]", value),
+        "calls a function": isinstance(value, str) and _has_call(value),
+        "has more than 63 bits": isinstance(value, int) and value.bit_length() > 63,
+    }
+    for problem in filter(problems.get, problems):
+        raise ConfigError(f"{where}: {shorten(value)} {problem}. Write a plain value, or ${{section.setting}}.")
 
 
 def _has_call(text: str) -> bool:
@@ -236,10 +226,8 @@ def _resolve(settings: dict[str, Any]) -> Config:
     check_qa_token(settings.get("model"))
     size = settings.get("image_size")
     if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
-        raise ConfigError(
-            f"image_size: {'missing' if size is None else shorten(size) + ' is out of range'}. Give the "
-            f"pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224."
-        )
+        problem = "missing" if size is None else f"{shorten(size)} is out of range"
+        raise ConfigError(f"image_size: {problem}. Give the pixels of a side, from 1 to {MAX_IMAGE_SIZE}, such as 224.")
     parts = {kind: registry.resolve(kind, settings.get(kind, {}), kind) for kind in PARTS}
     if "image_encoder" in parts["model"]:
         set_normalisation(parts["processor"], parts["model"]["image_encoder"])
@@ -249,7 +237,5 @@ def _resolve(settings: dict[str, Any]) -> Config:
     registry.build("task", parts["task"], "task", {})  # finds wrong names of losses
     is_zero_shot = getattr(registry.lookup("model", parts["model"]["name"], "model"), "is_zero_shot", False)
     if run.evaluate and run.checkpoint is None and not is_zero_shot:
-        raise ConfigError(
-            "run.evaluate: there is nothing to evaluate. Name a checkpoint file or a run folder in run.checkpoint."
-        )
+        raise ConfigError("run.evaluate: there is nothing to evaluate. Name a file or a run folder in run.checkpoint.")
     return Config(image_size=size, split=split, run=run, **parts)

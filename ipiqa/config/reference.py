@@ -90,14 +90,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns our settings by dotted name, and logs what was read as what.
+    """Returns the settings of `where`, a file in the reference code's form, as ours by dotted name; logs what it read.
 
-    Args:
-        settings: content of a YAML file in the reference code's form.
-        where: the file, for the log.
-
-    Raises:
-        ConfigError: an unknown key, a missing one, or values that contradict each other.
+    An unknown key, a missing one, or values that contradict each other are a ConfigError.
     """
     import torch
 

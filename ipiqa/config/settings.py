@@ -93,21 +93,18 @@ def check(split: SplitConfig, run: RunConfig) -> None:
             if allowed is not None and value is not None and value not in allowed:
                 raise ConfigError(f"{section}.{field.name}: {value!r} is out of range. Give a number {allowed}.")
     rate, low = run.learning_rate, run.min_learning_rate
-    for is_wrong, message in (
-        (not run.output_dir.strip(), "run.output_dir: empty. Give a path."),
-        (run.checkpoint is not None and not run.checkpoint.strip(), "run.checkpoint: empty. Give a path or null."),
-        (
-            run.schedule != "constant_lr" and low > rate,
-            f"run.min_learning_rate: {low!r} is above run.learning_rate, {rate!r}. Give at most that.",
+    problems = {
+        "run.output_dir: empty. Give a path.": not run.output_dir.strip(),
+        "run.checkpoint: empty. Give a path or null.": run.checkpoint is not None and not run.checkpoint.strip(),
+        f"run.min_learning_rate: {low!r} is above run.learning_rate, {rate!r}. Give at most that.": (
+            run.schedule != "constant_lr" and low > rate
         ),
-        (
-            run.schedule == "linear_warmup_step_lr" and run.learning_rate_decay is None,
-            "run.learning_rate_decay: missing. linear_warmup_step_lr needs the factor per epoch, such as 0.9.",
+        "run.learning_rate_decay: missing. linear_warmup_step_lr needs the factor per epoch, such as 0.9.": (
+            run.schedule == "linear_warmup_step_lr" and run.learning_rate_decay is None
         ),
-        (
-            split.kind == "kfold" and run.num_folds < 2,
-            "run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.",
+        "run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.": (
+            split.kind == "kfold" and run.num_folds < 2
         ),
-    ):
-        if is_wrong:
-            raise ConfigError(message)
+    }
+    for message in filter(problems.get, problems):
+        raise ConfigError(message)

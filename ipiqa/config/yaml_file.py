@@ -33,15 +33,9 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(path: Path, where: str, expected: str) -> dict[str, Any]:
-    """Returns the mapping in a YAML file.
+    """Returns the mapping in a YAML file; one that cannot be read, or holds anything else, is a ConfigError.
 
-    Args:
-        path: the file.
-        where: what names it, for the message where it does not exist.
-        expected: sentence on what such a file holds.
-
-    Raises:
-        ConfigError: it cannot be read, is no YAML or holds anything else.
+    `where` names it in the message where it does not exist; `expected` is a sentence on what such a file holds.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -67,8 +61,7 @@ def read_mapping(path: Path, where: str, expected: str) -> dict[str, Any]:
 def parse(text: str) -> Any:
     """Returns what a YAML text stands for: mappings with text keys, lists, texts, numbers, booleans and None.
 
-    Raises:
-        yaml.YAMLError: it is no YAML, or one with values of other kinds, too many values or too deep ones.
+    Raises yaml.YAMLError where it is no YAML, or one with values of other kinds, too many values or too deep ones.
     """
     loader = _Loader(text)
     try:

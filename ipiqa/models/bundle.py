@@ -84,7 +84,7 @@ class ModelSpec:
 
     def differences(self, other: ModelSpec) -> list[str]:
         """Returns in what, field by field, another spec would not compute the same: "setting is A, not B"."""
-        own, theirs = (_flat({"model": s.model, "image_size": s.image_size}) for s in (self, other))
+        own, theirs = (registry.flatten({"model": s.model, "image_size": s.image_size}) for s in (self, other))
         names = [name for name in {**own, **theirs} if name.rpartition(".")[2] not in TRAINING_ONLY]
         return [f"{n} is {own.get(n)!r}, not {theirs.get(n)!r}" for n in names if own.get(n) != theirs.get(n)]
 
@@ -103,14 +103,6 @@ def _spec(*, model: dict, image_size: int, processor: dict, targets: list, train
 
 def _target(*, name: str, low: float | None = None, high: float | None = None, meaning: str = "") -> Target:
     return Target(name, low, high, meaning)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
 
 
 def own_section(model: nn.Module, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ipiqa.datasets.splits import Split
 from ipiqa.errors import ConfigError
 from ipiqa.models.checkpoints import load_model
 from ipiqa.training import run_folder
-from ipiqa.training.fold import FoldRun, checkpoint_path
+from ipiqa.training.fold import FoldRun
 
 logger = logging.getLogger("ipiqa")
 
@@ -22,7 +22,6 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     """Trains and evaluates the folds asked for and returns the run folder.
 
     Args:
-        config: what to run.
         folds: numbers of folds, from 0; None for all of `run.num_folds`.
         resume: go on with a run that was interrupted; finished folds are skipped. A job that torchrun has restarted
             goes on with what its first life has left, if that got so far.
@@ -42,12 +41,8 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
-        tokens = build.make_tokenizer(config)(data.table.prompts)
         _check_early(config, data, splits)
-        checkpoints = {}
-        if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
-            checkpoints = {f"run.checkpoint of fold {fold}": checkpoint_path(config, fold) for fold in chosen}
-        weights = run_folder.weights_of(config, checkpoints)
+        weights = run_folder.weights_of(config, chosen)
         content = run_folder.content_of(device, data, splits.values()) | weights
         with run_folder.claimed(config, content, chosen, resume=resume) as stop:
             for fold in chosen:
@@ -55,21 +50,17 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
                     logger.info("fold %d is finished, skipped", fold)
                     continue
                 # Each fold reads the files anew.
-                run_folder.check_identity(weights, run_folder.weights_of(config, checkpoints), run_dir)
-                FoldRun(config, data, processor, tokens, splits[fold], device, content, stop).run(resume)
+                run_folder.check_identity(weights, run_folder.weights_of(config, chosen), run_dir)
+                FoldRun(config, data, processor, splits[fold], device, content, stop).run(resume)
     return run_dir
 
 
 def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
-    """Finds before the run folder is made what would stop a fold at its start.
-
-    Raises:
-        DataError: weights or a checkpoint that do not fit, or too few images for one batch.
-    """
+    """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
     model = build.make_model(config, len(data.table.targets))
     spec = build.describe_model(config, model, data.table.targets)
     if config.run.checkpoint is not None:
-        for path in dict.fromkeys(checkpoint_path(config, fold) for fold in splits):
+        for path in dict.fromkeys(run_folder.checkpoint_path(config, fold) for fold in splits):
             load_model(model, path, "run.checkpoint", spec)
     if not config.run.evaluate:
         check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())

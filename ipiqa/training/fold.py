@@ -24,30 +24,19 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import CONFIG, HASH_DIGITS, WEIGHTS, ModelSpec
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
 from ipiqa.models.checkpoints import load_model
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.training.run_folder import check_identity, fold_dir, identity_of
+from ipiqa.training.run_folder import check_identity, checkpoint_path, fold_dir, identity_of
 
 logger = logging.getLogger("ipiqa")
-
-
-def checkpoint_path(config: Config, fold: int) -> str:
-    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
-    path = Path(str(config.run.checkpoint))
-    if (path / CONFIG).is_file():
-        return str(path / WEIGHTS)
-    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
 
 
 def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
     """Trains to the end, from the newest checkpoint in the folder where the run is resumed.
 
-    Messages begin with `where`, such as "fold 0, ", and tell the `names` of images, which are by row.
-
-    Raises:
-        ConfigError: the checkpoint is of another run.
-        DataError: training has gone wrong: loss or weights are not finite.
+    A checkpoint of another run is a ConfigError, a loss or weights that are not finite a DataError. Messages begin with
+    `where`, such as "fold 0, ", and give the `names` of images, which are by row.
     """
 
     def check(state: dict[str, Any]) -> None:
@@ -62,17 +51,15 @@ def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise ConfigError(
-            "run.batch_size: BatchNorm cannot train on one value per channel, as of 1 image whose token map is 1 x 1. "
-            "Use run.batch_size=2 or more, or a larger image_size."
-        ) from None
+        problem = "BatchNorm cannot train on one value per channel, as of 1 image whose token map is 1 x 1"
+        advice = "Use run.batch_size=2 or more, or a larger image_size."
+        raise ConfigError(f"run.batch_size: {problem}. {advice}") from None
     except NonFiniteLossError as error:
         shown = ", ".join(names[row] for row in error.rows[:4] if row < len(names))
         images = f" in the batch with {shown}{' ...' * (len(error.rows) > 4)}" if shown else ""
-        raise DataError(
-            f"{where}epoch {error.epoch}, step {error.step}: loss or weights are not finite{images}. "
-            "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
-        ) from None
+        step = f"{where}epoch {error.epoch}, step {error.step}"
+        advice = "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
+        raise DataError(f"{step}: loss or weights are not finite{images}. {advice}") from None
 
 
 @dataclass
@@ -82,7 +69,6 @@ class FoldRun:
     config: Config
     data: Data
     processor: SquashProcessor
-    tokens: torch.Tensor  # (N, context) of the table's prompts
     split: Split
     device: torch.device
     content: Mapping[str, Any]  # what the run reads, by hash: kept in checkpoints, compared where one is continued
@@ -94,16 +80,14 @@ class FoldRun:
         self.folder = fold_dir(Path(run.output_dir), fold)
         self.task = build.make_task(self.config)
         self.inputs = Inputs(self.processor, self.device, num_rows=num_rows, seed=run.seed, fold=fold)
-        self.held_out = build.held_out_batches(self.config, self.data, self.tokens, self.split, self.device)
+        self.held_out = build.held_out_batches(self.config, self.data, self.split, self.device)
 
     def run(self, resume: bool) -> None:
         """Trains or evaluates the fold and writes its files."""
         config, split, targets = self.config, self.split, self.data.table.targets
-        chosen_on = f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
-        logger.info(
-            "fold %d of %d: %d images to train on, %d held out%s",
-            *(split.fold, config.run.num_folds, len(split.train), len(split.val), chosen_on),
-        )
+        counts = f"{len(split.train)} images to train on, {len(split.val)} held out"
+        counts += f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
+        logger.info("fold %d of %d: %s", split.fold, config.run.num_folds, counts)
         if dist.is_main():
             write_json(self.folder / "split.json", split.to_json(self.data.table))
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
@@ -118,26 +102,22 @@ class FoldRun:
             return
         own = f" of fold {split.fold}"
         content = {n: value for n, value in self.content.items() if " of fold " not in n or n.endswith(own)}
-        batches = build.table_batches(config, self.data, self.tokens, split, self.device)
         trainer = build.make_trainer(
-            config, model, batches, task=self.task, inputs=self.inputs, evaluate=self._evaluate,
-            folder=self.folder, identity=identity_of(config) | content, spec=spec, stop=self.stop,
-            label=f"fold {split.fold} ",
+            config, model, build.train_batches(config, self.data, split, self.device), task=self.task,
+            inputs=self.inputs, evaluate=self._evaluate, folder=self.folder, identity=identity_of(config) | content,
+            spec=spec, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip
         fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
         self._finish(trainer)
 
     def _count_seen(self, trained: ModelSpec | None) -> None:
         """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
-        if trained is None or not trained.training.images:
-            return
-        known, rows = set(trained.training.images), self.split.val
-        self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
-        if self.seen_in_training:
-            logger.warning(
-                "fold %d: run.checkpoint was trained on %d of the %d held-out images",
-                *(self.split.fold, self.seen_in_training, len(rows)),
-            )
+        if trained is not None and (known := set(trained.training.images)):
+            rows = self.split.val
+            self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+            if self.seen_in_training:
+                seen = f"{self.seen_in_training} of the {len(rows)} held-out images"
+                logger.warning("fold %d: run.checkpoint was trained on %s", self.split.fold, seen)
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from ipiqa import build, dist
-from ipiqa.build import Batches, Inputs
+from ipiqa.build import Inputs
 from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
+from ipiqa.datasets.loaders import BatchLoader
+from ipiqa.datasets.shard_stream import ShardBatches
 from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
-from ipiqa.engine.predict import predict
+from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -28,6 +32,17 @@ from ipiqa.training.run_folder import check_same_command, claimed, content_of, i
 
 logger = logging.getLogger("ipiqa")
 
+
+@dataclass(frozen=True)
+class Batches:
+    """What pre-training reads."""
+
+    train: BatchLoader | ShardBatches
+    held_out: Iterable[Batch]
+    num_rows: int | None  # of the table, None where pairs are streamed
+    content: dict[str, Any]  # what they come from, see `content_of`
+
+
 SUMMARY, ENCODER = "summary.json", "image_encoder.safetensors"
 
 
@@ -37,14 +52,8 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     The folder holds what a fold holds, summary.json and, for `model.image_encoder.weights`, the image tower of the best
     epoch: the one with the highest sum of recall at 1, recall at 5 and mean cosine on held-out pairs.
 
-    Args:
-        config: model and task `image2prompt`, and a dataset of pairs (or of scored images, whose scores are not read).
-        resume: go on with a run that was interrupted.
-
-    Raises:
-        ConfigError: settings that cannot be run, or a run folder that belongs to another run.
-        DataError: table, images, shards, weights or checkpoints that cannot be used.
-        Interrupted: stopped by a signal; the state is saved.
+    Model and task are `image2prompt`, the dataset has pairs (or scored images, whose scores are not read). `resume`
+    goes on with a run that was interrupted. Raises what `cross_validation.run` raises.
     """
     _check(config)
     device = build.choose_device(config)
@@ -57,8 +66,8 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         if config.run.checkpoint is not None:
             load_model(model, config.run.checkpoint, "run.checkpoint")
         processor = build.make_processor(config)
-        batches, content = _batches(config, processor, device)
-        content |= weights_of(config)
+        batches = _batches(config, processor, device)
+        content = batches.content | weights_of(config, [0])
         inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
         with claimed(config, content, [], resume=resume) as stop:
             if (run_dir / SUMMARY).is_file():
@@ -83,19 +92,21 @@ def _check(config: Config) -> None:
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
 
-def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
-    """Returns the batches of a table or of shards, and what they come from."""
+def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> Batches:
+    """Returns the batches of a table or of shards, of which the held-out ones are shards of their own."""
     dataset = build.make_dataset(config)
     if isinstance(dataset, Shards):
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
-        batches = build.streamed_batches(config, dataset, processor, device)
-        content["run.num_workers, which decides the order of streamed pairs"] = batches.train.num_workers
-        return batches, content
+        given = processor, build.make_tokenizer(config), build.loading_of(config, device)
+        streamed = dataset.train_batches(*given)
+        content["run.num_workers, which decides the order of streamed pairs"] = streamed.num_workers
+        return Batches(streamed, dataset.val_batches(*given), None, content)
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
-    tokens = build.make_tokenizer(config)(data.table.prompts)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
-    return build.table_batches(config, data, tokens, split, device), content_of(device, data, [split])
+    train = build.train_batches(config, data, split, device)
+    held_out = build.held_out_batches(config, data, split, device)
+    return Batches(train, held_out, len(data.table), content_of(device, data, [split]))
 
 
 def _trainer(
@@ -113,7 +124,7 @@ def _trainer(
         return Evaluation(value, metrics, torch.empty(0))
 
     return build.make_trainer(
-        config, model, batches, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
+        config, model, batches.train, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
         identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 
@@ -134,11 +145,6 @@ def _write(trainer: Trainer, config: Config) -> None:
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:
-    """Returns what was measured, in words.
-
-    >>> measured = {"recall_at_1": 0.5, "recall_at_5": 0.75, "mean_cosine": 0.31}
-    >>> describe_metrics(measured | {"num_images": 8, "num_prompts": 7})
-    'recall@1 0.500, recall@5 0.750, mean cosine 0.310 (8 images, 7 prompts)'
-    """
+    """Returns what was measured, in words: "recall@1 0.500, ..., mean cosine 0.310 (8 images, 7 prompts)"."""
     form = "recall@1 {recall_at_1:.3f}, recall@5 {recall_at_5:.3f}, mean cosine {mean_cosine:.3f}"
     return (form + " ({num_images} images, {num_prompts} prompts)").format(**metrics)

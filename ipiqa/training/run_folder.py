@@ -24,35 +24,25 @@ from ipiqa.datasets.checks import image_set_sha256
 from ipiqa.datasets.splits import Split
 from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
-from ipiqa.errors import ConfigError, DataError
+from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.files import content_sha256, locked, write_json, write_text
+from ipiqa.models import bundle
+from ipiqa.registry import flatten
 
 logger = logging.getLogger("ipiqa")
 
 CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read, by hash: later jobs are compared
 
-# Settings that a continued run may change: they change how and where it runs, not what comes out. Paths are among them
-# because the content of what they name is compared instead.
+# Settings that a continued run may change: not what comes out of it. Of paths, the content is compared instead.
 _HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
 _HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache", "cache_dir", "cache_limit_gb")
 HARMLESS = frozenset([f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA])
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name, such as `run.seed`."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
 def _named_weights(config: Config) -> dict[str, Any]:
     """Returns the settings that name a file of weights, whose content counts and not its path."""
-    return {
-        name: value
-        for name, value in flatten(config.to_dict()).items()
-        if name == "run.checkpoint" or (name.startswith("model.") and name.endswith(".weights"))
-    }
+    towers = {name: value for name, value in flatten({"model": config.model}).items() if name.endswith(".weights")}
+    return towers | {"run.checkpoint": config.run.checkpoint}
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -62,15 +52,23 @@ def identity_of(config: Config) -> dict[str, Any]:
     return {name: value for name, value in flatten(config.to_dict()).items() if name in kept or name not in left_out}
 
 
-def weights_of(config: Config, checkpoints: Mapping[str, str] | None = None) -> dict[str, Any]:
+def checkpoint_path(config: Config, fold: int) -> str:
+    """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
+    path = Path(str(config.run.checkpoint))
+    if (path / bundle.CONFIG).is_file():
+        return str(path / bundle.WEIGHTS)
+    return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
+
+
+def weights_of(config: Config, folds: Iterable[int] = ()) -> dict[str, Any]:
     """Returns the sha256 of every file of weights by the setting that names it; a value that names none as it is.
 
-    `checkpoints` are files by name in place of `run.checkpoint`, where that is a folder.
+    Where `run.checkpoint` is a folder, that are its files for the folds.
     """
     named = _named_weights(config)
-    if checkpoints:
-        del named["run.checkpoint"]
-        named |= checkpoints
+    if config.run.checkpoint is not None and Path(config.run.checkpoint).is_dir():
+        named["run.checkpoint"] = "a folder"
+        named |= {f"run.checkpoint of fold {fold}": checkpoint_path(config, fold) for fold in folds}
     files = [value for value in dict.fromkeys(named.values()) if value is not None and Path(value).is_file()]
     hashes = dict(zip(files, content_sha256([Path(file) for file in files]), strict=True))
     return {name: hashes.get(value, value) for name, value in named.items()}
@@ -98,13 +96,9 @@ def check_same_command(config: Config, **arguments: Any) -> None:
 
 def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raises ConfigError, naming each difference, where a run would go on under other conditions than it began with."""
-
-    def short(value: Any) -> str:
-        return " ".join(repr(value).split())[:200]
-
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if names:
-        changes = "; ".join(f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names)
+    values = [(name, before.get(name), now.get(name)) for name in {**before, **now}]
+    changes = "; ".join(f"{name} was {shorten(old)}, is {shorten(new)}" for name, old, new in values if old != new)
+    if changes:
         advice = "Set these back, or choose another run.output_dir."
         raise ConfigError(f"{where}: cannot be continued, this would change its results: {changes}. {advice}")
 
@@ -112,11 +106,8 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
 def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Compares settings and content with those that the run in `run.output_dir` was begun with; returns the latter.
 
-    Content that the run has not recorded, such as the splits of folds to come, is not compared.
-
-    Raises:
-        ConfigError: naming each difference.
-        DataError: the record of the run cannot be read.
+    Content that the run has not recorded, such as the splits of folds to come, is not compared. Raises ConfigError,
+    naming each difference, and DataError where the record of the run cannot be read.
     """
     run_dir = Path(config.run.output_dir)
     stored, path = load_config(run_dir / CONFIG), run_dir / IDENTITY
@@ -160,10 +151,7 @@ def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, res
 
     The first job records settings and content (see `content_of`, `weights_of`); every later one is compared with them.
     Several jobs may share a run folder, each with folds of its own. A run without folds has the folder for itself.
-
-    Raises:
-        ConfigError: a fold is there already and `resume` is off, another job holds it, or the folder belongs to a run
-            with other settings or content.
+    Raises ConfigError where a fold is there and `resume` is off, or another job holds it, or the run is another one.
     """
     dist.check_equal(content)
     with contextlib.ExitStack() as locks:
@@ -175,7 +163,7 @@ def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, res
 def _claim(
     config: Config, content: Mapping[str, Any], folds: list[int], resume: bool, locks: contextlib.ExitStack
 ) -> None:
-    run_dir = Path(config.run.output_dir)
+    run_dir, stored = Path(config.run.output_dir), None
     config_path = run_dir / CONFIG
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
@@ -197,7 +185,8 @@ def _claim(
         advice = "Wait for it" + (", or take other folds with --folds." if folds else ".")
         locks.enter_context(locked(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
         write_json(run_dir / IDENTITY, {"format": 1, "content": content})
-        write_text(config_path, config.to_yaml())
+        if config != stored:
+            write_text(config_path, config.to_yaml())
         _record_job(run_dir, folds, resume)
         for folder in ours:
             folder.mkdir(exist_ok=True)
@@ -224,12 +213,7 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
-        "ipiqa": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "num_processes": dist.world_size(),
-        "num_threads": torch.get_num_threads(),
-        **versions,
-    }
+        "ipiqa": __version__, "python": platform.python_version(), "platform": platform.platform(),
+        "processor": platform.machine(), "num_processes": dist.world_size(), "num_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())], **versions,
+    }  # fmt: skip
