@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -31,9 +30,9 @@ from ipiqa.demo.database import Picture, draw_pairs, render_all
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
-from ipiqa.files import replacing
 from ipiqa.models.towers.clip_image import ImageEncoder
 from ipiqa.models.towers.clip_text import PromptEncoder
+from ipiqa.models.weights import write_tensors
 from ipiqa.prompts import tokenize
 from ipiqa.tasks.image2prompt import ImageToPrompt
 from ipiqa.training.pretraining import describe_metrics
@@ -95,8 +94,7 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", {"image_size": size}) for p in sections))
     _train(model, *pairs, make_processor(config).normalise, settings)
     tensors = model.image_encoder.clip_tensors() | model.prompt_encoder.clip_tensors()
-    with replacing(path, "wb") as file:
-        file.write(serialise({n: t.contiguous() for n, t in tensors.items()}, metadata={"warm_up": digest}))
+    write_tensors(path, tensors, {"warm_up": digest})
     return path
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from ipiqa import registry
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.files import FORMAT, refuse_newer, replacing, write_json, write_text
-from ipiqa.models.weights import Tensors, printable, read_tensors
+from ipiqa.files import FORMAT, refuse_newer, write_json, write_text
+from ipiqa.models.weights import Tensors, printable, read_tensors, write_tensors
 from ipiqa.processors.image import SquashProcessor
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
@@ -126,10 +126,7 @@ def own_section(model: nn.Module, section: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_bundle(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Writes a folder that `read_bundle` and `ipiqa.load` need nothing else beside: settings, weights, a README."""
-    from safetensors.torch import save
-
-    with replacing(folder / WEIGHTS, "wb") as file:
-        file.write(save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}))
+    write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, spec.to_dict())
     known, names = spec.training, ", ".join(spec.target_names)
     write_text(

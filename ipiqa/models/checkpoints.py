@@ -19,7 +19,7 @@ from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundl
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
 from ipiqa.models.towers.clip_text import TextSizes
-from ipiqa.models.weights import Tensors, read_checkpoint_file
+from ipiqa.models.weights import Tensors, read_checkpoint_file, renamed
 
 logger = logging.getLogger("ipiqa")
 
@@ -59,15 +59,6 @@ def check_qa_token(model: Any) -> None:
     if old in OLD_QA_TOKENS and (old != "none" or "qa_position" in section):
         words = ", ".join(f"{name}: {str(value).lower()}" for name, value in _todays_qa_token(section).items())
         raise ConfigError(f"model.prompt_encoder.qa_token: {old!r} is of version 0.1. Write {words}.")
-
-
-def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
-    """Returns tensors with the first of the prefixes that each name has replaced; other names stay as they are."""
-    out = {}
-    for name, value in tensors.items():
-        prefix = next((p for p in names if name.startswith(p)), "")
-        out[names.get(prefix, "") + name.removeprefix(prefix)] = value
-    return out
 
 
 class Checkpoint(NamedTuple):
@@ -116,7 +107,7 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
             section = dict(model[kind])
             if section["name"] == "clip" and mark in tensors:  # its sizes were those of the file it was built on
                 kept = {key: section[key] for key in ("freeze", "qa_token", "qa_position") if key in section}
-                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES)))
+                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES), None))
             if section.get("qa_token") in OLD_QA_TOKENS:
                 section |= _todays_qa_token(section)
             without = ("weights", "sha256", "qa_position")

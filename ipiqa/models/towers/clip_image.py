@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
-from ipiqa.models.pooling import AttentionPool, resize_positions
+from ipiqa.models.clip_weights import architecture_settings, clip_tensors
+from ipiqa.models.pooling import AttentionPool
 from ipiqa.models.towers.image_tower import STRIDE, WHERE, ResNetTower
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
@@ -36,12 +36,16 @@ class ResNetSizes:
             )
 
     @classmethod
-    def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
-        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
+    def of_tensors(cls, tensors: Tensors, weights: str | None) -> ResNetSizes:
+        """Returns the sizes of the tower in the file `weights`; DataError where that has none, named as OpenAI does."""
+        names = ["visual.layer1.0.conv1.weight", "visual.attnpool.c_proj.weight"]
+        if not {*names} <= tensors.keys():
+            raise DataError(
+                f"{WHERE}.weights: '{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt. "
+                "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
+            )
+        width, embed_dim = ((*tensors[name].shape, 0)[0] for name in names)
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
-        width, embed_dim = (
-            (*tensors[f"visual.{name}.weight"].shape, 0)[0] for name in ("layer1.0.conv1", "attnpool.c_proj")
-        )
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
 
     @classmethod
@@ -55,6 +59,8 @@ class ResNetSizes:
 
 class ImageEncoder(ResNetTower):
     """CLIP's ResNet with its attention pool; the pool's single query is the mean token."""
+
+    file_names: ClassVar = {"visual.attnpool.": "pool.", "visual.": "tower."}
 
     def __init__(
         self, sizes: ResNetSizes, image_size: int, tensors: Tensors | None = None, weights: str | None = None, *,
@@ -73,13 +79,7 @@ class ImageEncoder(ResNetTower):
         self.pool = AttentionPool(channels, channels, embed_dim, sizes.heads, num_positions)
         for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
             nn.init.normal_(projection.weight, std=channels**-0.5)
-        if tensors is not None:
-            own = {n.replace("visual.", "tower.", 1): v for n, v in tensors.items() if n.startswith("visual.")}
-            own = {n.replace("tower.attnpool.", "pool.", 1): v for n, v in own.items()}
-            name = "pool.positional_embedding"
-            if name in own:
-                own[name] = resize_positions(own[name].float(), self.grid)
-            load_exactly(self, own, f"{WHERE}.weights: '{weights}'")
+        self.load_tensors(tensors, weights)
         if freeze:
             self.freeze()
 
@@ -87,10 +87,6 @@ class ImageEncoder(ResNetTower):
         """Returns the token map (B, C, S/32, S/32) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
         token_map = self.token_map(images, self.tower.stem)
         return token_map, self.pool(token_map)
-
-    def clip_tensors(self) -> Tensors:
-        own = {f"visual.{n}".replace("visual.tower.", "visual.", 1): v for n, v in self.state_dict().items()}
-        return {n.replace("visual.pool.", "visual.attnpool.", 1): v for n, v in own.items()}
 
 
 @register("image_encoder", "clip")
@@ -114,13 +110,7 @@ def clip_image_encoder(
     tensors = clip_tensors(architecture, weights, sha256, WHERE, has_gelu=not is_resnet)  # a ResNet has ReLU
     if not is_resnet:
         return OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
-    try:
-        sizes = ResNetSizes.of_tensors(tensors or {}) if is_auto else ResNetSizes.of_architecture(architecture)
-    except KeyError:
-        raise DataError(
-            f"{WHERE}.weights: '{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt. "
-            "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
-        ) from None
+    sizes = ResNetSizes.of_tensors(tensors or {}, weights) if is_auto else ResNetSizes.of_architecture(architecture)
     return ImageEncoder(sizes, image_size, tensors, weights, freeze=freeze == "all")
 
 

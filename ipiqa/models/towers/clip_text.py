@@ -42,8 +42,11 @@ class TextSizes:
             )
 
     @classmethod
-    def of_tensors(cls, tensors: Tensors) -> TextSizes:
-        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
+    def of_tensors(cls, tensors: Tensors, weights: str | None) -> TextSizes:
+        """Returns the sizes of the tower in the file `weights`; DataError where that has none, named as OpenAI does."""
+        if "text_projection" not in tensors:
+            problem = f"'{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt"
+            raise DataError(f"{WHERE}.weights: {problem}.")
         width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
         layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
         return cls(width, layers, max(width // 64, 1), embed_dim)
@@ -184,12 +187,7 @@ def clip_prompt_encoder(
                 "[QA] token belong. Set freeze: all (or none) and qa_token: none."
             )
         return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
-    try:
-        sizes = TextSizes.of_tensors(tensors or {}) if is_auto else TextSizes.of_architecture(architecture)
-    except KeyError:
-        raise DataError(
-            f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt."
-        ) from None
+    sizes = TextSizes.of_tensors(tensors or {}, weights) if is_auto else TextSizes.of_architecture(architecture)
     return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
 
 

@@ -14,7 +14,6 @@ import torch
 from ipiqa import prompts as clip_prompts
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly, normalisation
-from ipiqa.models.pooling import resize_positions
 from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, one_line
@@ -44,12 +43,7 @@ class OpenClipImageEncoder(ImageTower):
             blocks = self._trunk.blocks if self._trunk is not None else self.visual.transformer.resblocks
         self.grid, self.channels, self.embed_dim = (side, side), tokens.shape[2], pooled.shape[1]
         self.num_layers = len(blocks) + 1
-        if tensors is not None:
-            own = {name: value for name, value in tensors.items() if name.startswith("visual.")}
-            name = "visual.positional_embedding"
-            if name in own:
-                own[name] = resize_positions(own[name].float(), self.grid)
-            load_exactly(self, own, f"{WHERE}.weights: '{weights}'")
+        self.load_tensors(tensors, weights)
         self.train()
         if freeze:
             self.freeze()
