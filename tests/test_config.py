@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ipiqa
 from ipiqa.config.loading import Config, load_config, parse_override
 from ipiqa.config.settings import RunConfig, SplitConfig
-from ipiqa.training.run_folder import flatten
+from ipiqa.registry import flatten
 
 PLAIN = """\
 image_size: 64

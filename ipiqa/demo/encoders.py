@@ -27,6 +27,7 @@ from ipiqa import registry
 from ipiqa.build import make_dataset, make_processor
 from ipiqa.config.loading import Config
 from ipiqa.demo.database import Picture, draw_pairs, render_all
+from ipiqa.demo.scenes import look
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -76,9 +77,8 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     """
     files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
     if len(files) != 1 or None in files:
-        raise ConfigError(
-            "model.image_encoder.weights and model.prompt_encoder.weights must name the one file to be made."
-        )
+        settings_of_both = "model.image_encoder.weights and model.prompt_encoder.weights"
+        raise ConfigError(f"{settings_of_both} must name the one file to be made.")
     path = Path(files.pop())
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
@@ -104,9 +104,8 @@ def _digest_of(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {})["warm_up"])
     except (SafetensorError, OSError, KeyError):
-        raise ConfigError(
-            f"{path}: not made by the warm-up, so not overwritten. Name another file in the encoders' weights."
-        ) from None
+        problem = "not made by the warm-up, so not overwritten"
+        raise ConfigError(f"{path}: {problem}. Name another file in the encoders' weights.") from None
 
 
 class TwoTowers(nn.Module):
@@ -127,13 +126,9 @@ class TwoTowers(nn.Module):
 def matching_loss(images: torch.Tensor, texts: torch.Tensor, looks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Returns the sum of three cross-entropies of scaled cosines: image to prompt, prompt to image, image to look.
 
-    Without the last one the features learn to overlook distortions.
-
-    Args:
-        images: (B, D) image features.
-        texts: (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks.
-        looks: (B,) which look each image has.
-        scale: factor on the cosines.
+    Without the last one the features learn to overlook distortions. Of image features (B, D) and text features
+    (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks, (B,) of which
+    the images have.
     """
 
     def logits(texts: torch.Tensor) -> torch.Tensor:
@@ -153,7 +148,7 @@ def _train(
     pixels = np.stack(render_all(Picture.pixels, pictures))
     count, size, epochs = settings.num_pairs, settings.batch_size, settings.epochs
     task, device = ImageToPrompt(), torch.device("cpu")
-    look_names, look_numbers = np.unique([picture.look for picture in pictures], return_inverse=True)
+    look_names, look_numbers = np.unique([look(p.kind, p.strength) for p in pictures], return_inverse=True)
     prompts, misses = tokenize([picture.scene.prompt for picture in pictures]), tokenize(near_misses)
     looks, look_of = tokenize(look_names.tolist()), torch.from_numpy(look_numbers)
     order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped

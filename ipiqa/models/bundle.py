@@ -84,7 +84,7 @@ class ModelSpec:
 
     def differences(self, other: ModelSpec) -> list[str]:
         """Returns in what, field by field, another spec would not compute the same: "setting is A, not B"."""
-        own, theirs = (_flat({"model": s.model, "image_size": s.image_size}) for s in (self, other))
+        own, theirs = (registry.flatten({"model": s.model, "image_size": s.image_size}) for s in (self, other))
         names = [name for name in {**own, **theirs} if name.rpartition(".")[2] not in TRAINING_ONLY]
         return [f"{n} is {own.get(n)!r}, not {theirs.get(n)!r}" for n in names if own.get(n) != theirs.get(n)]
 
@@ -105,23 +105,15 @@ def _target(*, name: str, low: float | None = None, high: float | None = None, m
     return Target(name, low, high, meaning)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
 def own_section(model: nn.Module, section: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the section that rebuilds a built model without any file: each part that can says its own."""
-    own = {}
+    own = dict(section)
     for kind in PARTS & section.keys():
         if describe := getattr(getattr(model, kind, None), "section", None):
             own[kind] = registry.resolve(kind, describe(), f"model.{kind}")
         else:
-            own[kind] = {key: None if key in ("weights", "sha256") else value for key, value in section[kind].items()}
-    return {**section, **own}
+            own[kind] = section[kind] | dict.fromkeys({"weights", "sha256"} & section[kind].keys())
+    return own
 
 
 def write_bundle(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

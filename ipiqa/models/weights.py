@@ -164,12 +164,10 @@ class _Node:
 
     def tensors(self, prefix: str = "") -> Tensors:
         """Returns its tensors and those of the nodes below by their dotted names."""
-        out: Tensors = {}
-        for name, value in self.state.items() if isinstance(self.state, dict) else ():
-            if isinstance(value, _Node):
-                out |= value.tensors(f"{prefix}{name}.")
-            elif isinstance(value, torch.Tensor):
-                out[f"{prefix}{name}"] = value
+        state = self.state if isinstance(self.state, dict) else {}
+        out = {f"{prefix}{name}": value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        for name, value in state.items():
+            out |= value.tensors(f"{prefix}{name}.") if isinstance(value, _Node) else {}
         return out
 
 
@@ -180,11 +178,12 @@ def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tup
     return storage.as_strided(size, stride, offset)
 
 
-_NUMBERS = {"Char": torch.int8, "Byte": torch.uint8}
-_NUMBERS |= {
-    n: getattr(torch, n.lower()) for n in ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool"]
-}
-_GLOBALS: dict[tuple[str, str], Any] = {("torch", f"{kind}Storage"): dtype for kind, dtype in _NUMBERS.items()}
+_STORAGES = {
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+_GLOBALS: dict[tuple[str, str], Any] = {("torch", f"{kind}Storage"): dtype for kind, dtype in _STORAGES.items()}
 _GLOBALS["collections", "OrderedDict"] = OrderedDict
 _GLOBALS["torch._utils", "_rebuild_tensor_v2"] = _rebuild_tensor
 
@@ -218,7 +217,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
 
 
 def convert_to_safetensors(source: str | Path, target: str | Path) -> int:
-    """Writes the tensors of a weights file as safetensors, atomically, and returns their number."""
+    """Writes the tensors of a weights file as safetensors and returns their number."""
     tensors = read_tensors(source, "convert-clip")
     write_tensors(Path(target), tensors, {"source": json.dumps(Path(source).name)})
     return len(tensors)

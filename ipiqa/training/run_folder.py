@@ -26,6 +26,7 @@ from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import content_sha256, locked, write_json, write_text
+from ipiqa.registry import flatten
 
 logger = logging.getLogger("ipiqa")
 
@@ -36,14 +37,6 @@ CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read,
 _HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
 _HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache", "cache_dir", "cache_limit_gb")
 HARMLESS = frozenset([f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA])
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name, such as `run.seed`."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
 
 
 def _named_weights(config: Config) -> dict[str, Any]:

@@ -40,10 +40,9 @@ class ResNetSizes:
         """Returns the sizes of the tower in the file `weights`; DataError where that has none, named as OpenAI does."""
         names = ["visual.layer1.0.conv1.weight", "visual.attnpool.c_proj.weight"]
         if not {*names} <= tensors.keys():
-            raise DataError(
-                f"{WHERE}.weights: '{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt. "
-                "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
-            )
+            problem = f"'{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt"
+            remedy = "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
+            raise DataError(f"{WHERE}.weights: {problem}. {remedy}")
         width, embed_dim = ((*tensors[name].shape, 0)[0] for name in names)
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)

@@ -182,10 +182,8 @@ def clip_prompt_encoder(
     is_auto = architecture == "auto"
     if not is_auto and not is_clip_text(architecture, WHERE):
         if freeze == "reference" or qa_token != "none" or (train_embeddings and freeze == "all"):
-            raise ConfigError(
-                f"{WHERE}: {architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and a "
-                "[QA] token belong. Set freeze: all (or none) and qa_token: none."
-            )
+            problem = f"{architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and [QA] belong"
+            raise ConfigError(f"{WHERE}: {problem}. Set freeze: all (or none) and qa_token: none.")
         return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
     sizes = TextSizes.of_tensors(tensors or {}, weights) if is_auto else TextSizes.of_architecture(architecture)
     return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)

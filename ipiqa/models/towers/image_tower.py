@@ -32,9 +32,7 @@ class ImageTower(nn.Module):
     std: list[float] = CLIP_STD
     num_layers: int = 1  # depth of everything behind the tower, see `depth`
     frozen: bool = False
-    file_names: ClassVar[Mapping[str, str]] = {
-        "visual.": "visual."
-    }  # prefixes of tensor names in a file -> in the tower
+    file_names: ClassVar[Mapping[str, str]] = {"": ""}  # prefixes of tensors' names, in a file -> here
     _section: dict[str, Any]  # builds the tower without any file
 
     @property

@@ -41,10 +41,9 @@ class TorchvisionResNet(ResNetTower):
         try:
             tower = models.get_model(architecture, weights=weights if is_tag else None)
         except OSError as error:
-            raise DataError(
-                f"{WHERE}.weights: torchvision could not load {weights!r} of {architecture} ({one_line(error)}). "
-                "Without a network, download the file and give its path."
-            ) from None
+            problem = f"torchvision could not load {weights!r} of {architecture} ({one_line(error)})"
+            remedy = "Without a network, download the file and give its path."
+            raise DataError(f"{WHERE}.weights: {problem}. {remedy}") from None
         channels, tower.fc = tower.fc.in_features, nn.Identity()
         super().__init__(tower, image_size, channels, channels)
         if weights is not None and not is_tag:
