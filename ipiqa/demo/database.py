@@ -107,19 +107,17 @@ def write_demo_dataset(
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
-    Each prompt is drawn by every generator, image_size x image_size pixels. Files of an earlier call are replaced; a
-    folder that holds another dataset is a ConfigError.
+    Each prompt is drawn by every generator. Files of an earlier call are replaced; another dataset is a ConfigError.
     """
     refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write_text(folder / "README.txt", README.format(mark=MARK, seed=seed, size=image_size))
     rng = np.random.default_rng([seed, 0])
-    prompts: dict[str, Scene] = {}
-    while len(prompts) < num_prompts:
-        scene = draw_scene(rng)
-        prompts.setdefault(scene.prompt, scene)
+    scenes: dict[Scene, None] = {}  # in the order drawn
+    while len(scenes) < num_prompts:
+        scenes[draw_scene(rng)] = None
     pictures, rows, truth = [], [], []
-    for prompt_id, (prompt, asked) in enumerate(prompts.items()):
+    for prompt_id, asked in enumerate(scenes):
         for number, (generator, (error_rate, distortion)) in enumerate(GENERATORS.items()):
             rng = np.random.default_rng([seed, 1, prompt_id, number])
             drawn = with_errors(asked, error_rate, rng)
@@ -130,7 +128,7 @@ def write_demo_dataset(
             opinions = true + rng.normal(0, RATER_STD, (NUM_RATERS, 2))
             mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
             scores = [f"{value:.6f}" for value in (mos[0], std[0], mos[1], std[1])]
-            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", prompt, "", "", asked.style, *scores])
+            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", asked.prompt, "", "", asked.style, *scores])
             truth.append([*true, *mos])
     render_all(Picture.save, pictures, [folder / "images" / row[0] for row in rows], processes=processes)
     write_text(folder / "data.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))

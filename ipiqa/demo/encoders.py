@@ -69,16 +69,14 @@ class WarmUp:
 
 
 def warm_up(config: Config, settings: WarmUp) -> Path:
-    """Trains the encoders of a config on rendered pairs and returns the file of their weights.
+    """Trains the encoders of a config on rendered pairs, none of its dataset, and returns the file of their weights.
 
-    The file is the one that both encoders' `weights` name; its tensors are named as OpenAI names them. If it is there
-    and was made with the same settings, nothing is done; one that something else has made is a ConfigError. No prompt
-    of the config's dataset is seen.
+    That is the one which both encoders' `weights` name. If it is there and was made with the same settings, nothing is
+    done; one that something else has made is a ConfigError.
     """
     files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
     if len(files) != 1 or None in files:
-        settings_of_both = "model.image_encoder.weights and model.prompt_encoder.weights"
-        raise ConfigError(f"{settings_of_both} must name the one file to be made.")
+        raise ConfigError("model: the weights of image_encoder and prompt_encoder must name the one file to be made.")
     path = Path(files.pop())
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
@@ -102,8 +100,8 @@ def _digest_of(path: Path) -> str:
     """Returns the settings hash inside a file of the warm-up; a file made by something else is a ConfigError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {})["warm_up"])
-    except (SafetensorError, OSError, KeyError):
+            return file.metadata()["warm_up"]
+    except (SafetensorError, OSError, KeyError, TypeError):
         problem = "not made by the warm-up, so not overwritten"
         raise ConfigError(f"{path}: {problem}. Name another file in the encoders' weights.") from None
 
@@ -173,10 +171,8 @@ def _train(
         logger.info("warm-up, held out: %s", describe_metrics(metrics))
         return Evaluation(value, metrics, torch.empty(0))
 
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.98),
-        weight_decay=settings.weight_decay, fused=True,
-    )  # fmt: skip
+    trained, decay = [p for p in model.parameters() if p.requires_grad], settings.weight_decay
+    optimizer = torch.optim.AdamW(trained, settings.learning_rate, (0.9, 0.98), weight_decay=decay, fused=True)
     loader: DataLoader = DataLoader(range(count), batch_sampler=order, collate_fn=batch_of)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="ipiqa-") as folder:
         Trainer(

@@ -62,10 +62,8 @@ class ModelSpec:
     def from_dict(cls, content: Any, where: str) -> ModelSpec:
         """Returns the spec that `to_dict` wrote to the file `where`; raises DataError where the file has no such."""
         try:
-            if isinstance(content, Mapping):
-                refuse_newer(content, f"{where}:")
-                content = {key: value for key, value in content.items() if key != "format"}
-            return _spec(**registry.check_settings(_spec, content, "spec"))
+            refuse_newer(content, f"{where}:")
+            return _spec(**registry.check_settings(_spec, content, "spec", ["format"]))
         except (ConfigError, RecursionError) as error:
             raise DataError(f"{where}: {printable(error)} Take a file that ipiqa has written.") from None
 

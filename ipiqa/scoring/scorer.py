@@ -49,8 +49,8 @@ def load(
     for path in _checkpoints(what, folds):
         checkpoint, where = read_checkpoint(path, "ipiqa.load"), f"ipiqa.load: '{path}'"
         if (spec := checkpoint.spec) is None:
-            how = f"Build that from its config: ipiqa.build_model(CONFIG, 'run.checkpoint={path}')."
-            raise DataError(f"{where} does not say which model it belongs to. {how}")
+            how = f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')"
+            raise DataError(f"{where} does not say which model it belongs to. Build that from its config: {how}.")
         if not spec.targets:
             raise DataError(f"{where} was pre-trained and scores nothing. Train it on scores first.")
         specs.append(spec)
@@ -72,11 +72,10 @@ def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
     of_fold = {int(n): file for file in sorted(path.glob("fold_*/best.pt")) if (n := file.parent.name[5:]).isdecimal()}
     if not of_fold:
         raise DataError(f"ipiqa.load: '{path}' holds neither a bundle nor a best.pt of any fold. Give one that does.")
-    chosen = list(of_fold) if folds is None else list(folds)
-    missing = [fold for fold in chosen if fold not in of_fold]
-    if missing or not chosen:
-        known = ", ".join(map(str, of_fold))
-        raise DataError(f"ipiqa.load: '{path}' has no best.pt of fold {missing or 'none'}. There are: {known}.")
+    chosen = [*of_fold] if folds is None else [*folds]
+    if not chosen or not {*chosen} <= of_fold.keys():
+        missing = [fold for fold in chosen if fold not in of_fold] or "none"
+        raise DataError(f"ipiqa.load: '{path}' has no best.pt of fold {missing}. There are: {str([*of_fold])[1:-1]}.")
     return [file for fold, file in of_fold.items() if fold in chosen]
 
 

@@ -29,11 +29,9 @@ class ResNetSizes:
     def __post_init__(self) -> None:
         has_stages = len(self.layers) == 4 and {*self.layers} <= {*range(1, 257)} and self.width in range(2, 513, 2)
         if not has_stages or not 1 <= self.embed_dim <= 2**13 or self.heads < 1 or self.width * 32 % self.heads:
-            sizes = f"layers {list(self.layers)}, width {self.width}, embed_dim {self.embed_dim} and heads {self.heads}"
-            raise ConfigError(
-                f"{WHERE}: {sizes} make no tower. Give four stages of 1 to 256 layers, an even width up to 512, "
-                "embed_dim up to 8192 and heads that divide width * 32."
-            )
+            sizes = ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+            right = "four stages of 1 to 256 layers, even width to 512, embed_dim to 8192, heads that divide width * 32"
+            raise ConfigError(f"{WHERE}: {sizes} make no tower. Give {right}.")
 
     @classmethod
     def of_tensors(cls, tensors: Tensors, weights: str | None) -> ResNetSizes:
@@ -71,11 +69,10 @@ class ImageEncoder(ResNetTower):
         # The tower's own pool would compute a query for every token: ours replaces it and bears the same names.
         tower = ModifiedResNet(list(sizes.layers), sizes.embed_dim, sizes.heads, image_size=STRIDE, width=sizes.width)
         del tower.attnpool
-        channels, embed_dim = sizes.width * 32, sizes.embed_dim
-        super().__init__(tower, image_size, channels, embed_dim)
+        channels = sizes.width * 32
+        super().__init__(tower, image_size, channels, sizes.embed_dim)
         self._section = {"name": "clip_resnet", **asdict(sizes)}
-        num_positions = self.grid[0] * self.grid[1] + 1
-        self.pool = AttentionPool(channels, channels, embed_dim, sizes.heads, num_positions)
+        self.pool = AttentionPool(channels, channels, sizes.embed_dim, sizes.heads, self.grid[0] * self.grid[1] + 1)
         for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
             nn.init.normal_(projection.weight, std=channels**-0.5)
         self.load_tensors(tensors, weights)
@@ -97,8 +94,7 @@ def clip_image_encoder(
 
     Args:
         image_size: side of the square input in pixels, a multiple of 32 (a ResNet) or of the patch.
-        architecture: name open_clip knows, such as "RN50-quickgelu" or "ViT-B-32-quickgelu"; "auto" reads the sizes of
-            a ResNet from the weights.
+        architecture: name open_clip knows, such as "ViT-B-32-quickgelu"; "auto" reads a ResNet's sizes off the weights.
         weights: file with OpenAI's tensor names (RN50.pt, state dict, safetensors), or a pretrained tag of open_clip
             such as "openai", which it downloads; None draws them at random.
         sha256: what the hash of the weights file must be.
@@ -118,14 +114,9 @@ def clip_resnet(
     image_size: int, *, layers: list[int], width: int, embed_dim: int, heads: int | None = None,
     weights: FilePath | None = None, freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder:  # fmt: skip
-    """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.
+    """Returns an image tower of CLIP's ResNet kind in the sizes given (see `ResNetSizes`): small ones train in minutes.
 
-    Args:
-        image_size: as for `clip`, like `weights` and `freeze`; a weights file holds these sizes.
-        layers: residual blocks of the four stages.
-        width: channels after the stem; the token map has 32 times as many.
-        embed_dim: length of the pooled feature.
-        heads: of the attention pool; None for one per 64 channels.
+    No `heads` stands for one per 64 channels of the token map; the rest is as for `clip`.
     """
     sizes = ResNetSizes(tuple(layers), width, embed_dim, heads=width * 32 // 64 if heads is None else heads)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")

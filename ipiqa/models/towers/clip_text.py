@@ -36,10 +36,9 @@ class TextSizes:
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.embed_dim)
         if min(sizes) < 1 or self.layers > 256 or max(sizes) > 2**13 or self.width % self.heads:
-            raise ConfigError(
-                f"{WHERE}: width {self.width}, layers {self.layers}, heads {self.heads} and embed_dim {self.embed_dim} "
-                "make no tower. Give 1 to 256 layers, 1 to 8192 of the others and heads that divide the width."
-            )
+            problem = ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+            right = "1 to 256 layers, 1 to 8192 of the others and heads that divide the width"
+            raise ConfigError(f"{WHERE}: {problem} make no tower. Give {right}.")
 
     @classmethod
     def of_tensors(cls, tensors: Tensors, weights: str | None) -> TextSizes:
@@ -55,8 +54,8 @@ class TextSizes:
     def of_architecture(cls, name: str) -> TextSizes:
         """Returns the sizes open_clip gives an architecture."""
         settings = architecture_settings(name, WHERE)
-        text = settings["text_cfg"]
-        return cls(text["width"], text["layers"], text["heads"], settings["embed_dim"])
+        width, layers, heads = (settings["text_cfg"][size] for size in ("width", "layers", "heads"))
+        return cls(width, layers, heads, settings["embed_dim"])
 
 
 class PromptEncoder(PromptFeatures):
@@ -168,9 +167,7 @@ def clip_prompt_encoder(
     take no [QA] token.
 
     Args:
-        architecture: name open_clip knows; "auto" reads the sizes from the weights.
-        weights: file with OpenAI's tensor names, or a pretrained tag of open_clip; None draws them at random.
-        sha256: what the hash of the weights file must be.
+        architecture: as for the image encoder `clip`, like `weights` and `sha256`; "auto" reads the sizes off a file.
         freeze: "reference" freezes transformer and final norm, as the published numbers were made; "all" freezes
             positions and projection too; "none" trains the tower.
         qa_token: puts one learned [QA] token in the prompt (paper, section 3.2), behind the start token ("prefix") or
