@@ -153,8 +153,7 @@ def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
     try:
         tokenizer = clip_prompts.read_as_text(open_clip.get_tokenizer(architecture))
     except Exception as error:  # the hub's client and transformers, which may not be installed, have many of their own
-        raise DataError(
-            f"model.prompt_encoder.architecture: the tokenizer of {architecture!r} could not be loaded "
-            f"({one_line(error)}). It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
-        ) from None
+        problem = f"the tokenizer of {architecture!r} could not be loaded ({one_line(error)})"
+        remedy = "It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
+        raise DataError(f"model.prompt_encoder.architecture: {problem}. {remedy}") from None
     return lambda prompts: tokenizer(list(prompts)).long()
