@@ -218,9 +218,9 @@ def read_data(path: Path) -> Any:
         raise ValueError("torch.save has not written it") from None  # torch's own words are about trusting the file
 
 
-def refuse_newer(content: Mapping[str, Any], where: str) -> None:
+def refuse_newer(content: Any, where: str) -> None:
     """Raises DataError, its message beginning with `where`, when a checkpoint is of a newer format."""
-    number = content.get("format")
+    number = content.get("format") if isinstance(content, Mapping) else None
     if isinstance(number, int) and number > FORMAT:
         raise DataError(f"{where} format {number} is newer than this version reads ({FORMAT}). Update ipiqa.")
 

@@ -29,6 +29,7 @@ from ipiqa.demo.scenes import (
     alignment,
     distort,
     draw_scene,
+    look,
     near_miss,
     render,
     with_errors,
@@ -166,7 +167,7 @@ def test_matching_loss_prefers_the_right_prompt_and_the_right_look() -> None:
 
 def test_pairs_say_how_they_are_distorted() -> None:
     pictures, near_misses = demo.draw_pairs(60, seed=0, image_size=32, exclude=[])
-    assert len({picture.look for picture in pictures}) > 10
+    assert len({look(picture.kind, picture.strength) for picture in pictures}) > 10
     prompts = [*near_misses, *(picture.scene.prompt for picture in pictures)]
     assert not any(word in prompt for prompt in prompts for word in DISTORTIONS.values())
 

@@ -338,7 +338,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     [
         ({"image_encoder": {"layers": [1, 1]}}, "make no tower"),
         ({"image_encoder": {"heads": 7}}, "heads 7 make no tower"),
-        ({"prompt_encoder": {"heads": 5}}, "heads 5 and embed_dim 16 make no tower"),
+        ({"prompt_encoder": {"heads": 5}}, "heads 5, embed_dim 16 make no tower"),
         ({"fusion": {"heads": 7}}, "model.fusion.heads: 7 does not divide"),
         ({"image_encoder": {"name": "clip"}}, "neither weights nor architecture"),
         ({"image_encoder": {"name": "clip", "architecture": "RN5O"}}, "open_clip knows no 'RN5O'"),

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
-from ipiqa.demo.scenes import DISTORTIONS, Scene, alignment, distort, draw_scene, look, near_miss, render, with_errors
+from ipiqa.demo.scenes import DISTORTIONS, Scene, alignment, distort, draw_scene, near_miss, render, with_errors
 from ipiqa.errors import ConfigError
 from ipiqa.files import write_text
 
@@ -52,13 +52,11 @@ class DemoSummary:
     crosstalk: float  # SRCC between true quality and true alignment: what one tells about the other
 
     def __str__(self) -> str:
-        lines = [
-            f"  {target:9} noise ceiling: SRCC {srcc:.3f}, PLCC {plcc:.3f} "
-            f"(the truth against {NUM_RATERS} simulated raters)"
-            for target, (srcc, plcc) in self.ceilings.items()
-        ]
-        head = f"{self.num_images} synthetic images of {self.num_prompts} prompts"
-        return "\n".join([head, *lines, f"  SRCC between true quality and true alignment: {self.crosstalk:.3f}"])
+        lines = [f"{self.num_images} synthetic images of {self.num_prompts} prompts"]
+        for target, (srcc, plcc) in self.ceilings.items():
+            measured = f"SRCC {srcc:.3f}, PLCC {plcc:.3f} (the truth against {NUM_RATERS} simulated raters)"
+            lines.append(f"  {target:9} noise ceiling: {measured}")
+        return "\n".join([*lines, f"  SRCC between true quality and true alignment: {self.crosstalk:.3f}"])
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,6 @@ class Picture:
     strength: float
     size: int
     seed: tuple[int, ...]
-
-    @property
-    def look(self) -> str:
-        """How the picture is distorted, in words."""
-        return look(self.kind, self.strength)
 
     def image(self) -> Image.Image:
         """Returns the rendered picture."""
@@ -105,9 +98,8 @@ def refuse_other_dataset(folder: Path) -> None:
     is_demo = readme.is_file() and readme.read_bytes().startswith(MARK.encode())
     others = [path.name for path in (folder / "data.csv", readme) if path.exists() and not is_demo]
     if others:
-        raise ConfigError(
-            f"--out: '{folder}' holds a {others[0]} that `ipiqa demo-data` has not made. Give another folder."
-        )
+        problem = f"'{folder}' holds a {others[0]} that `ipiqa demo-data` has not made"
+        raise ConfigError(f"--out: {problem}. Give another folder.")
 
 
 def write_demo_dataset(
@@ -115,19 +107,17 @@ def write_demo_dataset(
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
-    Each prompt is drawn by every generator, image_size x image_size pixels. Files of an earlier call are replaced; a
-    folder that holds another dataset is a ConfigError.
+    Each prompt is drawn by every generator. Files of an earlier call are replaced; another dataset is a ConfigError.
     """
     refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write_text(folder / "README.txt", README.format(mark=MARK, seed=seed, size=image_size))
     rng = np.random.default_rng([seed, 0])
-    prompts: dict[str, Scene] = {}
-    while len(prompts) < num_prompts:
-        scene = draw_scene(rng)
-        prompts.setdefault(scene.prompt, scene)
+    scenes: dict[Scene, None] = {}  # in the order drawn
+    while len(scenes) < num_prompts:
+        scenes[draw_scene(rng)] = None
     pictures, rows, truth = [], [], []
-    for prompt_id, (prompt, asked) in enumerate(prompts.items()):
+    for prompt_id, asked in enumerate(scenes):
         for number, (generator, (error_rate, distortion)) in enumerate(GENERATORS.items()):
             rng = np.random.default_rng([seed, 1, prompt_id, number])
             drawn = with_errors(asked, error_rate, rng)
@@ -138,7 +128,7 @@ def write_demo_dataset(
             opinions = true + rng.normal(0, RATER_STD, (NUM_RATERS, 2))
             mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
             scores = [f"{value:.6f}" for value in (mos[0], std[0], mos[1], std[1])]
-            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", prompt, "", "", asked.style, *scores])
+            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", asked.prompt, "", "", asked.style, *scores])
             truth.append([*true, *mos])
     render_all(Picture.save, pictures, [folder / "images" / row[0] for row in rows], processes=processes)
     write_text(folder / "data.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
@@ -148,12 +138,8 @@ def write_demo_dataset(
 
 
 def draw_pairs(num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> tuple[list[Picture], list[str]]:
-    """Returns pictures that show all of their scene's prompt, and for each a prompt that is almost right.
-
-    None of the prompts to exclude is among either.
-    """
-    rng = np.random.default_rng([seed, 3])
-    forbidden = set(exclude)
+    """Returns pictures that show all of their prompts, and near misses of these; none of either is one to exclude."""
+    rng, forbidden = np.random.default_rng([seed, 3]), set(exclude)
     pictures: list[Picture] = []
     near_misses: list[str] = []
     while len(pictures) < num:

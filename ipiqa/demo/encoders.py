@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -28,12 +27,13 @@ from ipiqa import registry
 from ipiqa.build import make_dataset, make_processor
 from ipiqa.config.loading import Config
 from ipiqa.demo.database import Picture, draw_pairs, render_all
+from ipiqa.demo.scenes import look
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
-from ipiqa.files import replacing
 from ipiqa.models.towers.clip_image import ImageEncoder
 from ipiqa.models.towers.clip_text import PromptEncoder
+from ipiqa.models.weights import write_tensors
 from ipiqa.prompts import tokenize
 from ipiqa.tasks.image2prompt import ImageToPrompt
 from ipiqa.training.pretraining import describe_metrics
@@ -69,17 +69,14 @@ class WarmUp:
 
 
 def warm_up(config: Config, settings: WarmUp) -> Path:
-    """Trains the encoders of a config on rendered pairs and returns the file of their weights.
+    """Trains the encoders of a config on rendered pairs, none of its dataset, and returns the file of their weights.
 
-    The file is the one that both encoders' `weights` name; its tensors are named as OpenAI names them. If it is there
-    and was made with the same settings, nothing is done; one that something else has made is a ConfigError. No prompt
-    of the config's dataset is seen.
+    That is the one which both encoders' `weights` name. If it is there and was made with the same settings, nothing is
+    done; one that something else has made is a ConfigError.
     """
     files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
     if len(files) != 1 or None in files:
-        raise ConfigError(
-            "model.image_encoder.weights and model.prompt_encoder.weights must name the one file to be made."
-        )
+        raise ConfigError("model: the weights of image_encoder and prompt_encoder must name the one file to be made.")
     path = Path(files.pop())
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
@@ -95,8 +92,7 @@ def warm_up(config: Config, settings: WarmUp) -> Path:
     model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", {"image_size": size}) for p in sections))
     _train(model, *pairs, make_processor(config).normalise, settings)
     tensors = model.image_encoder.clip_tensors() | model.prompt_encoder.clip_tensors()
-    with replacing(path, "wb") as file:
-        file.write(serialise({n: t.contiguous() for n, t in tensors.items()}, metadata={"warm_up": digest}))
+    write_tensors(path, tensors, {"warm_up": digest})
     return path
 
 
@@ -104,11 +100,10 @@ def _digest_of(path: Path) -> str:
     """Returns the settings hash inside a file of the warm-up; a file made by something else is a ConfigError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {})["warm_up"])
-    except (SafetensorError, OSError, KeyError):
-        raise ConfigError(
-            f"{path}: not made by the warm-up, so not overwritten. Name another file in the encoders' weights."
-        ) from None
+            return file.metadata()["warm_up"]
+    except (SafetensorError, OSError, KeyError, TypeError):
+        problem = "not made by the warm-up, so not overwritten"
+        raise ConfigError(f"{path}: {problem}. Name another file in the encoders' weights.") from None
 
 
 class TwoTowers(nn.Module):
@@ -129,13 +124,9 @@ class TwoTowers(nn.Module):
 def matching_loss(images: torch.Tensor, texts: torch.Tensor, looks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Returns the sum of three cross-entropies of scaled cosines: image to prompt, prompt to image, image to look.
 
-    Without the last one the features learn to overlook distortions.
-
-    Args:
-        images: (B, D) image features.
-        texts: (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks.
-        looks: (B,) which look each image has.
-        scale: factor on the cosines.
+    Without the last one the features learn to overlook distortions. Of image features (B, D) and text features
+    (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks, (B,) of which
+    the images have.
     """
 
     def logits(texts: torch.Tensor) -> torch.Tensor:
@@ -155,7 +146,7 @@ def _train(
     pixels = np.stack(render_all(Picture.pixels, pictures))
     count, size, epochs = settings.num_pairs, settings.batch_size, settings.epochs
     task, device = ImageToPrompt(), torch.device("cpu")
-    look_names, look_numbers = np.unique([picture.look for picture in pictures], return_inverse=True)
+    look_names, look_numbers = np.unique([look(p.kind, p.strength) for p in pictures], return_inverse=True)
     prompts, misses = tokenize([picture.scene.prompt for picture in pictures]), tokenize(near_misses)
     looks, look_of = tokenize(look_names.tolist()), torch.from_numpy(look_numbers)
     order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped
@@ -180,10 +171,8 @@ def _train(
         logger.info("warm-up, held out: %s", describe_metrics(metrics))
         return Evaluation(value, metrics, torch.empty(0))
 
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.98),
-        weight_decay=settings.weight_decay, fused=True,
-    )  # fmt: skip
+    trained, decay = [p for p in model.parameters() if p.requires_grad], settings.weight_decay
+    optimizer = torch.optim.AdamW(trained, settings.learning_rate, (0.9, 0.98), weight_decay=decay, fused=True)
     loader: DataLoader = DataLoader(range(count), batch_sampler=order, collate_fn=batch_of)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="ipiqa-") as folder:
         Trainer(

@@ -168,11 +168,8 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
         draw.polygon(points, **look)
     else:
         t = 0.36 * r
-        arms = [
-            (-t, -r), (t, -r), (t, -t), (r, -t), (r, t), (t, t),
-            (t, r), (-t, r), (-t, t), (-r, t), (-r, -t), (-t, -t),
-        ]  # fmt: skip
-        draw.polygon([(x + dx, y + dy) for dx, dy in arms], **look)
+        half = [(-t, -r), (t, -r), (t, -t), (r, -t), (r, t), (t, t)]
+        draw.polygon([(x + sign * dx, y + sign * dy) for sign in (1, -1) for dx, dy in half], **look)
 
 
 # The words for each distortion, and for how strong it is.

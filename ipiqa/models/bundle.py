@@ -13,8 +13,8 @@ from torch import nn
 from ipiqa import registry
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.files import FORMAT, refuse_newer, replacing, write_json, write_text
-from ipiqa.models.weights import Tensors, printable, read_tensors
+from ipiqa.files import FORMAT, refuse_newer, write_json, write_text
+from ipiqa.models.weights import Tensors, printable, read_tensors, write_tensors
 from ipiqa.processors.image import SquashProcessor
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
@@ -62,10 +62,8 @@ class ModelSpec:
     def from_dict(cls, content: Any, where: str) -> ModelSpec:
         """Returns the spec that `to_dict` wrote to the file `where`; raises DataError where the file has no such."""
         try:
-            if isinstance(content, Mapping):
-                refuse_newer(content, f"{where}:")
-                content = {key: value for key, value in content.items() if key != "format"}
-            return _spec(**registry.check_settings(_spec, content, "spec"))
+            refuse_newer(content, f"{where}:")
+            return _spec(**registry.check_settings(_spec, content, "spec", ["format"]))
         except (ConfigError, RecursionError) as error:
             raise DataError(f"{where}: {printable(error)} Take a file that ipiqa has written.") from None
 
@@ -107,21 +105,18 @@ def _target(*, name: str, low: float | None = None, high: float | None = None, m
 
 def own_section(model: nn.Module, section: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the section that rebuilds a built model without any file: each part that can says its own."""
-    own = {}
+    own = dict(section)
     for kind in PARTS & section.keys():
         if describe := getattr(getattr(model, kind, None), "section", None):
             own[kind] = registry.resolve(kind, describe(), f"model.{kind}")
         else:
-            own[kind] = {key: None if key in ("weights", "sha256") else value for key, value in section[kind].items()}
-    return {**section, **own}
+            own[kind] = section[kind] | dict.fromkeys({"weights", "sha256"} & section[kind].keys())
+    return own
 
 
 def write_bundle(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Writes a folder that `read_bundle` and `ipiqa.load` need nothing else beside: settings, weights, a README."""
-    from safetensors.torch import save
-
-    with replacing(folder / WEIGHTS, "wb") as file:
-        file.write(save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}))
+    write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, spec.to_dict())
     known, names = spec.training, ", ".join(spec.target_names)
     write_text(

@@ -19,7 +19,7 @@ from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundl
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
 from ipiqa.models.towers.clip_text import TextSizes
-from ipiqa.models.weights import Tensors, read_checkpoint_file
+from ipiqa.models.weights import Tensors, read_checkpoint_file, renamed
 
 logger = logging.getLogger("ipiqa")
 
@@ -59,15 +59,6 @@ def check_qa_token(model: Any) -> None:
     if old in OLD_QA_TOKENS and (old != "none" or "qa_position" in section):
         words = ", ".join(f"{name}: {str(value).lower()}" for name, value in _todays_qa_token(section).items())
         raise ConfigError(f"model.prompt_encoder.qa_token: {old!r} is of version 0.1. Write {words}.")
-
-
-def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
-    """Returns tensors with the first of the prefixes that each name has replaced; other names stay as they are."""
-    out = {}
-    for name, value in tensors.items():
-        prefix = next((p for p in names if name.startswith(p)), "")
-        out[names.get(prefix, "") + name.removeprefix(prefix)] = value
-    return out
 
 
 class Checkpoint(NamedTuple):
@@ -116,7 +107,7 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
             section = dict(model[kind])
             if section["name"] == "clip" and mark in tensors:  # its sizes were those of the file it was built on
                 kept = {key: section[key] for key in ("freeze", "qa_token", "qa_position") if key in section}
-                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES)))
+                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES), None))
             if section.get("qa_token") in OLD_QA_TOKENS:
                 section |= _todays_qa_token(section)
             without = ("weights", "sha256", "qa_position")
@@ -136,14 +127,9 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
 def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec | None = None) -> ModelSpec | None:
     """Fills a whole model from a checkpoint and returns what that says of itself, None where it says nothing.
 
-    Args:
-        model: built; its outputs become those of the checkpoint for the same targets, whatever their order there.
-        path: file or bundle.
-        where: the setting that names it, for messages.
-        spec: what the model is; None compares the shapes of the tensors alone.
-
-    Raises:
-        DataError: the file cannot be read, or belongs to another model, image size or target.
+    Its outputs become those of the checkpoint for the same targets, whatever their order there. A file that cannot be
+    read, or belongs to another model, image size or target than `spec` says, is a DataError; without a spec the shapes
+    of the tensors are compared alone. `where` is the setting that names the file, for messages.
     """
     checkpoint = read_checkpoint(path, where)
     tensors, theirs, here = checkpoint.tensors, checkpoint.spec, f"{where}: '{path}'"
@@ -154,10 +140,8 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     else:
         own, found = (state.get("head.out_proj.bias") for state in (model.state_dict(), tensors))
         if own is not None and found is not None and own.shape != found.shape:
-            raise DataError(
-                f"{here}: predicts {found.numel()} targets, the dataset has {own.numel()}. "
-                "Take a checkpoint trained for this dataset, or choose its targets with dataset.targets."
-            )
+            remedy = "Take a checkpoint trained for this dataset, or choose its targets with dataset.targets."
+            raise DataError(f"{here}: predicts {found.numel()} targets, the dataset has {own.numel()}. {remedy}")
         if spec is not None and len(spec.targets) > 1:
             logger.warning("%s: does not name its targets; taken for %s", here, ", ".join(spec.target_names))
     load_exactly(model, tensors, here, checkpoint.may_miss)
@@ -168,10 +152,8 @@ def _for_targets(model: nn.Module, tensors: Tensors, file: ModelSpec, spec: Mode
     """Returns the tensors of a file with the outputs for the targets of a spec, in its order."""
     theirs, wanted = file.target_names, spec.target_names
     if missing := [target for target in wanted if target not in theirs]:
-        raise DataError(
-            f"{here}: predicts {', '.join(theirs) or 'no target'}, not {', '.join(missing)}. "
-            "Take a checkpoint trained for these targets, or choose among its own with dataset.targets."
-        )
+        remedy = "Take a checkpoint trained for these targets, or choose among its own with dataset.targets."
+        raise DataError(f"{here}: predicts {', '.join(theirs) or 'no target'}, not {', '.join(missing)}. {remedy}")
     if wanted == theirs:
         return tensors
     modules = model.named_modules()

@@ -48,20 +48,16 @@ def clip_tensors(
 ) -> Tensors | None:
     """Returns the tensors of a whole CLIP, named as in OpenAI's release, or None when no weights are named.
 
-    The architecture is a name open_clip knows, or "auto"; the weights are a file or a tag. A tower that `has_gelu` has
-    the activation that the name of an architecture settles.
-
-    Raises:
-        ConfigError: neither weights nor architecture is given, or the weights were trained with another activation.
-        DataError: the file cannot be used, or open_clip could not download the tag.
+    The architecture is a name open_clip knows, or "auto"; the weights are a file or a tag, DataError where they cannot
+    be read or downloaded. Of a tower that `has_gelu` they were trained with the activation that the architecture
+    computes, ConfigError otherwise.
     """
     import open_clip
 
     if weights is None:
         if architecture == "auto":
-            raise ConfigError(
-                f"{where}: neither weights nor architecture is given. Set one, e.g. architecture=RN50-quickgelu."
-            )
+            problem = "neither weights nor architecture is given"
+            raise ConfigError(f"{where}: {problem}. Set one, e.g. architecture=RN50-quickgelu.")
         return None
     if weights not in open_clip.list_pretrained_tags_by_model(architecture):
         tensors = read_tensors(weights, f"{where}.weights", sha256)
@@ -73,12 +69,10 @@ def clip_tensors(
         _check_activation(architecture, weights, is_quick, where)
     try:
         return _tensors_of_tag(architecture, weights)
-    except Exception as error:
-        # The hub's client has many exceptions of its own for a network that does not answer.
-        raise DataError(
-            f"{where}.weights: open_clip could not load {weights!r} for {architecture} ({one_line(error)}). "
-            f"Without a network, download the file and give its path."
-        ) from None
+    except Exception as error:  # the hub's client has many of its own for a network that does not answer
+        problem = f"open_clip could not load {weights!r} for {architecture} ({one_line(error)})"
+        remedy = "Without a network, download the file and give its path."
+        raise DataError(f"{where}.weights: {problem}. {remedy}") from None
 
 
 def _check_activation(architecture: str, weights: str, is_quick: bool | None, where: str) -> None:
@@ -92,10 +86,8 @@ def _check_activation(architecture: str, weights: str, is_quick: bool | None, wh
         return
     near = architecture + QUICK if is_quick else architecture.removesuffix(QUICK)
     if has_quick != is_quick and near in open_clip.list_models():
-        raise ConfigError(
-            f"{where}.architecture: {architecture!r} computes {computed}, but the weights '{weights}' were trained "
-            f"with {other}. Take architecture={near}."
-        )
+        problem = f"{architecture!r} computes {computed}, but the weights '{weights}' were trained with {other}"
+        raise ConfigError(f"{where}.architecture: {problem}. Take architecture={near}.")
 
 
 @functools.lru_cache(maxsize=1)
@@ -108,8 +100,7 @@ def _tensors_of_tag(architecture: str, tag: str) -> Tensors:
 def load_exactly(module: nn.Module, tensors: Tensors, where: str, may_miss: tuple[str, ...] = ()) -> None:
     """Loads tensors into a module, every one of them and no other; names that begin as `may_miss` need not be there.
 
-    Raises:
-        DataError: a tensor is missing, unknown or of another shape; the message gives the first of each.
+    Tensors that are missing, unknown or of another shape are a DataError, which gives the first of each.
     """
     wanted = module.state_dict()
     shapes = {n: (tuple(v.shape), tuple(wanted[n].shape)) for n, v in tensors.items() if n in wanted}

@@ -82,6 +82,5 @@ def check_comparable(image_encoder: ImageTower, prompt_encoder: PromptFeatures) 
     """Raises ConfigError where image and prompt features are of different lengths."""
     image, prompt = image_encoder.embed_dim, prompt_encoder.embed_dim
     if image != prompt:
-        raise ConfigError(
-            f"model: image features have {image} numbers, prompt features {prompt}. Take both encoders of one CLIP."
-        )
+        problem = f"image features have {image} numbers, prompt features {prompt}"
+        raise ConfigError(f"model: {problem}. Take both encoders of one CLIP.")

@@ -19,8 +19,7 @@ from ipiqa.registry import register
 class IPIQA(nn.Module):
     """Scores images against their prompts (Qu, Li and Gao 2024, figure 2).
 
-    The image tower's token map is pooled twice: once by its own mean token, once by the prompt feature. The head reads
-    both (or whatever another fusion makes of them).
+    The token map is pooled twice, by its own mean token and by the prompt feature; the head reads both.
     """
 
     def __init__(

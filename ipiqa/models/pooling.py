@@ -50,16 +50,14 @@ class AttentionPool(nn.Module):
 
 
 def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Returns positions (1 + h*w, C) for a grid (h, w), of those for a square one; the mean token's row is kept.
+    """Returns positions (1 + h*w, C) for a grid (h, w), of those for a square one (DataError for any other).
 
-    They are resized bicubically. # reference: as the reference code resizes CLIP's positions
-    Raises DataError where the positions are not those of a square grid.
+    The mean token's row is kept, the others are resized bicubically. # reference: as the reference code does
     """
     old = round((max(positions.shape[0], 1) - 1) ** 0.5) if positions.ndim == 2 else 0
     if old < 1 or 1 + old * old != positions.shape[0]:
-        raise DataError(
-            f"positional_embedding: {tuple(positions.shape)} is no table of a square grid. Take other weights."
-        )
+        shape = tuple(positions.shape)
+        raise DataError(f"positional_embedding: {shape} is no table of a square grid. Take other weights.")
     if (old, old) == grid:
         return positions
     table = positions[1:].T.reshape(1, -1, old, old).float()

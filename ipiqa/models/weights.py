@@ -11,7 +11,6 @@ import contextlib
 import functools
 import io
 import json
-import math
 import os
 import pickle
 import zipfile
@@ -41,21 +40,35 @@ def read_tensors(path: str | Path, where: str, sha256: str | None = None, hint: 
     Reads TorchScript archives (as OpenAI publishes them), files of `torch.save` holding a state dict, bare or under
     "model" or "state_dict", and safetensors. The last two files are kept: both towers of every fold ask for them.
 
-    Messages say `where`, the setting that names the file, and with `hint` where such a file comes from.
-
-    Raises:
-        DataError: the file is missing, damaged, of another kind, or not the one the hash belongs to.
+    A file that is missing, damaged, of another kind, or not the one the hash belongs to is a DataError: it says
+    `where`, the setting that names the file, and with `hint` where such a file comes from.
     """
     with _existing_file(path, where, hint) as file:
         status = file.stat()
-        version = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-        return dict(_kept_tensors(file, sha256, *version))
+        return dict(_kept_tensors(file, sha256, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
 
 
 def read_checkpoint_file(path: str | Path, where: str, hint: str) -> tuple[Tensors, dict[str, Any]]:
     """Returns (tensors by name, everything else that lies beside them); arguments and errors as for `read_tensors`."""
     with _existing_file(path, where, hint) as file:
         return _read_by_kind(file)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, atomically."""
+    from safetensors.torch import save
+
+    with replacing(path, "wb") as file:
+        file.write(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata))
+
+
+def renamed(tensors: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns tensors with the first of the prefixes that each name has replaced; other names stay as they are."""
+    out = {}
+    for name, value in tensors.items():
+        prefix = next((p for p in names if name.startswith(p)), "")
+        out[names.get(prefix, "") + name.removeprefix(prefix)] = value
+    return out
 
 
 def printable(text: object) -> str:
@@ -80,8 +93,7 @@ def _existing_file(path: str | Path, where: str, hint: str) -> Iterator[Path]:
         if not os.path.isfile(path):  # noqa: PTH113 (is_file raises where a whole path is too long)
             raise DataError("is a folder" if os.path.isdir(path) else "does not exist")  # noqa: PTH112
         yield path
-    except Exception as error:
-        # Every reader has its own exceptions for damaged files; the cause is the same to the user.
+    except Exception as error:  # every reader has its own for damaged files; the cause is the same to the user
         problem = str(error).rstrip(".")
         if isinstance(error, CodeInFileError):
             problem = f"was refused: {error}. A weights file holds tensors only"
@@ -120,20 +132,14 @@ def _read_by_kind(path: Path) -> tuple[Tensors, dict[str, Any]]:
                 root = next(n for n in names if n.endswith("/data.pkl")).rsplit("/", 1)[0]
                 return _checked(_TorchScriptUnpickler(archive, root).load().tensors()), {}
     content = read_data(path)
-    rest = {str(k): v for k, v in content.items() if k != "model"} if isinstance(content, Mapping) else {}
-    return _checked(_state_dict(content)), rest
-
-
-def _state_dict(content: Any) -> Tensors:
-    """Returns the state dict inside what `torch.load` returned: bare, or under "model" or "state_dict"."""
-    if isinstance(content, Mapping):
-        refuse_newer(content, "cannot be read:")
+    refuse_newer(content, "cannot be read:")
+    state = content = content if isinstance(content, Mapping) else {}
     for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
+        state = state[key] if isinstance(state.get(key), Mapping) else state
+    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
         raise DataError("holds no state dict. Give a mapping of names to tensors, bare or under 'model'")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return _checked(tensors), {str(key): value for key, value in content.items() if key != "model"}
 
 
 def _checked(tensors: Tensors) -> Tensors:
@@ -155,32 +161,25 @@ class _Node:
 
     def tensors(self, prefix: str = "") -> Tensors:
         """Returns its tensors and those of the nodes below by their dotted names."""
-        out: Tensors = {}
-        for name, value in self.state.items() if isinstance(self.state, dict) else ():
-            if isinstance(value, _Node):
-                out |= value.tensors(f"{prefix}{name}.")
-            elif isinstance(value, torch.Tensor):
-                out[f"{prefix}{name}"] = value
+        state = self.state if isinstance(self.state, dict) else {}
+        out = {f"{prefix}{name}": value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        for name, value in state.items():
+            out |= value.tensors(f"{prefix}{name}.") if isinstance(value, _Node) else {}
         return out
 
 
 def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if math.prod(size) else offset
-    if min((offset, *size, *stride)) < 0 or last >= max(storage.numel(), 1):
-        raise ValueError("a tensor reaches outside its storage")
-    return storage.as_strided(size, stride, offset)
+    return storage.as_strided(size, stride, offset)  # torch refuses what reaches outside the storage
 
 
-_TYPES = {
-    name: getattr(torch, name.lower())
-    for name in ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool"]
-}
-_TYPES |= {"Char": torch.int8, "Byte": torch.uint8}
-_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    **{("torch", f"{kind}Storage"): dtype for kind, dtype in _TYPES.items()},
-}
+_STORAGES = {
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+_GLOBALS: dict[tuple[str, str], Any] = {("torch", f"{kind}Storage"): dtype for kind, dtype in _STORAGES.items()}
+_GLOBALS["collections", "OrderedDict"] = OrderedDict
+_GLOBALS["torch._utils", "_rebuild_tensor_v2"] = _rebuild_tensor
 
 
 class _TorchScriptUnpickler(pickle.Unpickler):
@@ -201,21 +200,15 @@ class _TorchScriptUnpickler(pickle.Unpickler):
         raise CodeInFileError(f"it asks for {printable(module)}.{printable(name)} to be run")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
-        _, dtype, key, _, count = pid
+        _, dtype, key, *_ = pid
         if key not in self._storages:
             data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-            storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            if storage.numel() < count:
-                raise DataError("is cut off: a tensor is shorter than announced")
-            self._storages[key] = storage
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages[key]
 
 
 def convert_to_safetensors(source: str | Path, target: str | Path) -> int:
-    """Writes the tensors of a weights file as safetensors, atomically, and returns their number."""
-    from safetensors.torch import save
-
-    tensors = {name: value.contiguous() for name, value in read_tensors(source, "convert-clip").items()}
-    with replacing(Path(target), "wb") as file:
-        file.write(save(tensors, metadata={"source": json.dumps(Path(source).name)}))
+    """Writes the tensors of a weights file as safetensors and returns their number."""
+    tensors = read_tensors(source, "convert-clip")
+    write_tensors(Path(target), tensors, {"source": json.dumps(Path(source).name)})
     return len(tensors)

@@ -41,17 +41,16 @@ def load(
         amp: precision; "bf16" is faster and changes scores a little.
         folds: which folds of a run folder; None for all.
 
-    Raises:
-        DataError: a file is missing or damaged, or does not say which model it belongs to.
-        ConfigError: the device is not there.
+    A file that is missing, damaged or does not say which model it belongs to is a DataError, a device that is not
+    there a ConfigError.
     """
     specs: list[ModelSpec] = []
     models = []
     for path in _checkpoints(what, folds):
         checkpoint, where = read_checkpoint(path, "ipiqa.load"), f"ipiqa.load: '{path}'"
         if (spec := checkpoint.spec) is None:
-            how = f"Build that from its config: ipiqa.build_model(CONFIG, 'run.checkpoint={path}')."
-            raise DataError(f"{where} does not say which model it belongs to. {how}")
+            how = f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')"
+            raise DataError(f"{where} does not say which model it belongs to. Build that from its config: {how}.")
         if not spec.targets:
             raise DataError(f"{where} was pre-trained and scores nothing. Train it on scores first.")
         specs.append(spec)
@@ -73,23 +72,15 @@ def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
     of_fold = {int(n): file for file in sorted(path.glob("fold_*/best.pt")) if (n := file.parent.name[5:]).isdecimal()}
     if not of_fold:
         raise DataError(f"ipiqa.load: '{path}' holds neither a bundle nor a best.pt of any fold. Give one that does.")
-    chosen = list(of_fold) if folds is None else list(folds)
-    missing = [fold for fold in chosen if fold not in of_fold]
-    if missing or not chosen:
-        known = ", ".join(map(str, of_fold))
-        raise DataError(f"ipiqa.load: '{path}' has no best.pt of fold {missing or 'none'}. There are: {known}.")
+    chosen = [*of_fold] if folds is None else [*folds]
+    if not chosen or not {*chosen} <= of_fold.keys():
+        missing = [fold for fold in chosen if fold not in of_fold] or "none"
+        raise DataError(f"ipiqa.load: '{path}' has no best.pt of fold {missing}. There are: {str([*of_fold])[1:-1]}.")
     return [file for fold, file in of_fold.items() if fold in chosen]
 
 
 class Scorer:
-    """One model, or the mean of several of one kind.
-
-    Attributes:
-        targets: what the T scores of an image mean, in order.
-        needs_prompt: whether the scores depend on prompts.
-        image_size: side of what the model sees, in pixels; images of any size are resized to it.
-        trained_on: what the (first) model was trained on.
-    """
+    """One model, or the mean of several of one kind."""
 
     def __init__(self, models: list[nn.Module], spec: ModelSpec, *, device: str = "auto", amp: str = "none") -> None:
         """Takes built models and what they are; `load` explains device and amp."""
@@ -105,10 +96,10 @@ class Scorer:
         self._processor = spec.build_processor()
         self._tokenize = tokenizer_of(spec.model.get("prompt_encoder"))
         self._models = [(model, PromptCache.of(model)) for model in models]  # the weights stay as they are from here on
-        self.targets: tuple[Target, ...] = spec.targets
+        self.targets: tuple[Target, ...] = spec.targets  # what the T scores of an image mean, in order
         self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in models)
-        self.image_size: int = spec.image_size
-        self.trained_on: Training = spec.training
+        self.image_size: int = spec.image_size  # side of what the model sees; images of any size are resized to it
+        self.trained_on: Training = spec.training  # of the first model
 
     @torch.inference_mode()
     def score(self, images: OneImage | Sequence[OneImage], prompts: str | Sequence[str] | None = None) -> np.ndarray:
@@ -118,10 +109,10 @@ class Scorer:
             images: one or N: paths, PIL images, or tensors (3, H, W) or (N, 3, H, W), uint8 or float from 0 to 1.
             prompts: N texts, or one for all images; None where `needs_prompt` is false.
 
-        Raises:
-            DataError: an image cannot be used, a prompt is missing or empty, or there are not as many as images.
+        An image that cannot be used and a prompt that is missing or empty are a DataError.
         """
-        listed = _listed(images)
+        is_one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, torch.Tensor) and images.ndim != 4)
+        listed: list[OneImage] = [images] if is_one else list(images)  # type: ignore[list-item,arg-type]
         texts = self._texts(prompts, len(listed))
         out = [torch.zeros(0, len(self.targets))]
         for start in range(0, len(listed), BATCH_SIZE):
@@ -148,12 +139,24 @@ class Scorer:
 
     def _input(self, image: OneImage) -> torch.Tensor:
         """Returns what the model sees of an image: float32 (3, S, S), normalised."""
-        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
-            image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        if not isinstance(image, torch.Tensor):
-            source = image if isinstance(image, Image.Image) else Path(file_path(str(image), "images"))
-            return self._processor.normalise(self._processor.decode(source)[None])[0]
-        image = image.float().cpu()
+        source: Path | Image.Image | None = None
+        shown = type(image).__name__
+        if isinstance(image, (str, Path)):
+            source = Path(file_path(str(image), "images"))
+        elif isinstance(image, Image.Image):
+            source, shown = image if image.mode != "F" else None, f"an image of mode {image.mode}"  # F: of any range
+        elif isinstance(image, torch.Tensor):
+            is_image = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
+            if is_image and image.is_floating_point():
+                return self._input_of_floats(image.float().cpu())
+            is_bytes, shown = is_image and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
+            source = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) if is_bytes else None
+        if source is None:
+            right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
+            raise DataError(f"images: {shown} cannot be scored. Give {right}.")
+        return self._processor.normalise(self._processor.decode(source)[None])[0]
+
+    def _input_of_floats(self, image: torch.Tensor) -> torch.Tensor:
         if not bool(((image >= 0) & (image <= 1)).all()):
             raise DataError("images: a tensor has values outside 0 to 1, or that are not finite. Give uint8 or 0 to 1.")
         size = (self.image_size, self.image_size)
@@ -161,21 +164,3 @@ class Scorer:
             mode = self._processor.interpolation
             image = functional.interpolate(image[None], size, mode=mode, antialias=True)[0].clamp(0, 1)
         return (image - self._processor.mean) / self._processor.std
-
-
-def _listed(images: OneImage | Sequence[OneImage]) -> list[OneImage]:
-    """Returns images one by one, each a path, a PIL image or a tensor (3, H, W) of at least one pixel."""
-    is_one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, torch.Tensor) and images.ndim != 4)
-    listed: list[OneImage] = [images] if is_one else list(images)  # type: ignore[list-item,arg-type]
-    for image in listed:
-        fits, shown = isinstance(image, (str, Path)), type(image).__name__
-        if isinstance(image, torch.Tensor):
-            is_number = image.dtype == torch.uint8 or image.is_floating_point()
-            fits = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0 and is_number
-            shown = f"a tensor of {(*image.shape, image.dtype)}"
-        elif isinstance(image, Image.Image):
-            fits, shown = image.mode != "F", f"an image of mode {image.mode}"  # F: pixels of unknown range
-        if not fits:
-            right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
-            raise DataError(f"images: {shown} cannot be scored. Give {right}.")
-    return listed

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as serialise
 from torch import nn
 
 from ipiqa import build, dist
@@ -24,8 +23,9 @@ from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
-from ipiqa.files import replacing, write_json
+from ipiqa.files import write_json
 from ipiqa.models.checkpoints import load_model
+from ipiqa.models.weights import write_tensors
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.fold import fit
 from ipiqa.training.run_folder import check_same_command, claimed, content_of, identity_of, is_restarted, weights_of
@@ -135,9 +135,7 @@ def _write(trainer: Trainer, config: Config) -> None:
     best = checkpoint.load(trainer.best_path)
     trainer.model.load_state_dict(best["model"])
     encoder: Any = trainer.model.image_encoder
-    tensors = {name: value.cpu().contiguous() for name, value in encoder.clip_tensors().items()}
-    with replacing(trainer.folder / ENCODER, "wb") as file:
-        file.write(serialise(tensors))
+    write_tensors(trainer.folder / ENCODER, encoder.clip_tensors())
     summary = {"format": 1, "dataset": config.dataset["name"], "task": config.task}
     summary["best"] = {"epoch": best["epoch"], **best["evaluation"]["metrics"]}
     summary["last"] = {"epoch": trainer.max_epochs, **trainer.evaluation.metrics}

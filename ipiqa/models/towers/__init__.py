@@ -24,8 +24,7 @@ def tokenizer_of(section: Mapping[str, Any] | None) -> Callable[[Sequence[str]],
 def set_normalisation(processor: dict[str, Any], section: Mapping[str, Any]) -> None:
     """Sets mean and std of a processor's resolved section, where they are null, to those of an image encoder's section.
 
-    Raises:
-        ConfigError: mean or std is given and is not what the encoder's weights were trained with.
+    A mean or std that is given and is not what the encoder's weights were trained with is a ConfigError.
     """
     architecture = section.get("architecture", "auto")
     tower: Any = registry.lookup("image_encoder", section["name"], "model.image_encoder")
@@ -37,7 +36,5 @@ def set_normalisation(processor: dict[str, Any], section: Mapping[str, Any]) -> 
         if given is None:
             processor[setting] = list(values)
         elif section.get("weights") is not None and [round(v, 6) for v in given] != [round(v, 6) for v in values]:
-            raise ConfigError(
-                f"processor.{setting}: {given} is not what the image encoder was trained with, {list(values)}. "
-                f"Set processor.{setting}=null to take that."
-            )
+            problem = f"{given} is not what the image encoder was trained with, {list(values)}"
+            raise ConfigError(f"processor.{setting}: {problem}. Set processor.{setting}=null to take that.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
-from ipiqa.models.pooling import AttentionPool, resize_positions
+from ipiqa.models.clip_weights import architecture_settings, clip_tensors
+from ipiqa.models.pooling import AttentionPool
 from ipiqa.models.towers.image_tower import STRIDE, WHERE, ResNetTower
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
@@ -29,19 +29,20 @@ class ResNetSizes:
     def __post_init__(self) -> None:
         has_stages = len(self.layers) == 4 and {*self.layers} <= {*range(1, 257)} and self.width in range(2, 513, 2)
         if not has_stages or not 1 <= self.embed_dim <= 2**13 or self.heads < 1 or self.width * 32 % self.heads:
-            sizes = f"layers {list(self.layers)}, width {self.width}, embed_dim {self.embed_dim} and heads {self.heads}"
-            raise ConfigError(
-                f"{WHERE}: {sizes} make no tower. Give four stages of 1 to 256 layers, an even width up to 512, "
-                "embed_dim up to 8192 and heads that divide width * 32."
-            )
+            sizes = ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+            right = "four stages of 1 to 256 layers, even width to 512, embed_dim to 8192, heads that divide width * 32"
+            raise ConfigError(f"{WHERE}: {sizes} make no tower. Give {right}.")
 
     @classmethod
-    def of_tensors(cls, tensors: Tensors) -> ResNetSizes:
-        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
+    def of_tensors(cls, tensors: Tensors, weights: str | None) -> ResNetSizes:
+        """Returns the sizes of the tower in the file `weights`; DataError where that has none, named as OpenAI does."""
+        names = ["visual.layer1.0.conv1.weight", "visual.attnpool.c_proj.weight"]
+        if not {*names} <= tensors.keys():
+            problem = f"'{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt"
+            remedy = "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
+            raise DataError(f"{WHERE}.weights: {problem}. {remedy}")
+        width, embed_dim = ((*tensors[name].shape, 0)[0] for name in names)
         stages = ({n.split(".")[2] for n in tensors if n.startswith(f"visual.layer{stage}.")} for stage in range(1, 5))
-        width, embed_dim = (
-            (*tensors[f"visual.{name}.weight"].shape, 0)[0] for name in ("layer1.0.conv1", "attnpool.c_proj")
-        )
         return cls(tuple(map(len, stages)), width, embed_dim, heads=width * 32 // 64)
 
     @classmethod
@@ -56,6 +57,8 @@ class ResNetSizes:
 class ImageEncoder(ResNetTower):
     """CLIP's ResNet with its attention pool; the pool's single query is the mean token."""
 
+    file_names: ClassVar = {"visual.attnpool.": "pool.", "visual.": "tower."}
+
     def __init__(
         self, sizes: ResNetSizes, image_size: int, tensors: Tensors | None = None, weights: str | None = None, *,
         freeze: bool = False,
@@ -66,20 +69,13 @@ class ImageEncoder(ResNetTower):
         # The tower's own pool would compute a query for every token: ours replaces it and bears the same names.
         tower = ModifiedResNet(list(sizes.layers), sizes.embed_dim, sizes.heads, image_size=STRIDE, width=sizes.width)
         del tower.attnpool
-        channels, embed_dim = sizes.width * 32, sizes.embed_dim
-        super().__init__(tower, image_size, channels, embed_dim)
+        channels = sizes.width * 32
+        super().__init__(tower, image_size, channels, sizes.embed_dim)
         self._section = {"name": "clip_resnet", **asdict(sizes)}
-        num_positions = self.grid[0] * self.grid[1] + 1
-        self.pool = AttentionPool(channels, channels, embed_dim, sizes.heads, num_positions)
+        self.pool = AttentionPool(channels, channels, sizes.embed_dim, sizes.heads, self.grid[0] * self.grid[1] + 1)
         for projection in (self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.c_proj):
             nn.init.normal_(projection.weight, std=channels**-0.5)
-        if tensors is not None:
-            own = {n.replace("visual.", "tower.", 1): v for n, v in tensors.items() if n.startswith("visual.")}
-            own = {n.replace("tower.attnpool.", "pool.", 1): v for n, v in own.items()}
-            name = "pool.positional_embedding"
-            if name in own:
-                own[name] = resize_positions(own[name].float(), self.grid)
-            load_exactly(self, own, f"{WHERE}.weights: '{weights}'")
+        self.load_tensors(tensors, weights)
         if freeze:
             self.freeze()
 
@@ -87,10 +83,6 @@ class ImageEncoder(ResNetTower):
         """Returns the token map (B, C, S/32, S/32) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
         token_map = self.token_map(images, self.tower.stem)
         return token_map, self.pool(token_map)
-
-    def clip_tensors(self) -> Tensors:
-        own = {f"visual.{n}".replace("visual.tower.", "visual.", 1): v for n, v in self.state_dict().items()}
-        return {n.replace("visual.pool.", "visual.attnpool.", 1): v for n, v in own.items()}
 
 
 @register("image_encoder", "clip")
@@ -102,8 +94,7 @@ def clip_image_encoder(
 
     Args:
         image_size: side of the square input in pixels, a multiple of 32 (a ResNet) or of the patch.
-        architecture: name open_clip knows, such as "RN50-quickgelu" or "ViT-B-32-quickgelu"; "auto" reads the sizes of
-            a ResNet from the weights.
+        architecture: name open_clip knows, such as "ViT-B-32-quickgelu"; "auto" reads a ResNet's sizes off the weights.
         weights: file with OpenAI's tensor names (RN50.pt, state dict, safetensors), or a pretrained tag of open_clip
             such as "openai", which it downloads; None draws them at random.
         sha256: what the hash of the weights file must be.
@@ -114,13 +105,7 @@ def clip_image_encoder(
     tensors = clip_tensors(architecture, weights, sha256, WHERE, has_gelu=not is_resnet)  # a ResNet has ReLU
     if not is_resnet:
         return OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
-    try:
-        sizes = ResNetSizes.of_tensors(tensors or {}) if is_auto else ResNetSizes.of_architecture(architecture)
-    except KeyError:
-        raise DataError(
-            f"{WHERE}.weights: '{weights}' holds no ResNet of CLIP, such as OpenAI's RN50.pt. "
-            "A vision transformer must be named, e.g. architecture=ViT-B-32-quickgelu."
-        ) from None
+    sizes = ResNetSizes.of_tensors(tensors or {}, weights) if is_auto else ResNetSizes.of_architecture(architecture)
     return ImageEncoder(sizes, image_size, tensors, weights, freeze=freeze == "all")
 
 
@@ -129,14 +114,9 @@ def clip_resnet(
     image_size: int, *, layers: list[int], width: int, embed_dim: int, heads: int | None = None,
     weights: FilePath | None = None, freeze: Literal["none", "all"] = "none",
 ) -> ImageEncoder:  # fmt: skip
-    """Returns an image tower of CLIP's ResNet kind in the sizes given: small ones train in minutes.
+    """Returns an image tower of CLIP's ResNet kind in the sizes given (see `ResNetSizes`): small ones train in minutes.
 
-    Args:
-        image_size: as for `clip`, like `weights` and `freeze`; a weights file holds these sizes.
-        layers: residual blocks of the four stages.
-        width: channels after the stem; the token map has 32 times as many.
-        embed_dim: length of the pooled feature.
-        heads: of the attention pool; None for one per 64 channels.
+    No `heads` stands for one per 64 channels of the token map; the rest is as for `clip`.
     """
     sizes = ResNetSizes(tuple(layers), width, embed_dim, heads=width * 32 // 64 if heads is None else heads)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")

@@ -36,14 +36,16 @@ class TextSizes:
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.embed_dim)
         if min(sizes) < 1 or self.layers > 256 or max(sizes) > 2**13 or self.width % self.heads:
-            raise ConfigError(
-                f"{WHERE}: width {self.width}, layers {self.layers}, heads {self.heads} and embed_dim {self.embed_dim} "
-                "make no tower. Give 1 to 256 layers, 1 to 8192 of the others and heads that divide the width."
-            )
+            problem = ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+            right = "1 to 256 layers, 1 to 8192 of the others and heads that divide the width"
+            raise ConfigError(f"{WHERE}: {problem} make no tower. Give {right}.")
 
     @classmethod
-    def of_tensors(cls, tensors: Tensors) -> TextSizes:
-        """Returns the sizes of the tower whose tensors these are, named as OpenAI does; KeyError for another tower."""
+    def of_tensors(cls, tensors: Tensors, weights: str | None) -> TextSizes:
+        """Returns the sizes of the tower in the file `weights`; DataError where that has none, named as OpenAI does."""
+        if "text_projection" not in tensors:
+            problem = f"'{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt"
+            raise DataError(f"{WHERE}.weights: {problem}.")
         width, embed_dim = (*tensors["text_projection"].shape, 0, 0)[:2]
         layers = len({n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.") and n.count(".") > 2})
         return cls(width, layers, max(width // 64, 1), embed_dim)
@@ -52,8 +54,8 @@ class TextSizes:
     def of_architecture(cls, name: str) -> TextSizes:
         """Returns the sizes open_clip gives an architecture."""
         settings = architecture_settings(name, WHERE)
-        text = settings["text_cfg"]
-        return cls(text["width"], text["layers"], text["heads"], settings["embed_dim"])
+        width, layers, heads = (settings["text_cfg"][size] for size in ("width", "layers", "heads"))
+        return cls(width, layers, heads, settings["embed_dim"])
 
 
 class PromptEncoder(PromptFeatures):
@@ -165,9 +167,7 @@ def clip_prompt_encoder(
     take no [QA] token.
 
     Args:
-        architecture: name open_clip knows; "auto" reads the sizes from the weights.
-        weights: file with OpenAI's tensor names, or a pretrained tag of open_clip; None draws them at random.
-        sha256: what the hash of the weights file must be.
+        architecture: as for the image encoder `clip`, like `weights` and `sha256`; "auto" reads the sizes off a file.
         freeze: "reference" freezes transformer and final norm, as the published numbers were made; "all" freezes
             positions and projection too; "none" trains the tower.
         qa_token: puts one learned [QA] token in the prompt (paper, section 3.2), behind the start token ("prefix") or
@@ -179,17 +179,10 @@ def clip_prompt_encoder(
     is_auto = architecture == "auto"
     if not is_auto and not is_clip_text(architecture, WHERE):
         if freeze == "reference" or qa_token != "none" or (train_embeddings and freeze == "all"):
-            raise ConfigError(
-                f"{WHERE}: {architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and a "
-                "[QA] token belong. Set freeze: all (or none) and qa_token: none."
-            )
+            problem = f"{architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and [QA] belong"
+            raise ConfigError(f"{WHERE}: {problem}. Set freeze: all (or none) and qa_token: none.")
         return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
-    try:
-        sizes = TextSizes.of_tensors(tensors or {}) if is_auto else TextSizes.of_architecture(architecture)
-    except KeyError:
-        raise DataError(
-            f"{WHERE}.weights: '{weights}' holds no CLIP text tower. It needs OpenAI's tensor names, as in RN50.pt."
-        ) from None
+    sizes = TextSizes.of_tensors(tensors or {}, weights) if is_auto else TextSizes.of_architecture(architecture)
     return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
 
 

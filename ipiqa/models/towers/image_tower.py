@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ipiqa.errors import ConfigError
-from ipiqa.models.weights import Tensors
+from ipiqa.models.clip_weights import load_exactly
+from ipiqa.models.pooling import resize_positions
+from ipiqa.models.weights import Tensors, renamed
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 WHERE = "model.image_encoder"
@@ -30,6 +32,7 @@ class ImageTower(nn.Module):
     std: list[float] = CLIP_STD
     num_layers: int = 1  # depth of everything behind the tower, see `depth`
     frozen: bool = False
+    file_names: ClassVar[Mapping[str, str]] = {"": ""}  # prefixes of tensors' names, in a file -> here
     _section: dict[str, Any]  # builds the tower without any file
 
     @property
@@ -43,7 +46,18 @@ class ImageTower(nn.Module):
 
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under the names that files of such towers have; `weights` takes them back."""
-        return self.state_dict()
+        return renamed(self.state_dict(), {own: name for name, own in self.file_names.items()})
+
+    def load_tensors(self, tensors: Tensors | None, weights: str | None) -> None:
+        """Takes its part of the tensors in the file `weights`, positions resized to its map; None leaves all random."""
+        if tensors is None:
+            return
+        own = {name: value for name, value in tensors.items() if name.startswith(tuple(self.file_names))}
+        own = renamed(own, self.file_names)
+        for name in own:
+            if name.endswith("positional_embedding"):
+                own[name] = resize_positions(own[name].float(), self.grid)
+        load_exactly(self, own, f"{WHERE}.weights: '{weights}'")
 
     def freeze(self) -> None:
         """Keeps the tower as it is, for good."""
@@ -96,9 +110,8 @@ def check_size(image_size: int, stride: int, what: str) -> int:
     """Returns the side of the token map; ConfigError where the image is not a whole number of tokens wide."""
     if image_size % stride:
         near = max(round(image_size / stride), 1) * stride
-        raise ConfigError(
-            f"image_size: {image_size} is not a multiple of {stride} pixels, as {what} needs. Give {near}."
-        )
+        problem = f"{image_size} is not a multiple of {stride} pixels, as {what} needs"
+        raise ConfigError(f"image_size: {problem}. Give {near}.")
     return image_size // stride
 
 
@@ -106,12 +119,12 @@ def check_size(image_size: int, stride: int, what: str) -> int:
 def _same_norms(tower: nn.Module) -> Iterator[None]:
     """The second forward pass of a stage must not move the BatchNorm statistics a second time."""
     norms: list[Any] = [m for m in tower.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, momentum, count in before:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)

@@ -7,14 +7,13 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ipiqa import prompts as clip_prompts
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly, normalisation
-from ipiqa.models.pooling import resize_positions
 from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, one_line
@@ -22,6 +21,8 @@ from ipiqa.models.weights import Tensors, one_line
 
 class OpenClipImageEncoder(ImageTower):
     """A vision transformer of open_clip, its patch tokens laid out as the map they came from."""
+
+    file_names: ClassVar = {"visual.": "visual."}
 
     def __init__(
         self, image_size: int, architecture: str, tensors: Tensors | None, weights: str, *, freeze: bool = False
@@ -44,12 +45,7 @@ class OpenClipImageEncoder(ImageTower):
             blocks = self._trunk.blocks if self._trunk is not None else self.visual.transformer.resblocks
         self.grid, self.channels, self.embed_dim = (side, side), tokens.shape[2], pooled.shape[1]
         self.num_layers = len(blocks) + 1
-        if tensors is not None:
-            own = {name: value for name, value in tensors.items() if name.startswith("visual.")}
-            name = "visual.positional_embedding"
-            if name in own:
-                own[name] = resize_positions(own[name].float(), self.grid)
-            load_exactly(self, own, f"{WHERE}.weights: '{weights}'")
+        self.load_tensors(tensors, weights)
         self.train()
         if freeze:
             self.freeze()
@@ -140,11 +136,9 @@ def _building(architecture: str, where: str, image_size: int | None = None) -> I
             trunk.set_input_size(img_size=image_size)
         yield model
     except (RuntimeError, AssertionError, AttributeError, ValueError) as error:
-        size = "" if image_size is None else f" at {image_size} px"
-        raise ConfigError(
-            f"{where}.architecture: {architecture!r} cannot be used{size} ({one_line(error)}). "
-            f"Take a ViT-* or ViT-*-SigLIP, or its own image_size, {native}."
-        ) from None
+        problem = f"cannot be used{f' at {image_size} px' if image_size else ''} ({one_line(error)})"
+        remedy = f"Take a ViT-* or ViT-*-SigLIP, or its own image_size, {native}."
+        raise ConfigError(f"{where}.architecture: {architecture!r} {problem}. {remedy}") from None
     finally:
         root.setLevel(level)
 
@@ -158,10 +152,8 @@ def tokenizer_of(architecture: str) -> Callable[[Sequence[str]], torch.Tensor]:
 
     try:
         tokenizer = clip_prompts.read_as_text(open_clip.get_tokenizer(architecture))
-    except Exception as error:
-        # The hub's client and transformers, which may not be installed, have many exceptions of their own.
-        raise DataError(
-            f"model.prompt_encoder.architecture: the tokenizer of {architecture!r} could not be loaded "
-            f"({one_line(error)}). It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
-        ) from None
+    except Exception as error:  # the hub's client and transformers, which may not be installed, have many of their own
+        problem = f"the tokenizer of {architecture!r} could not be loaded ({one_line(error)})"
+        remedy = "It is downloaded once; SigLIP's also needs: pip install transformers sentencepiece."
+        raise DataError(f"model.prompt_encoder.architecture: {problem}. {remedy}") from None
     return lambda prompts: tokenizer(list(prompts)).long()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ipiqa.errors import DataError
-from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.image_tower import WHERE, ResNetTower
-from ipiqa.models.weights import Tensors, one_line, read_tensors
+from ipiqa.models.weights import one_line, read_tensors
 from ipiqa.registry import FilePath, register
 
 
@@ -19,12 +18,13 @@ class TorchvisionResNet(ResNetTower):
     """A ResNet with global average pooling."""
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+    file_names: ClassVar = {"": "tower."}
 
     def __init__(
         self, image_size: int, *, depth: Literal[18, 34, 50, 101, 152] = 50, weights: FilePath | None = None,
         freeze: Literal["none", "all"] = "none",
     ) -> None:  # fmt: skip
-        """Builds the tower.
+        """Builds the tower; DataError where the weights cannot be read or downloaded, or do not fit.
 
         Args:
             image_size: side of the square input in pixels, a multiple of 32.
@@ -32,9 +32,6 @@ class TorchvisionResNet(ResNetTower):
             weights: file with torchvision's tensor names, or a tag such as "IMAGENET1K_V2", which torchvision
                 downloads; None draws them at random.
             freeze: "all" keeps the tower as it is, BatchNorm statistics included.
-
-        Raises:
-            DataError: the weights cannot be read or downloaded, or are of another architecture.
         """
         from torchvision import models
 
@@ -44,17 +41,15 @@ class TorchvisionResNet(ResNetTower):
         try:
             tower = models.get_model(architecture, weights=weights if is_tag else None)
         except OSError as error:
-            raise DataError(
-                f"{WHERE}.weights: torchvision could not load {weights!r} of {architecture} ({one_line(error)}). "
-                "Without a network, download the file and give its path."
-            ) from None
+            problem = f"torchvision could not load {weights!r} of {architecture} ({one_line(error)})"
+            remedy = "Without a network, download the file and give its path."
+            raise DataError(f"{WHERE}.weights: {problem}. {remedy}") from None
         channels, tower.fc = tower.fc.in_features, nn.Identity()
+        super().__init__(tower, image_size, channels, channels)
         if weights is not None and not is_tag:
             hint = f"Give a file, or a tag of torchvision's: {', '.join(tags)}."
             tensors = read_tensors(weights, f"{WHERE}.weights", hint=hint)
-            own = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
-            load_exactly(tower, own, f"{WHERE}.weights: '{weights}'")
-        super().__init__(tower, image_size, channels, channels)
+            self.load_tensors({n: v for n, v in tensors.items() if not n.startswith("fc.")}, weights)
         self._section = {"name": "torchvision_resnet", "depth": depth}
         if freeze == "all":
             self.freeze()
@@ -66,6 +61,3 @@ class TorchvisionResNet(ResNetTower):
 
     def _stem(self, images: torch.Tensor) -> torch.Tensor:
         return self.tower.maxpool(self.tower.relu(self.tower.bn1(self.tower.conv1(images))))
-
-    def clip_tensors(self) -> Tensors:
-        return {name.removeprefix("tower."): value for name, value in self.state_dict().items()}
