@@ -257,11 +257,3 @@ def build(kind: str, section: Mapping[str, Any], where: str, context: Mapping[st
             raise TypeError(f"{part.__qualname__} needs {name!r}, which is neither a part nor in the context")
     arguments = {name: known[name] for name in given if name in known}
     return part(**arguments, **{name: section[name] for name in settings})
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name, such as `run.seed`."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
