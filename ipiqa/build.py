@@ -18,10 +18,9 @@ from torch import nn
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.image_cache import ImageSource
-from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
 from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
-from ipiqa.datasets.shards import Shards
+from ipiqa.datasets.source import Source, StreamSource
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
@@ -77,7 +76,7 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def make_dataset(config: Config) -> ImageFolder | Shards:
+def make_dataset(config: Config) -> Source:
     """Returns the dataset of a config; no file is touched."""
     return registry.build("dataset", config.dataset, "dataset", {})
 
@@ -117,7 +116,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     """Returns table and images, all checked; raises DataError for anything that cannot be trained on."""
     dataset = make_dataset(config)
     table = dataset.load()
-    assert isinstance(dataset, ImageFolder)  # what has a table has a folder
+    assert not dataset.streamed  # those have no table to load
     dataset.check_images(table, processor)
     hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
     images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it
@@ -160,8 +159,10 @@ def held_out_batches(
     return eval_loader(data.table, data.images, tokens, rows, loading_of(config, device))
 
 
-def streamed_batches(config: Config, dataset: Shards, processor: SquashProcessor, device: torch.device) -> Batches:
-    """Returns the batches of tar shards; the held-out ones are shards of their own."""
+def streamed_batches(
+    config: Config, dataset: StreamSource, processor: SquashProcessor, device: torch.device
+) -> Batches:
+    """Returns the batches of a dataset without a table."""
     given = processor, make_tokenizer(config), loading_of(config, device)
     return Batches(dataset.train_batches(*given), dataset.val_batches(*given), None)
 

@@ -37,17 +37,15 @@ class Findings:
 def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: bool, hint: str) -> Findings:
     """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
-    Args:
-        table: names and folder of the images.
-        processor: judges one file.
-        full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
-        hint: where to get the images, for messages.
+    With `full` every pixel is decoded (finds truncated files; minutes), not only the headers (under a second for
+    3,000). `hint`, for messages, says where to get the images.
     """
-    folder, look = table.image_dir, processor.decode if full else processor.verify
+    folder = table.image_dir
     if not folder.is_dir():
         return Findings(refusal=f"dataset.images: the folder '{folder}' does not exist. {hint}")
 
     def problem(name: str) -> str:
+        look = processor.decode if full else processor.verify
         try:
             look(folder / name)
         except DataError as error:
@@ -60,10 +58,8 @@ def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: 
         unusable = list(filter(None, pool.map(problem, filter(exists.get, exists))))
     refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
-        refusal = (
-            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{folder}', "
-            f"first {missing[0]!r}. Check the path, or {_LISTER}"
-        )
+        lack = f"{len(missing)} of {table.num_images} images are missing under '{folder}', first {missing[0]!r}"
+        refusal = f"dataset.images: {lack}. Check the path, or {_LISTER}"
     return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 from ipiqa.datasets.checks import Findings, file_hashes, json_sha256, num_threads
 from ipiqa.datasets.loaders import Loading, check_batch_size
@@ -45,6 +45,7 @@ class Shards:
 
     num_targets: ClassVar[int] = 0
     has_scores: ClassVar[bool] = False
+    streamed: ClassVar[Literal[True]] = True
 
     shards: list[FilePath] | FilePath
     val_shards: list[FilePath] | FilePath

@@ -14,7 +14,6 @@ from ipiqa import build, dist
 from ipiqa.build import Batches, Inputs
 from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
-from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals
@@ -86,7 +85,7 @@ def _check(config: Config) -> None:
 def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> tuple[Batches, dict[str, Any]]:
     """Returns the batches of a table or of shards, and what they come from."""
     dataset = build.make_dataset(config)
-    if isinstance(dataset, Shards):
+    if dataset.streamed:
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
         batches = build.streamed_batches(config, dataset, processor, device)
         content["run.num_workers, which decides the order of streamed pairs"] = batches.train.num_workers
