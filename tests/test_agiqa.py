@@ -16,6 +16,7 @@ from ipiqa import registry
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k, OwnTable, agiqa_1k_group, agiqa_3k_group
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError, IpiqaError
+from ipiqa.processors.image import SquashProcessor
 
 TABLE_3K = "name,prompt,adj1,mos_quality,mos_align\nsd1.5_highcorr_012.jpg,a cat,,1,2\nAttnGAN_normal_003.jpg,NA,,3,4\n"
 
@@ -144,7 +145,7 @@ def test_missing_files_say_where_to_get_them(tmp_path: Path, table_3k: str, data
         dataset(annotations=str(tmp_path / "none.csv"), images="x").load()
     table = Agiqa3k(annotations=table_3k, images=str(tmp_path / "none")).load()
     with pytest.raises(DataError, match=f"^dataset.images: the folder '.*none' does not exist. {source}"):
-        dataset(annotations=table_3k, images="x").check_images(table, None)
+        dataset(annotations=table_3k, images="x").check_images(table, SquashProcessor(16))
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "sd_normal_.jpg", "sd_normal_1b.jpg", "sd_normal_٣.jpg", "deepai_1.jpg"])

@@ -57,13 +57,13 @@ class ImageFolder(ABC):
 
     def check_images(self, table: AnnotationTable, processor: SquashProcessor) -> None:
         """Raises DataError when an image is missing or, by its header, cannot be used."""
-        if refusal := look_at_images(table, processor, full=False, hint=self.hint).refusal:
+        if refusal := look_at_images(table, processor.verify, self.hint).refusal:
             raise DataError(refusal)
 
     def check(self, processor: SquashProcessor) -> Findings:
         """Decodes every image, and says what the table holds."""
         table = self.load()
-        findings = look_at_images(table, processor, full=True, hint=self.hint)
+        findings = look_at_images(table, processor.decode, self.hint)
         counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
         findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
         for target, scores in zip(table.target_names, table.scores.T, strict=True):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,11 @@ LONGEST_NAME = 1_000  # characters of an image file name
 LONGEST_TEXT = 20_000  # characters of a prompt or group; CLIP reads some 300 of a prompt
 # absolute, on a drive or with ".." in it, whether POSIX or Windows reads it
 LEAVES_FOLDER = re.compile(r"[/\\]|.:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
+
+
+def json_sha256(content: Any) -> str:
+    """Returns the hash of what json can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,6 @@ class AnnotationTable:
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Names of the targets."""
         return tuple(target.name for target in self.targets)
 
     @property
@@ -82,15 +86,13 @@ class AnnotationTable:
 
     @property
     def image_paths(self) -> list[Path]:
-        """N paths, in table order."""
         return [self.image_dir / name for name in self.names]
 
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of names, prompts, scores and groups: the same for the same content in another file format."""
         scores = [[score.hex() for score in row] for row in self.scores.tolist()]
-        content = json.dumps([self.names, self.prompts, scores, self.groups])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return json_sha256([self.names, self.prompts, scores, self.groups])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +193,8 @@ def _scores(cells: pandas.Series, target: Target, here: str) -> np.ndarray:
 
 
 def _number(cell: str) -> float:
-    """Returns the number in a cell; not-a-number where there is none."""
     try:
-        return float(cell) if "_" not in cell else math.nan  # float() would read "1_0" as ten
+        return math.nan if "_" in cell else float(cell)  # float() would read "1_0" as ten
     except ValueError:
         return math.nan
 
