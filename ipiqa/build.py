@@ -18,10 +18,9 @@ from torch import nn
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.image_cache import ImageSource
-from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
 from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
-from ipiqa.datasets.shards import Shards
+from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
@@ -69,7 +68,7 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def make_dataset(config: Config) -> ImageFolder | Shards:
+def make_dataset(config: Config) -> Source:
     """Returns the dataset of a config; no file is touched."""
     return registry.build("dataset", config.dataset, "dataset", {})
 
@@ -105,7 +104,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     """Returns table, images and prompts, all checked; raises DataError for anything that cannot be trained on."""
     dataset = make_dataset(config)
     table = dataset.load()
-    assert isinstance(dataset, ImageFolder)  # what has a table has a folder
+    assert not dataset.streamed  # those have no table to load
     dataset.check_images(table, processor)
     hashes = dist.from_main(dist.on_main(lambda: dataset.image_hashes(table)))
     images = dist.on_main(lambda: dataset.open_images(table, hashes, processor))  # builds the cache, the others find it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,7 @@ def _tokenizer(context_length: int) -> Any:
 
 
 def read_as_text(tokenizer: Any) -> Any:
-    """Returns a tokenizer of open_clip, changed: a literal `<end_of_text>` is text, and any text takes bounded time.
-
-    Tokenizers of other packages are returned as they are.
-    """
+    """Returns a tokenizer; open_clip's own is changed: a literal `<end_of_text>` is text, and time is bounded."""
     from open_clip.tokenizer import SimpleTokenizer
 
     if isinstance(tokenizer, SimpleTokenizer):
@@ -71,11 +69,9 @@ def same_prompts(prompts: Sequence[str]) -> list[str]:
     encode, sharing = _tokenizer(CONTEXT_LENGTH).encode, defaultdict(list)  # encode: words only, not cut to the context
     for text in prompt_of:
         sharing["".join(text.split()).encode()[:_WORDS_END]].append(text)
-    key_of: dict[str, Any] = {
-        text: tuple(encode(prompt_of[text])[:_WORDS_END]) if len(texts) > 1 else text
-        for texts in sharing.values()
-        for text in texts
-    }
+    key_of: dict[str, Any] = {text: text for text in prompt_of}
+    for text in itertools.chain.from_iterable(texts for texts in sharing.values() if len(texts) > 1):
+        key_of[text] = tuple(encode(prompt_of[text])[:_WORDS_END])
     first = {key_of[text]: prompt for prompt, text in text_of.items()}  # the last one set is the first in sort order
     return [first[key_of[text_of[prompt]]] for prompt in prompts]
 

@@ -65,7 +65,7 @@ def test_real_agiqa_1k(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
         "9_14",
         "bird, driving aircraft, city, anime style",
     )
-    expected = "'dreamStudio_8_9_1_1.jpg' (row 1080, row 1081). They are kept as rows"
+    expected = "'dreamStudio_8_9_1_1.jpg' (row 1080: 0.441, row 1081: 2.084). They are kept as rows"
     assert expected in caplog.text and len(caplog.records) == 1  # the published groups cut no prompt apart
     with pytest.raises(DataError, match="first 'dreamStudio_8_9_1_1.jpg' \\(row 1080, row 1081\\)"):
         Agiqa1k(annotations=str(source), images="x", duplicates="error").load()

@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> AnnotationTable:
 
 
 def look(table: AnnotationTable, full: bool = False) -> Findings:
-    return look_at_images(table, PROCESSOR, full=full, hint="Get it there.")
+    return look_at_images(table, PROCESSOR.decode if full else PROCESSOR.verify, "Get it there.")
 
 
 def test_sound_images(table: AnnotationTable) -> None:
@@ -46,6 +46,10 @@ def test_sound_images(table: AnnotationTable) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     found = look(make(tmp_path / "none", ["a.png"]))
     assert found.refusal == f"dataset.images: the folder '{tmp_path}/none' does not exist. Get it there."
+
+
+def test_a_name_too_long_for_the_disk_is_missing(tmp_path: Path) -> None:
+    assert "1 of 1 images are missing" in look(make(tmp_path, ["a" * 300])).refusal
 
 
 def test_unusable_and_missing_images_are_counted(table: AnnotationTable) -> None:

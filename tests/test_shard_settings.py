@@ -16,7 +16,7 @@ from tar_shards import make, pair, write_shards, write_tar
 from ipiqa import registry
 from ipiqa.cli import main
 from ipiqa.datasets.shards import Shards, find_shards
-from ipiqa.errors import IpiqaError
+from ipiqa.errors import DataError, IpiqaError
 from ipiqa.processors.image import SquashProcessor
 
 pytest.importorskip("braceexpand", reason="the extra [shards] is not installed")
@@ -103,6 +103,11 @@ def test_patterns_that_stand_for_too_many_files(pattern: str) -> None:
         f"dataset.shards: {pattern!r} has unmatched braces or stands for too many files. "
         "Write up to 1,000,000 files, as {000..999} or {a,b}."
     )
+
+
+def test_a_name_too_long_for_the_disk_is_missing() -> None:
+    with pytest.raises(DataError, match="2 of the files are missing"):
+        find_shards("{a," + "b" * 300 + "}.tar", "dataset.shards")
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)

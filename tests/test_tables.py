@@ -254,9 +254,9 @@ def test_duplicates_kept_or_averaged(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "2 of 3 rows name an image again" in message(path, duplicates="error")
     kept = load(path, duplicates="keep")
     assert (kept.names, kept.num_images) == (("a.jpg", "b.jpg", "a.jpg"), 2)
-    assert "first 'a.jpg' (line 2, line 4). They are kept as rows of their own" in caplog.text
+    assert "first 'a.jpg' (line 2: 1.500, line 4: 2.500). They are kept as rows of their own" in caplog.text
     mean = load(path, duplicates="mean")
-    assert mean.names == ("a.jpg", "b.jpg") and "(line 2, line 4). They are averaged into one row each" in caplog.text
+    assert mean.names == ("a.jpg", "b.jpg") and "line 4: 2.500). They are averaged into one row each" in caplog.text
     np.testing.assert_array_equal(mean.scores, [[2.0], [2.25]])
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ipiqa.datasets.table import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import DataError
 from ipiqa.files import content_sha256
-from ipiqa.processors.image import SquashProcessor
 
 _LISTER = "list them with: ipiqa data check --cfg-path ..."
 
@@ -34,16 +30,13 @@ class Findings:
     summary: list[str] = field(default_factory=list)  # what the dataset holds, in lines
 
 
-def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: bool, hint: str) -> Findings:
+def look_at_images(table: AnnotationTable, look: Callable[[Path], object], hint: str) -> Findings:
     """Returns which images of a table are missing or cannot be used, in table order; several are looked at at once.
 
-    Args:
-        table: names and folder of the images.
-        processor: judges one file.
-        full: decode every pixel (finds truncated files; minutes) instead of reading headers (under a second for 3,000).
-        hint: where to get the images, for messages.
+    `look` raises DataError where a file cannot be used: `verify` (under a second for 3,000) or `decode` (minutes) of a
+    processor. `hint`, for messages, says where to get the images.
     """
-    folder, look = table.image_dir, processor.decode if full else processor.verify
+    folder = table.image_dir
     if not folder.is_dir():
         return Findings(refusal=f"dataset.images: the folder '{folder}' does not exist. {hint}")
 
@@ -54,30 +47,25 @@ def look_at_images(table: AnnotationTable, processor: SquashProcessor, *, full: 
             return str(error)
         return ""
 
-    exists = {name: (folder / name).is_file() for name in table.names}
+    exists = {name: os.path.isfile(folder / name) for name in table.names}  # noqa: PTH113 (a name may be too long)
     missing = [name for name in exists if not exists[name]]
     with ThreadPoolExecutor(num_threads()) as pool:
         unusable = list(filter(None, pool.map(problem, filter(exists.get, exists))))
     refusal = describe_unusable(unusable, table.num_images) if unusable else ""
     if missing:
-        refusal = (
-            f"dataset.images: {len(missing)} of {table.num_images} images are missing under '{folder}', "
-            f"first {missing[0]!r}. Check the path, or {_LISTER}"
-        )
+        lack = f"{len(missing)} of {table.num_images} images are missing under '{folder}', first {missing[0]!r}"
+        refusal = f"dataset.images: {lack}. Check the path, or {_LISTER}"
     return Findings([*(f"missing: {name}" for name in missing), *unusable], refusal)
 
 
 def describe_unusable(messages: Sequence[str], num_images: int) -> str:
     """Returns the one line about images that cannot be used, with their number and the first."""
-    first = f"dataset.images: {len(messages)} of {num_images} images cannot be used, first {messages[0]}"
-    return f"{first} Replace them, or {_LISTER}"
+    share = f"{len(messages)} of {num_images} images cannot be used"
+    return f"dataset.images: {share}, first {messages[0]} Replace them, or {_LISTER}"
 
 
 def file_hashes(setting: str, paths: Sequence[Path], memory: Path | None = None) -> list[str]:
-    """Returns the sha256 of the whole content of each file that a setting names; the file `memory` keeps them.
-
-    Raises DataError where one cannot be read.
-    """
+    """Returns the sha256 of the content of each file that a setting names, kept in `memory`; DataError: unreadable."""
     try:
         return content_sha256(paths, memory)
     except OSError as error:
@@ -94,8 +82,3 @@ def image_hashes(table: AnnotationTable, memory: Path | None = None) -> tuple[st
 def image_set_sha256(table: AnnotationTable, hashes: Sequence[str]) -> str:
     """Returns one hash of all images of a table: of their names and the hashes of their contents."""
     return json_sha256(sorted(set(zip(table.names, hashes, strict=True))))
-
-
-def json_sha256(content: Any) -> str:
-    """Returns the hash of what json can hold."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

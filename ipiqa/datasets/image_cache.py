@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ipiqa.datasets.checks import describe_unusable, json_sha256, num_threads
-from ipiqa.datasets.table import AnnotationTable
+from ipiqa.datasets.checks import describe_unusable, num_threads
+from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
 
@@ -119,11 +119,9 @@ def open_images(
     so and the images are decoded each time. Raises DataError where an image cannot be used.
 
     Args:
-        table: names and folder of the images.
         hashes: sha256 of each row's image file.
-        processor: decodes one file.
-        cache_dir: folder of cache files.
-        limit_gb: most that its files take together, in 10**9 bytes; those used longest ago make room. 0 builds none.
+        limit_gb: most that the files in `cache_dir` take together, in 10**9 bytes; those used longest ago make room. 0
+            builds none.
     """
     decoded = DecodedImages(table.image_paths, hashes, processor)
     if limit_gb <= 0:
@@ -151,8 +149,8 @@ def open_images(
             os.utime(path)  # used now
         return images
     except OSError as error:
-        reason = error.strerror or str(error)
-        logger.warning("image cache: cannot use '%s' (%s); decoding images in every epoch", path, reason)
+        message = "image cache: cannot use '%s' (%s); decoding images in every epoch"
+        logger.warning(message, path, error.strerror or error)
         return decoded
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ipiqa.datasets.checks import Findings, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
@@ -25,11 +25,12 @@ class ImageFolder(ABC):
     Attributes:
         images: folder of the images.
         image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
-        cache_dir: folder of those files, and of the hashes of the images.
+        cache_dir: folder of those files, and of the hashes of the images, kept for the next run.
         cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
     """
 
     has_scores: ClassVar[bool] = True
+    streamed: ClassVar[Literal[False]] = False
 
     images: FilePath
     image_cache: bool = True
@@ -56,13 +57,13 @@ class ImageFolder(ABC):
 
     def check_images(self, table: AnnotationTable, processor: SquashProcessor) -> None:
         """Raises DataError when an image is missing or, by its header, cannot be used."""
-        if refusal := look_at_images(table, processor, full=False, hint=self.hint).refusal:
+        if refusal := look_at_images(table, processor.verify, self.hint).refusal:
             raise DataError(refusal)
 
     def check(self, processor: SquashProcessor) -> Findings:
         """Decodes every image, and says what the table holds."""
         table = self.load()
-        findings = look_at_images(table, processor, full=True, hint=self.hint)
+        findings = look_at_images(table, processor.decode, self.hint)
         counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
         findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
         for target, scores in zip(table.target_names, table.scores.T, strict=True):
@@ -71,7 +72,7 @@ class ImageFolder(ABC):
         return findings
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
-        """Returns the sha256 of each row's image file; `cache_dir` keeps them for the next run."""
+        """Returns the sha256 of each row's image file."""
         return image_hashes(table, Path(self.cache_dir) / "hashes")
 
     def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: SquashProcessor) -> ImageSource:

@@ -109,11 +109,7 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
 
     PyTorch would have the signal of a killed worker end whatever this process is doing just then, in the middle of an
     optimizer step, too. Here it is found when the next batch is asked for, and what is trained so far can be saved.
-    Raises DataError where one was killed, or gave this error in the place of a batch.
-
-    Args:
-        start: begins a round of the DataLoader.
-        num_workers: how many it has.
+    Raises DataError where one was killed, or gave this error in the place of a batch. `start` begins a round.
     """
     handler = signal.getsignal(signal.SIGCHLD) if num_workers and hasattr(signal, "SIGCHLD") else None
     try:
@@ -129,10 +125,9 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
         is_killed = "DataLoader worker" in caught or not isinstance(error, RuntimeError)
         if num_workers == 0 or caught.startswith("Caught ") or not is_killed:
             raise  # a mistake of the program
-        raise DataError(
-            f"run.num_workers: one of the {num_workers} processes that load images has ended unexpectedly, as it does "
-            "where memory is short. Take fewer, or run.num_workers=0, and go on with --resume."
-        ) from None
+        problem = f"one of the {num_workers} processes that load images has ended unexpectedly"
+        wanted = "Take fewer, or run.num_workers=0, and go on with --resume"
+        raise DataError(f"run.num_workers: {problem}, as it does where memory is short. {wanted}.") from None
 
 
 def train_loader(
@@ -149,9 +144,9 @@ def train_loader(
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:
     """Raises DataError where the images to train on, called `what`, do not fill one batch of every process."""
     if num_rows < batch_size * world_size:
-        processes = f" x {world_size} processes" if world_size > 1 else ""
-        most = f"Use at most {num_rows // world_size}."
-        raise DataError(f"run.batch_size: {batch_size}{processes} is more than {what.format(num_rows)}. {most}")
+        size = f"{batch_size} x {world_size} processes" if world_size > 1 else f"{batch_size}"
+        wanted = f"Use at most {num_rows // world_size}."
+        raise DataError(f"run.batch_size: {size} is more than {what.format(num_rows)}. {wanted}")
 
 
 def eval_loader(

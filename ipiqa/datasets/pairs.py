@@ -70,13 +70,13 @@ class DiffusionDB(ImageFolder):
         parts = sorted(folders, key=lambda path: (len(path.name), path.name))[: self.parts]
         prompts = {name: prompt for part in parts for name, prompt in _read_part(part).items()}
         if empty := [name for name, prompt in prompts.items() if not prompt.strip()]:
-            share = f"{len(empty)} of {len(prompts)}"
-            logger.warning("%s: %s images left out, empty prompt, first %r", here, share, empty[0])
-        prompts = {name: prompt for name, prompt in prompts.items() if prompt.strip()}
-        if not prompts:
+            message = "%s: %d of %d images left out, empty prompt, first %r"
+            logger.warning(message, here, len(empty), len(prompts), empty[0])
+        pairs = [(name, prompt) for name, prompt in prompts.items() if prompt.strip()]
+        if not pairs:
             raise DataError(f"{here} names no image with a prompt. {self.hint}")
-        index = pandas.Index(list(prompts), name="file", dtype=object)
-        rows = pandas.DataFrame(list(prompts.items()), index, ["image", "prompt"], dtype=object)
+        index = pandas.Index([name for name, _ in pairs], name="file", dtype=object)
+        rows = pandas.DataFrame(pairs, index, ["image", "prompt"], dtype=object)
         layout = Layout(image=["image"], prompt=["prompt"], targets={})
         return make_table(rows, layout, here=here, image_dir=root, duplicates="mean")
 
@@ -89,8 +89,7 @@ def _read_part(folder: Path) -> dict[str, str]:
         entries = {**json.loads(path.read_text(encoding="utf-8-sig"))}
     except (OSError, ValueError, TypeError, RecursionError) as error:  # no file, not UTF-8, not JSON, no object
         raise DataError(f"{here} cannot be read: {error}. {form}") from error
-    bare = [file for file, e in entries.items() if not isinstance(e, dict) or not isinstance(e.get("p"), str)]
-    if bare:
-        first = shorten(bare[0])
-        raise DataError(f"{here}: {len(bare)} of {len(entries)} images have no prompt 'p', first {first}. {form}")
+    if bare := [file for file, e in entries.items() if not isinstance(e, dict) or not isinstance(e.get("p"), str)]:
+        share = f"{len(bare)} of {len(entries)} images have no prompt 'p', first {shorten(bare[0])}"
+        raise DataError(f"{here}: {share}. {form}")
     return {f"{folder.name}/{file}": entry["p"] for file, entry in entries.items()}

@@ -28,20 +28,16 @@ Choose = Callable[[Sequence[str]], list[int]]  # heading -> positions of the wan
 
 
 def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str = "") -> pandas.DataFrame:
-    """Returns the wanted columns of a table file as text.
+    """Returns the wanted columns of a table file as strings, "" for an empty cell; DataError where it cannot be used.
+
+    The index is the number of the "line" (text files) or "row" and bears that name, a column its preferred spelling.
+    Rows without any of the wanted cells are left out.
 
     Args:
         path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line) or .parquet. Text files are UTF-8.
         where: setting that names the file, for messages.
         wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
         hint: where to get the file, for messages.
-
-    Returns:
-        Strings only, "" for an empty cell; a column bears its preferred spelling. The index is the number of the "line"
-        (text files) or "row" and bears that name. Rows without any of the wanted cells are left out.
-
-    Raises:
-        DataError: missing, unreadable or empty file, wrong encoding, a missing column, rows of unequal length.
     """
     import pandas
 
@@ -134,8 +130,7 @@ def _read_xlsx(path: Path, here: str, choose: Choose) -> Rows:
         sheet.reset_dimensions()  # what a file says of its size need not be true
         chosen = choose([_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
         rows = sheet.iter_rows(min_row=2, max_col=max(chosen) + 1, values_only=True)
-        for number, row in enumerate(rows, start=2):
-            yield number, [_text(row[position]) for position in chosen]
+        yield from ((number, [_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2))
 
 
 def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:

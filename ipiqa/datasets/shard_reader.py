@@ -34,13 +34,11 @@ class Skipped:
         self.merge(Skipped(Counter([reason]), where))
 
     def merge(self, other: Skipped) -> None:
-        self.counts += other.counts
-        self.first = self.first or other.first
+        self.counts, self.first = self.counts + other.counts, self.first or other.first
 
     def take(self) -> Skipped:
         """Returns what is counted so far, and forgets it."""
-        taken = Skipped(self.counts, self.first)
-        self.counts, self.first = Counter(), ""
+        taken, self.counts, self.first = Skipped(self.counts, self.first), Counter(), ""
         return taken
 
     def __bool__(self) -> bool:
@@ -71,10 +69,9 @@ class ShardReader:
     def samples(
         self, shards: Iterable[Path], skipped: Skipped, part: int = 0, num_parts: int = 1, limit: int | None = None
     ) -> Iterator[tuple[int, Sample]]:
-        """Yields the samples with a prompt, and their numbers among all samples of the shards.
+        """Yields usable samples with their numbers among all samples of the shards; `skipped` counts the others.
 
-        Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples, and
-        counts in `skipped` which of them it cannot use.
+        Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples.
         """
         broken = skipped if part == 0 else Skipped()
         everything = itertools.chain.from_iterable(self._samples(shard, broken) for shard in shards)

@@ -6,17 +6,19 @@ import contextlib
 import glob
 import itertools
 import math
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
-from ipiqa.datasets.checks import Findings, file_hashes, json_sha256, num_threads
+from ipiqa.datasets.checks import Findings, file_hashes, num_threads
 from ipiqa.datasets.loaders import Loading, check_batch_size
 from ipiqa.datasets.shard_reader import ShardReader, Skipped
 from ipiqa.datasets.shard_stream import ShardBatches, ShardStream, Tokenize, decoded
+from ipiqa.datasets.table import json_sha256
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.files import require_package
 from ipiqa.processors.image import SquashProcessor
@@ -45,6 +47,7 @@ class Shards:
 
     num_targets: ClassVar[int] = 0
     has_scores: ClassVar[bool] = False
+    streamed: ClassVar[Literal[True]] = True
 
     shards: list[FilePath] | FilePath
     val_shards: list[FilePath] | FilePath
@@ -58,8 +61,7 @@ class Shards:
 
     def __post_init__(self) -> None:
         for setting, lowest in (("samples_per_epoch", 1), ("val_samples", 1), ("shuffle_buffer", 0)):
-            value = getattr(self, setting)
-            if not lowest <= value <= _MAX_SAMPLES:
+            if not lowest <= (value := getattr(self, setting)) <= _MAX_SAMPLES:
                 wanted = f"Give a number of samples from {lowest} to {_MAX_SAMPLES}."
                 raise ConfigError(f"dataset.{setting}: invalid value {value}. {wanted}")
         images = tuple(ending.strip().lower().removeprefix(".") for ending in self.image.split(";"))
@@ -80,10 +82,8 @@ class Shards:
         parts = {s: find_shards(getattr(self, s), f"dataset.{s}") for s in ("shards", "val_shards")}
         known = {path.resolve() for path in parts["shards"]}
         if both := [path for path in parts["val_shards"] if path.resolve() in known]:
-            raise DataError(
-                f"dataset.val_shards: {len(both)} of {len(parts['val_shards'])} are in dataset.shards too, "
-                f"first '{both[0]}'. Hold out shards that are not trained on."
-            )
+            share = f"{len(both)} of {len(parts['val_shards'])} are in dataset.shards too, first '{both[0]}'"
+            raise DataError(f"dataset.val_shards: {share}. Hold out shards that are not trained on.")
         return parts
 
     def check(self, processor: SquashProcessor) -> Findings:
@@ -113,13 +113,12 @@ class Shards:
     def train_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
         """Returns shuffled training batches of this process. Call `set_epoch` before each epoch.
 
-        Their order depends on the number of workers. Raises DataError where an epoch does not fill one global batch,
-        or no shard that is looked at has a sample.
+        Raises DataError where an epoch does not fill one global batch, or no shard that is looked at has a sample.
         """
         number, shards = self.samples_per_epoch, find_shards(self.shards, "dataset.shards")
         check_batch_size(number, loading.batch_size, loading.world_size, "dataset.samples_per_epoch, {}")
-        per_epoch = math.ceil(number / self._samples_per_shard(shards))
         common = "dataset.shards", self.reader, shards, processor, tokenize, loading
+        per_epoch = math.ceil(number / self._samples_per_shard(shards))
         return ShardBatches(ShardStream(*common, number, self.shuffle_buffer, per_epoch))
 
     def val_batches(self, processor: SquashProcessor, tokenize: Tokenize, loading: Loading) -> ShardBatches:
@@ -136,33 +135,26 @@ class Shards:
             if number := sum(1 for _ in self.reader.samples([shard], skipped)):
                 return number
         why = f"{skipped}" if skipped else f"first '{tried[0]}'"
-        wanted = f"{' or '.join(self.reader.images)} with a {self.reader.prompt}"
-        raise DataError(
-            f"dataset.shards: {len(tried)} of {len(shards)} shards were looked at, and none has a sample of {wanted}: "
-            f"{why}. Set dataset.image and dataset.prompt to the endings in your shards."
-        )
+        sample = f"sample of {' or '.join(self.reader.images)} with a {self.reader.prompt}"
+        problem = f"{len(tried)} of {len(shards)} shards were looked at, and none has a {sample}: {why}"
+        wanted = "Set dataset.image and dataset.prompt to the endings in your shards"
+        raise DataError(f"dataset.shards: {problem}. {wanted}.")
 
 
 def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:
-    """Returns the files that paths, globs and brace ranges name, each once, in the order they are named.
-
-    Raises ConfigError where a pattern is no path or stands for too many, DataError where a file is missing.
-    """
+    """Returns the files that paths, globs and brace ranges name, each once, in order; DataError: one is missing."""
     patterns = [patterns] if isinstance(patterns, str) else patterns or [""]
     for pattern in patterns:
         if not pattern.strip() or "://" in pattern or pattern.startswith("pipe:"):
             wanted = "Give paths of tar files on disk, as in 'data/{000000..000999}.tar'; download others first."
             raise ConfigError(f"{setting}: {pattern!r} is not a path. {wanted}")
-    found: dict[Path, None] = {}
-    missing = []
+    files: dict[str, list[Path]] = {}
     for name in itertools.chain.from_iterable(_expanded(pattern, setting) for pattern in patterns):
-        matches = [name] if Path(name).is_file() else sorted(glob.glob(name))  # noqa: PTH207
-        files = [path for path in map(Path, matches) if path.is_file()]
-        found |= dict.fromkeys(files)
-        missing += [] if files else [name]
-    if missing:
+        matches = [name] if os.path.isfile(name) else sorted(glob.glob(name))  # noqa: PTH113, PTH207
+        files[name] = [path for path in map(Path, matches) if path.is_file()]
+    if missing := [name for name in files if not files[name]]:
         raise DataError(f"{setting}: {len(missing)} of the files are missing, first '{missing[0]}'. Check the path.")
-    return list(found)
+    return list(dict.fromkeys(itertools.chain.from_iterable(files.values())))
 
 
 def _expanded(pattern: str, setting: str) -> list[str]:
@@ -180,6 +172,5 @@ def _expanded(pattern: str, setting: str) -> list[str]:
 
 
 def _num_choices(content: str) -> int:
-    """Returns how many names the content of a pair of braces stands for."""
     numbers = re.match(r"([0-9]+)\.\.([0-9]+)", content)
     return abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else content.count(",") + 1

@@ -6,8 +6,6 @@ prompt or one content, all stand on the same side.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ipiqa.datasets.table import AnnotationTable
+from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import ConfigError, DataError
 
 SPLIT_KINDS = ("reference", "holdout", "kfold", "image_random")
@@ -62,7 +60,7 @@ def make_split(
         val_fraction: share of the training groups that becomes the selection part, from 0 to below 1.
 
     Raises:
-        ConfigError: the kind is unknown or not offered for this dataset, or kfold cannot cut it into so many folds.
+        ConfigError: the kind is unknown or not for this dataset, or kfold cannot cut it into so many folds.
         DataError: the table has one group only, or a part would be empty.
     """
     if kind not in SPLIT_KINDS:
@@ -94,8 +92,7 @@ def make_split(
         if not len(rows) and (part != "selection" or val_fraction):
             given = f"split.train_fraction {train_fraction:g}, run.val_fraction {val_fraction:g}"
             raise DataError(f"split: the {part} part of fold {fold} is empty ({len(groups)} groups). Check {given}.")
-    names = [[table.names[row] for row in rows] for rows in parts]
-    sha256 = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    sha256 = json_sha256([[table.names[row] for row in rows] for rows in parts])
     return Split(train, selection, val, kind, seed, fold, sha256)
 
 

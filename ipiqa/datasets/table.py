@@ -12,11 +12,11 @@ import logging
 import math
 import posixpath
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,11 @@ LONGEST_NAME = 1_000  # characters of an image file name
 LONGEST_TEXT = 20_000  # characters of a prompt or group; CLIP reads some 300 of a prompt
 # absolute, on a drive or with ".." in it, whether POSIX or Windows reads it
 LEAVES_FOLDER = re.compile(r"[/\\]|.:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
+
+
+def json_sha256(content: Any) -> str:
+    """Returns the hash of what json can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,6 @@ class AnnotationTable:
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Names of the targets."""
         return tuple(target.name for target in self.targets)
 
     @property
@@ -82,15 +86,13 @@ class AnnotationTable:
 
     @property
     def image_paths(self) -> list[Path]:
-        """N paths, in table order."""
         return [self.image_dir / name for name in self.names]
 
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of names, prompts, scores and groups: the same for the same content in another file format."""
         scores = [[score.hex() for score in row] for row in self.scores.tolist()]
-        content = json.dumps([self.names, self.prompts, scores, self.groups])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return json_sha256([self.names, self.prompts, scores, self.groups])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +126,15 @@ def read_table(path: Path, layout: Layout, *, image_dir: Path, duplicates: Dupli
 def make_table(
     rows: pandas.DataFrame, layout: Layout, *, here: str, image_dir: Path, duplicates: DuplicateRule
 ) -> AnnotationTable:
-    """Returns the table that the rows hold, checked; warns of duplicates kept or averaged, and of prompts cut apart.
+    """Returns the table that the rows hold; warns of duplicates kept or averaged, and of prompts cut apart.
+
+    Raises DataError where a cell cannot be right: all cells of a kind are counted, the first is shown.
 
     Args:
         rows: columns of text: image names, prompts, a score column per target, groups if they have a column. The index
             bears the name of what it counts.
-        layout: what the columns are.
-        here: setting and file, for messages.
-        image_dir: folder the image names are relative to.
         duplicates: what to do with a name that stands in several rows: `error`, `keep` them, `mean` of their scores, or
             `auto`, which keeps those known from the published table and refuses others.
-
-    Raises:
-        DataError: a cell cannot be right; all cells of a kind are counted, the first is shown.
     """
     import pandas
 
@@ -155,34 +153,25 @@ def make_table(
     cut = "have a prompt, as the model reads it, that stands in several groups"
     _report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
     paths = names.map(posixpath.normpath)
-    known = layout.known_duplicates if duplicates == "auto" else frozenset()
-    _check_duplicates(paths, zip(prompts, groups, strict=True), duplicates, known, here)
+    remedy = "One image has one prompt and group: correct the table."
+    differs = _with_several(paths, zip(prompts, groups, strict=True))
+    _report(paths, differs, "name an image again with another prompt or group", remedy, here)
+    again = paths.duplicated(keep=False)
+    if duplicates in ("auto", "error"):
+        known = layout.known_duplicates if duplicates == "auto" else ()
+        remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
+        _report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
+    remedy = "They are averaged into one row each." if duplicates == "mean" else "They are kept as rows of their own."
+    _report(paths, again, "name an image again", remedy, here, warn=True, scores=scores)
     kept = np.ones(len(rows), bool)
     if duplicates == "mean":
         kept = ~paths.duplicated().to_numpy()
-        rows_of: dict[str, list[int]] = defaultdict(list)
-        for row in np.flatnonzero(paths.duplicated(keep=False)).tolist():
-            rows_of[paths.iat[row]].append(row)
-        for same in rows_of.values():
-            scores[same[0]] = scores[same].mean(axis=0)
+        for _, same in pandas.Series(np.flatnonzero(again)).groupby(paths[again].to_numpy()):
+            scores[same.iloc[0]] = scores[same].mean(axis=0)
     return AnnotationTable(
         names=tuple(names[kept]), prompts=tuple(prompts[kept]), scores=scores[kept], targets=tuple(layout.targets),
         groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
     )  # fmt: skip
-
-
-def _check_duplicates(
-    paths: pandas.Series, meanings: Iterable[object], rule: DuplicateRule, known: frozenset[str], here: str
-) -> None:
-    """Warns of images in several rows; raises DataError where the rule or a second prompt or group forbids them."""
-    remedy = "One image has one prompt and group: correct the table."
-    _report(paths, _with_several(paths, meanings), "name an image again with another prompt or group", remedy, here)
-    again = paths.duplicated(keep=False)
-    if rule in ("auto", "error"):
-        remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
-        _report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
-    remedy = "They are averaged into one row each." if rule == "mean" else "They are kept as rows of their own."
-    _report(paths, again, "name an image again", remedy, here, warn=True)
 
 
 def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> None:
@@ -204,23 +193,26 @@ def _scores(cells: pandas.Series, target: Target, here: str) -> np.ndarray:
 
 
 def _number(cell: str) -> float:
-    """Returns the number in a cell; not-a-number where there is none."""
     try:
-        return float(cell) if "_" not in cell else math.nan  # float() would read "1_0" as ten
+        return math.nan if "_" in cell else float(cell)  # float() would read "1_0" as ten
     except ValueError:
         return math.nan
 
 
 def _report(
-    cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str, *, warn: bool = False
-) -> None:
-    """Raises DataError, or warns, if any row is bad: how many are, and where the first and its like stand."""
-    rows = cells[[bool(is_bad) for is_bad in bad]]
-    if rows.empty:
+    cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str, *,
+    warn: bool = False, scores: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Raises DataError, or warns, if any row is bad: how many are, where the first and its like stand, their scores."""
+    chosen = np.array([bool(is_bad) for is_bad in bad])
+    if not chosen.any():
         return
-    places = ", ".join(f"{cells.index.name} {number}" for number in rows.index[rows == rows.iloc[0]][:5])
-    first = f"first {shorten(rows.iloc[0])} ({places})"
-    line = f"{here}: {len(rows)} of {len(cells)} rows {what}, {first}. {remedy}"
+    first = cells[chosen].iloc[0]
+    places = []
+    for row in np.flatnonzero(chosen & (cells == first).to_numpy())[:5]:
+        score = " and ".join(f"{value:.3f}" for value in scores[row]) if scores is not None else ""
+        places.append(f"{cells.index.name} {cells.index[row]}" + (f": {score}" if score else ""))
+    line = f"{here}: {chosen.sum()} of {len(cells)} rows {what}, first {shorten(first)} ({', '.join(places)}). {remedy}"
     if not warn:
         raise DataError(line)
     logger.warning("%s", line)

@@ -32,28 +32,25 @@ class SquashProcessor:
     """Resizes to a square regardless of aspect ratio, flips at random for training, normalises.
 
     # reference: squash-resize with Pillow's bicubic filter, flip with probability 0.5, CLIP's mean and std; no crop.
+
+    Args:
+        image_size: side S of the square, in pixels.
+        flip: probability of a horizontal flip in training.
+        interpolation: Pillow's resize filter.
+        mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
+        std: of each channel, above 0; None as for mean.
     """
 
     def __init__(
         self, image_size: int, *, flip: float = 0.5, interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         mean: list[float] | None = None, std: list[float] | None = None,
     ) -> None:  # fmt: skip
-        """Takes the settings.
-
-        Args:
-            image_size: side S of the square, in pixels.
-            flip: probability of a horizontal flip in training.
-            interpolation: Pillow's resize filter.
-            mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
-            std: of each channel, above 0; None as for mean.
-        """
         if not 0 <= flip <= 1:
             raise ConfigError(f"processor.flip: {flip:g} is not a probability. Give a number from 0 to 1.")
         mean, std = CLIP_MEAN if mean is None else mean, CLIP_STD if std is None else std
         for setting, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(map(math.isfinite, values)) or (setting == "std" and min(values) <= 0):
-                above = ", each above 0" if setting == "std" else ""
-                wanted = f"three finite numbers{above}: of red, green and blue"
+                wanted = f"three finite numbers{', each above 0' if setting == 'std' else ''}: of red, green and blue"
                 raise ConfigError(f"processor.{setting}: invalid value {values}. Give {wanted}.")
         self.image_size, self.flip, self.interpolation = image_size, flip, interpolation
         self._mean, self._std = list(mean), list(std)  # as given: float32 has not all of their digits
@@ -77,9 +74,8 @@ class SquashProcessor:
     def decode(self, source: Path | bytes | Image.Image, name: str | None = None) -> torch.Tensor:
         """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
 
-        Args:
-            source: file, the content of one, or an image that Pillow has opened; DataError where it cannot be used.
-            name: what messages call it; None takes the path.
+        `source` is a file, the content of one, or what Pillow has opened; DataError, which calls it `name` or by its
+        path, where it cannot be used.
         """
         shown = name or (str(source) if isinstance(source, Path) else "image in memory")
         with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
@@ -145,9 +141,8 @@ def _open(source: Path | bytes, shown: str) -> Image.Image:
 
 def _problem(image: Image.Image) -> str:
     """Returns why an image is not used, by its header, or ""."""
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        return f"is {width}x{height} pixels, too small to judge"
+    if min(image.size) < MIN_SIDE:
+        return f"is {image.width}x{image.height} pixels, too small to judge"
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG photo and its preview
         return f"is animated ({getattr(image, 'n_frames', 2)} frames); save the one frame to be judged"
     if image.mode == "F":

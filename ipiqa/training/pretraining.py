@@ -17,7 +17,6 @@ from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
 from ipiqa.datasets.loaders import BatchLoader
 from ipiqa.datasets.shard_stream import ShardBatches
-from ipiqa.datasets.shards import Shards
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
@@ -95,7 +94,7 @@ def _check(config: Config) -> None:
 def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> Batches:
     """Returns the batches of a table or of shards, of which the held-out ones are shards of their own."""
     dataset = build.make_dataset(config)
-    if isinstance(dataset, Shards):
+    if dataset.streamed:
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
         given = processor, build.make_tokenizer(config), build.loading_of(config, device)
         streamed = dataset.train_batches(*given)

@@ -52,11 +52,10 @@ class Agiqa1k(AnnotatedImages):
     hint: ClassVar[str] = _HINT.format("AGIQA-1k")
 
     def layout(self) -> Layout:
-        # reference: the published table ends with two rows of this name and different scores; both are trained on
-        known = frozenset({"dreamStudio_8_9_1_1.jpg"})
         return Layout(
             image=["Image", "name"], prompt=["Prompt"], targets={QUALITY: ["MOS", "mos_quality"]}, group=agiqa_1k_group,
-            known_duplicates=known, reference_draw="bernoulli",
+            # reference: the published table ends with two rows of this name and different scores; both are trained on
+            known_duplicates=frozenset({"dreamStudio_8_9_1_1.jpg"}), reference_draw="bernoulli",
         )  # fmt: skip
 
 
@@ -76,14 +75,12 @@ class Agiqa3k(AnnotatedImages):
     targets: list[str] | None = None
 
     def layout(self) -> Layout:
-        known = {
-            "quality": (QUALITY, ["mos_quality", "quality"]),
-            "alignment": (ALIGNMENT, ["mos_align", "mos_alignment", "alignment"]),
-        }
+        columns = {QUALITY: ["mos_quality", "quality"], ALIGNMENT: ["mos_align", "mos_alignment", "alignment"]}
+        known = {target.name: target for target in columns}
         chosen = list(known) if self.targets is None else self.targets
         _check_targets(chosen, list(known))
         return Layout(
-            image=["name", "Image"], prompt=["prompt"], targets=dict(known[name] for name in chosen),
+            image=["name", "Image"], prompt=["prompt"], targets={known[name]: columns[known[name]] for name in chosen},
             group=agiqa_3k_group, reference_draw="permutation",
         )  # fmt: skip
 
@@ -136,12 +133,9 @@ def agiqa_3k_group(name: str) -> str:
 
 
 def agiqa_1k_group(name: str) -> str:
-    """Returns the content code, the same for both generators: subject and action, e.g. "bird" and "having pizza".
+    """Returns the content code, subject and action ("bird", "having pizza") alike for both generators, or DataError.
 
     # reference: dreamStudio numbers its subjects without number 6 and its actions from 5 on; this undoes it.
-
-    Raises:
-        DataError: the name has no two number fields after the generator.
     """
     fields = _fields("[^_]*_([0-9]+)_([0-9]+)_(?s:.*)", name, "'<generator>_<subject>_<action>_<place>_<style>.jpg'")
     subject, action = map(int, fields)
