@@ -59,7 +59,7 @@ def describe(values: Iterable[float], *, overlap: float, limits: tuple[float, fl
     if n == 1:
         return Spread(1, mean, median=median, note="n = 1: no spread from a single fold")
     _, reach = _error_and_reach(array, overlap)
-    low, high = max(mean - reach, limits[0]), min(mean + reach, limits[1])
+    low, high = np.clip((mean - reach, mean + reach), *limits).tolist()
     return Spread(n, mean, float(array.std(ddof=1)), median, low, high)
 
 
