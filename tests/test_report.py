@@ -238,6 +238,13 @@ def test_one_p_for_each_row_and_holm_over_the_table(tmp_path) -> None:
     assert sum(value < 0.05 for value in corrected) == 2
 
 
+def test_intervals_of_few_folds_stay_within_the_metric(tmp_path) -> None:
+    spreads = write_summary(write_run(tmp_path / "run", num_images=3)).spreads
+    srcc, rmse = (spreads["alignment", "best", metric] for metric in ("srcc", "rmse"))
+    assert (srcc.high, rmse.low) == (1, 0)
+    assert 0 < srcc.low < srcc.mean < 1 and 0 < rmse.mean < rmse.high
+
+
 def test_kfold_is_compared_by_the_plain_test(tmp_path) -> None:
     runs = [load_run(write_run(tmp_path / f"{noise}", kind="kfold", noise=noise)) for noise in (0.3, 0.6)]
     values = [[fold.scores.best.metrics["quality"]["srcc"] for fold in run.folds] for run in runs]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import describe, holm, paired_test
+from ipiqa.metrics import METRICS, describe, holm, paired_test
 
 A = [0.871, 0.863, 0.869, 0.866, 0.870, 0.864, 0.868, 0.867, 0.865, 0.872]
 B = [0.861, 0.858, 0.860, 0.867, 0.859, 0.860, 0.864, 0.861, 0.855, 0.863]
@@ -24,6 +24,15 @@ def test_describe() -> None:
     corrected = describe(A, overlap=0.25)
     wider = math.sqrt((1 / 10 + 0.25) / (1 / 10))
     assert corrected.high - corrected.mean == pytest.approx(wider * (spread.high - spread.mean))
+
+
+def test_no_interval_leaves_the_range_of_its_metric() -> None:
+    """Over two or three folds, t reaches far beyond what a correlation can be."""
+    free, cut = (describe([0.2, 0.9], overlap=0.25, **limits) for limits in ({}, {"limits": METRICS["srcc"]}))
+    assert free.low < -1 < 1 < free.high
+    assert cut == dataclasses.replace(free, low=-1, high=1)
+    assert describe([0.1, 0.9], overlap=0, limits=METRICS["rmse"]).low == 0
+    assert describe([0.1, 0.9], overlap=0, limits=METRICS["rmse"]).high > 1
 
 
 def test_describe_one_fold_none_and_nan() -> None:

@@ -32,18 +32,15 @@ def run_config_show(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Writes the summary of each run and prints it; two runs are compared as well."""
-    from ipiqa.report import compare_runs, console_table, load_run, summarise, write_summary
+    from ipiqa.report import compare_runs, console_table, write_summary
 
     if len(arguments.runs) > 2:
         raise ConfigError(f"report: {len(arguments.runs)} runs. Give one to sum up or two to compare.")
-    folders = [Path(folder) for folder in arguments.runs]
-    runs = [load_run(folder) for folder in folders]
-    for folder, run in zip(folders, runs, strict=True):
-        write_summary(folder)
-        print(console_table(summarise(run)))
-        print(f"\nReport: {folder / 'report.html'}\n")
-    if len(runs) == 2:
-        print(compare_runs(*runs))
+    summaries = [write_summary(Path(folder)) for folder in arguments.runs]
+    for summary in summaries:
+        print(f"{console_table(summary)}\n\nReport: {summary.run.run_dir / 'report.html'}\n")
+    if len(summaries) == 2:
+        print(compare_runs(*(summary.run for summary in summaries)))
     return 0
 
 

@@ -62,12 +62,11 @@ def train(arguments: argparse.Namespace) -> int:
         other = SCRIPTS.get(name, "ipiqa train")
         raise ConfigError(f"{arguments.cfg_path}: dataset.name is {name!r}. Start it with {other}.")
     from ipiqa import dist
-    from ipiqa.report import console_table, load_run, summarise, write_summary
+    from ipiqa.report import console_table, write_summary
     from ipiqa.training.cross_validation import run
 
     run_dir = run(config, folds=arguments.folds, resume=arguments.resume)
     if dist.is_main():
-        write_summary(run_dir)
-        print(console_table(summarise(load_run(run_dir))))
+        print(console_table(write_summary(run_dir)))
         print(f"\nReport: {run_dir / 'report.html'}")
     return 0

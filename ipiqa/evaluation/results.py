@@ -23,12 +23,13 @@ FORMAT = 1  # of scores.json; a newer number is refused
 CHECKPOINTS = ("best", "last")
 MAX_FOLDS = 100_000
 
-Metrics = dict[str, float | list[str] | None]  # metrics of one target by name, and "notes"; None where undefined
+# The metrics of one target, None where undefined, and "notes"; known ones may be missing, unknown ones be there.
+Metrics = dict[str, float | list[str] | None]
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """How the held-out part came about, and how many images each part has."""
+    """How the held-out part was drawn, and how many images each part has."""
 
     kind: str
     seed: int
@@ -49,10 +50,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one epoch on the held-out part, by target; epoch None where a checkpoint was evaluated.
-
-    Metrics are an open dictionary: a known one may be missing, an unknown one be there.
-    """
+    """Metrics of one epoch on the held-out part, by target; epoch None where a checkpoint was evaluated."""
 
     epoch: int | None
     metrics: dict[str, Metrics]
@@ -91,15 +89,11 @@ class EvaluatedEpoch:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One finished fold.
-
-    `predictions` has the columns image, prompt, group and, for each target, mos_T, best_T and last_T; it is None
-    where the file is not there.
-    """
+    """One finished fold; `predictions` has columns image, prompt, group and mos_T, best_T, last_T for each target."""
 
     scores: FoldScores
     curve: tuple[EvaluatedEpoch, ...]
-    predictions: pd.DataFrame | None
+    predictions: pd.DataFrame | None  # None where the file is not there
 
     @property
     def number(self) -> int:
@@ -124,8 +118,7 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        """`project/name`, the last two parts of the run folder."""
-        return "/".join(self.run_dir.resolve().parts[-2:]).encode(errors="replace").decode()
+        return short_name(self.run_dir)
 
     @property
     def first(self) -> FoldScores:
@@ -137,13 +130,13 @@ class RunResult:
         return self.first.targets
 
     @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """`best` and `last`, or only `best` for a run that evaluated checkpoints without training."""
-        return tuple(self.folds[0].checkpoints)
-
-    @property
     def trained(self) -> bool:
         return self.first.last is not None
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """`best` and `last`, or only `best` for a run that evaluated checkpoints without training."""
+        return CHECKPOINTS if self.trained else CHECKPOINTS[:1]
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -155,6 +148,11 @@ class RunResult:
         """Held-out images for one of the others, 0 where folds are disjoint (see `paired_test`); mean over folds."""
         splits = [fold.scores.split for fold in self.folds if fold.scores.split.kind != "kfold"]
         return float(np.mean([s.num_val / max(1, s.num_train + s.num_selection) for s in splits])) if splits else 0.0
+
+
+def short_name(folder: Path) -> str:
+    """Returns `project/name`, the last two parts of a folder, as text that a file can hold."""
+    return "/".join(folder.resolve().parts[-2:]).encode(errors="replace").decode()
 
 
 def write_fold(
@@ -174,12 +172,10 @@ def write_fold(
 
     `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
-    rows = split.val
-    columns = {"image": table.names, "prompt": table.prompts, "group": table.groups}
-    frame = pd.DataFrame({name: [values[row] for row in rows] for name, values in columns.items()})
-    for name, block in {"mos": table.scores[rows], **predictions}.items():
-        for t, target in enumerate(table.target_names):
-            frame[f"{name}_{target}"] = block[:, t].astype(np.float64)
+    frame = pd.DataFrame({"image": table.names, "prompt": table.prompts, "group": table.groups}).iloc[split.val]
+    for name, block in {"mos": table.scores[split.val], **predictions}.items():
+        columns = zip(table.target_names, block.T.astype(np.float64), strict=True)
+        frame = frame.assign(**{f"{name}_{target}": column for target, column in columns})
     write_text(folder / "predictions.csv", frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
     sizes = {"num_train": len(split.train), "num_val": len(split.val), "num_selection": len(split.selection)}
     scores = FoldScores(
@@ -188,8 +184,8 @@ def write_fold(
         dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
         last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
     )  # fmt: skip
-    content = dataclasses.asdict(scores).items()
-    write_json(folder / "scores.json", {key: value for key, value in content if value is not None or key == "epochs"})
+    content = dataclasses.asdict(scores)
+    write_json(folder / "scores.json", {k: v for k, v in content.items() if v is not None or k == "epochs"})
 
 
 def load_run(run_dir: Path) -> RunResult:
@@ -205,9 +201,8 @@ def load_run(run_dir: Path) -> RunResult:
     except (OSError, ValueError) as error:  # a NUL in the path, a name too long
         paths, problem = [], f"cannot be read ({error})"
     if not paths:
-        raise DataError(
-            f"{str(run_dir)!r}: {problem}. Give the output folder of a run, or finish a fold with --resume."
-        )
+        advice = "Give the output folder of a run, or finish a fold with --resume."
+        raise DataError(f"{str(run_dir)!r}: {problem}. {advice}")
     folds = sorted(map(_load_fold, paths), key=lambda fold: fold.number)
     _check_together(run_dir, [fold.scores for fold in folds])
     config_text, command = (_read(run_dir / name, errors="replace") for name in ("config.yaml", "command.txt"))
@@ -220,43 +215,40 @@ def load_run(run_dir: Path) -> RunResult:
 def _load_fold(path: Path) -> FoldResult:
     advice = "Run the fold again, or remove its folder."
     scores = parse(FoldScores, _read(path), path, advice)
-    split, targets, number, count = scores.split, scores.targets, scores.fold, scores.num_folds or 0
+    split, targets, home, count = scores.split, scores.targets, f"fold_{scores.fold:02d}", scores.num_folds or 0
     smallest = min(split.num_train, split.num_val, split.num_selection, scores.dataset.num_images)
-    measured = set(targets).intersection(*(m.metrics for m in (scores.best, scores.last) if m is not None))
-    renamed = f"holds fold {number}. Was the folder renamed? It belongs in fold_{number:02d}"
+    unmeasured = [t for t in targets if any(m is not None and t not in m.metrics for m in (scores.best, scores.last))]
     for wrong, problem in (
         (scores.format > FORMAT, f"format {scores.format}, this version reads up to {FORMAT}. Update ipiqa"),
-        (path.parent.name != f"fold_{number:02d}", renamed),
+        (path.parent.name != home, f"holds fold {scores.fold}. Was the folder renamed? It belongs in {home}"),
         (not targets or len(set(targets)) < len(targets), f"targets: {list(targets)} are not distinct names"),
         (smallest < 0, f"a part of {smallest} images"),
         (count > MAX_FOLDS, f"num_folds: {count} is more than {MAX_FOLDS}"),
-        (len(measured) < len(targets), f"metrics: {sorted(set(targets) - measured)} is not measured"),
+        (unmeasured, f"metrics: {unmeasured} is not measured"),
     ):
         if wrong:
             raise DataError(f"{path}: {problem}. {advice}")
     curve, advice = path.with_name("metrics.jsonl"), "Remove the line, or the file: a report does without."
     lines = [(f"{curve}, line {i}", line) for i, line in enumerate(_read(curve).split("\n"), 1) if line.strip()]
-    epochs = tuple(parse(EvaluatedEpoch, line, where, advice) for where, line in lines)
-    return FoldResult(scores, epochs, _read_predictions(path.with_name("predictions.csv"), scores))
+    rows = tuple(parse(EvaluatedEpoch, line, where, advice) for where, line in lines)
+    return FoldResult(scores, rows, _read_predictions(path.with_name("predictions.csv"), scores))
 
 
 def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
     """Raises when the folds are not of one run, naming each thing in which they differ."""
-    facts = {fold.fold: _facts(fold) for fold in folds}
+    facts = [(fold, _facts(fold)) for fold in folds]
     problems = []
-    for key in dict.fromkeys(itertools.chain(*facts.values())):
+    for key in dict.fromkeys(itertools.chain(*(words for _, words in facts))):
         holders: dict[str, list[int]] = {}
-        for fold in folds:
-            if key in facts[fold.fold] or fold.settings is not None:  # those of version 0.1 are not known
-                holders.setdefault(facts[fold.fold].get(key, "not set"), []).append(fold.fold)
+        for fold, words in facts:
+            if key in words or fold.settings is not None:  # those of version 0.1 are not known
+                holders.setdefault(words.get(key, "not set"), []).append(fold.fold)
         if len(holders) > 1:
             each = (f"{value:.60} in fold{'s' * (len(n) > 1)} {fold_numbers(n)}" for value, n in holders.items())
             problems.append(f"{key}: {', '.join(each)}")
     if problems:
-        raise DataError(
-            f"{run_dir}: the folds are of different runs, {'; '.join(problems)}. "
-            "A mean over them means nothing. Move the folds of each run to a folder of their own."
-        )
+        advice = "A mean over them means nothing. Move the folds of each run to a folder of their own."
+        raise DataError(f"{run_dir}: the folds are of different runs, {'; '.join(problems)}. {advice}")
 
 
 def _facts(fold: FoldScores) -> dict[str, str]:
@@ -289,16 +281,15 @@ def _read(path: Path, errors: str = "strict") -> str:
 def _read_predictions(path: Path, scores: FoldScores) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    names = ["mos", "best"] + ["last"] * (scores.last is not None)
+    names = ("mos", "best") if scores.last is None else ("mos", "best", "last")
     numbers = [f"{name}_{target}" for name in names for target in scores.targets]
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
         if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for names of rows
             raise ValueError("more values than columns")
         frame = frame[["image", "prompt", "group", *numbers]].fillna("")
-        for name in numbers:
-            values = np.array([float(text or "nan") for text in frame[name]], dtype=np.float64)
-            frame[name] = np.where(np.abs(values) <= LARGEST, values, np.nan)
+        values = frame[numbers].replace("", "nan").astype(np.float64)
+        frame[numbers] = values.where(values.abs() <= LARGEST)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         problem = " ".join(str(error).split())[:100]
         raise DataError(f"{path}: not the predictions of a fold ({problem}). Run the fold again.") from None

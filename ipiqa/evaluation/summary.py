@@ -20,10 +20,7 @@ _SPLIT_WORDS = {
     "kfold": ": disjoint groups, every image is held out exactly once over all folds",
     "image_random": ": prompts leak between parts: do not compare with prompt-disjoint results",
 }
-_LEAK = (
-    "Prompts leak between the parts of this split: do not compare with prompt-disjoint results. "
-    "The intervals are too sure."
-)
+_LEAK = "Prompts leak between the parts of this split: do not compare with prompt-disjoint results."
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ def summarise(run: RunResult) -> Summary:
     for target in run.targets:
         every = [measured.metrics[target] for fold in run.folds for measured in fold.checkpoints.values()]
         for checkpoint, metric in itertools.product(run.checkpoints, metric_names(itertools.chain(*every))):
-            found = {fold.number: fold.checkpoints[checkpoint].metrics[target].get(metric) for fold in run.folds}
-            numbers = {fold: value if isinstance(value, float) else math.nan for fold, value in found.items()}
+            by_fold = {fold.number: fold.checkpoints[checkpoint].metrics[target].get(metric) for fold in run.folds}
+            numbers = {fold: value if isinstance(value, float) else math.nan for fold, value in by_fold.items()}
             values[target, checkpoint, metric] = numbers
     for fold, checkpoint, target in itertools.product(run.folds, run.checkpoints, run.targets):
         measured = fold.checkpoints[checkpoint]
@@ -65,13 +62,16 @@ def summarise(run: RunResult) -> Summary:
         reasons = measured.metrics[target].get("notes")
         if isinstance(reasons, list):
             notes |= {f"fold {fold.number}{epoch}, {target}: {reason}": None for reason in reasons}
-    spreads = {key: describe(numbers.values(), overlap=run.overlap) for key, numbers in values.items()}
+    spreads = {}
+    for key, numbers in values.items():
+        limits = METRICS.get(key[2], (-math.inf, math.inf))
+        spreads[key] = describe(numbers.values(), overlap=run.overlap, limits=limits)
     return Summary(run, values, spreads, tuple(notes))
 
 
 def warnings(run: RunResult) -> list[str]:
     """Returns what stands in every view of a run because its figures are not what they seem."""
-    out = [_LEAK] if run.first.split.kind == "image_random" else []
+    out = [f"{_LEAK} The intervals are too sure."] if run.first.split.kind == "image_random" else []
     seen = {fold.number: fold.scores.seen_in_training or 0 for fold in run.folds}
     if any(seen.values()):
         total = sum(fold.scores.split.num_val for fold in run.folds)

@@ -50,8 +50,12 @@ def _typed(kind: Any, value: Any, at: str) -> Any:
     kind = next((one for one in kinds if _json_type(one) is type(value)), None)
     if kind is None:
         raise ValueError(f"{shown} is not {_NAMES[_json_type(kinds[0])]}")
-    if dataclasses.is_dataclass(kind):
-        return _record(kind, value, at)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        for field in dataclasses.fields(kind):
+            if field.name not in value and field.default is dataclasses.MISSING:
+                raise ValueError(f"{at}.{field.name}: is missing"[1:])
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(hints[name], value[name], f"{at}.{name}") for name in hints if name in value})
     if isinstance(value, list):
         return get_origin(kind)(_typed(get_args(kind)[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if isinstance(value, dict):
@@ -63,15 +67,6 @@ def _json_type(kind: Any) -> type:
     """Returns the type that json gives to values of a type."""
     plain = get_origin(kind) or kind
     return dict if dataclasses.is_dataclass(kind) else list if plain is tuple else plain
-
-
-def _record(kind: Any, content: dict[str, Any], at: str) -> Any:
-    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
-    for field in fields:
-        if field.name not in content and field.default is dataclasses.MISSING:
-            raise ValueError(f"{at}.{field.name}: is missing"[1:])
-    present = [field.name for field in fields if field.name in content]
-    return kind(**{name: _typed(hints[name], content[name], f"{at}.{name}") for name in present})
 
 
 def _depth(value: Any) -> int:

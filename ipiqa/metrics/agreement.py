@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special, stats
 
-METRICS = ("srcc", "plcc", "krcc", "rmse", "plcc_fitted")
+_INSIDE = (-1.0, 1.0)
+# The least and the largest value of each metric, in the order of tables.
+METRICS = {"srcc": _INSIDE, "plcc": _INSIDE, "krcc": _INSIDE, "rmse": (0.0, math.inf), "plcc_fitted": _INSIDE}
 MIN_IMAGES = 3  # with two images every correlation is +1 or -1
 MIN_IMAGES_FITTED = 5  # four parameters pass through any four points
 _EVALUATIONS = 200  # from each of two starts
@@ -47,23 +49,15 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Returns {target: {"srcc", "plcc", "krcc", "rmse", "plcc_fitted": float, "notes": list of str}}.
 
+    `predictions` and `mos` are (N, T), on the same scale for RMSE to mean something; other shapes are a ValueError.
     What cannot be computed is nan, and `notes` says why in words: fewer than 3 images, constant or non-finite values.
     RMSE needs no variation, so it is given for constant predictions too. KRCC is tau-b, SRCC uses mean ranks of ties.
-
-    Args:
-        predictions, mos: (N, T), on the same scale for RMSE to mean something.
-        targets: T names.
-        fitted: False leaves `plcc_fitted` at nan without a note, which saves time.
-
-    Raises:
-        ValueError: shapes and targets do not fit together.
+    `fitted` False leaves `plcc_fitted` at nan without a note, which saves time.
     """
     predictions, mos = np.asarray(predictions, dtype=np.float64), np.asarray(mos, dtype=np.float64)
     if predictions.ndim != 2 or predictions.shape != mos.shape or predictions.shape[1] != len(targets):
-        raise ValueError(
-            f"measure: predictions {predictions.shape} and mos {mos.shape} must both be (N, {len(targets)}), "
-            f"one column for each of {list(targets)}"
-        )
+        shapes = f"predictions {predictions.shape} and mos {mos.shape}"
+        raise ValueError(f"measure: {shapes} must both be (N, {len(targets)}), one column for each of {list(targets)}")
     return {target: _measure_one(predictions[:, t], mos[:, t], fitted) for t, target in enumerate(targets)}
 
 
@@ -89,11 +83,10 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
     ITU-T P.1401 (mapping before Pearson correlation).
     """
     predictions, mos = np.asarray(predictions, dtype=np.float64), np.asarray(mos, dtype=np.float64)
-    reason = _undefined(predictions, mos)
-    if reason is None and len(mos) < MIN_IMAGES_FITTED:
-        reason = f"a logistic fit needs at least {MIN_IMAGES_FITTED} images, here are {len(mos)}"
-    if reason is not None:
+    if reason := _undefined(predictions, mos):
         return LogisticFit(reason=reason)
+    if len(mos) < MIN_IMAGES_FITTED:
+        return LogisticFit(reason=f"a logistic fit needs at least {MIN_IMAGES_FITTED} images, here are {len(mos)}")
     # Standardised, both scales of the problem are 1 and the tolerances of the optimiser mean the same for every data.
     mean, deviation, mos_mean, mos_deviation = predictions.mean(), predictions.std(), mos.mean(), mos.std()
     x, y = (predictions - mean) / deviation, (mos - mos_mean) / mos_deviation
@@ -105,8 +98,7 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
         # Far outliers, or hardly any correlation: both starts may end in a valley that a straight line beats.
         better = _search(x, y, _robust_starts(x, y, correlation))
         best = better if best.left - better.left > _STANDSTILL else best
-    if not best.settled:
-        # Rare: weak correlation, where the best curve is close to a step between two images.
+    if not best.settled:  # rare: weak correlation, where the best curve is close to a step between two images
         further = _least_squares(x, y, best.parameters, _MORE_EVALUATIONS)
         if not further.settled and not best.left - further.left < _STANDSTILL:
             count = 2 * _EVALUATIONS + _MORE_EVALUATIONS
@@ -126,8 +118,7 @@ def _measure_one(predictions: np.ndarray, mos: np.ndarray, fitted: bool) -> dict
     result: dict[str, Any] = {**dict.fromkeys(METRICS, math.nan), "notes": notes}
     if len(mos) and np.isfinite(predictions).all() and np.isfinite(mos).all():
         result["rmse"] = float(np.sqrt(np.mean((predictions - mos) ** 2)))
-    reason = _undefined(predictions, mos)
-    if reason is not None:
+    if reason := _undefined(predictions, mos):
         notes.append(f"correlations are undefined: {reason}")
         return result
     result["srcc"] = float(stats.spearmanr(predictions, mos).statistic)
@@ -203,12 +194,10 @@ def _search(x: np.ndarray, y: np.ndarray, starts: Sequence[np.ndarray]) -> _Sear
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, start: np.ndarray, evaluations: int) -> _Search:
-    limits = {"ftol": _TOLERANCE, "xtol": _TOLERANCE, "maxfev": evaluations}
+    options = {"ftol": _TOLERANCE, "xtol": _TOLERANCE, "maxfev": evaluations, "col_deriv": True, "full_output": True}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # the outcome is in the return value
-        parameters, _, _, _, status = optimize.leastsq(
-            _residuals, start, (x, y), Dfun=_jacobian, col_deriv=True, full_output=True, **limits
-        )
+        parameters, *_, status = optimize.leastsq(_residuals, start, (x, y), Dfun=_jacobian, **options)
         left = float(np.mean(_residuals(parameters, x, y) ** 2))
     if not np.isfinite(parameters).all() or not math.isfinite(left):
         return _Search(start, math.inf, False)

@@ -10,20 +10,18 @@ CHUNK = 1024  # images compared with all prompts at once: bounds memory
 def retrieval(image_features: np.ndarray, prompt_features: np.ndarray) -> dict[str, float]:
     """Returns recall at 1 and at 5, and the mean cosine of an image and its own prompt.
 
-    An image is recalled at k when fewer than k of the other distinct prompts are nearer to it than its own.
-
-    Args:
-        image_features, prompt_features: (N, D), of the images and their own prompts; equal rows are one prompt.
+    Both features are (N, D), of the images and their own prompts; equal rows are one prompt. An image is recalled at k
+    when fewer than k of the other distinct prompts are nearer to it than its own.
     """
     images, prompts = _normalised(image_features), _normalised(prompt_features)
     distinct, place = np.unique(prompts, axis=0, return_inverse=True)
-    place = place.reshape(-1)
-    nearer, own = np.empty(len(images), dtype=np.int64), np.empty(len(images))
+    place = place.reshape(-1, 1)
+    nearer, own = np.empty(len(images), dtype=np.int64), np.empty((len(images), 1))
     for start in range(0, len(images), CHUNK):
         part = slice(start, start + CHUNK)
         cosines = images[part] @ distinct.T  # (CHUNK, P)
-        own[part] = np.take_along_axis(cosines, place[part, None], axis=1)[:, 0]
-        nearer[part] = (cosines > own[part, None]).sum(axis=1)
+        own[part] = np.take_along_axis(cosines, place[part], axis=1)
+        nearer[part] = (cosines > own[part]).sum(axis=1)
     return {f"recall_at_{k}": float((nearer < k).mean()) for k in (1, 5)} | {"mean_cosine": float(own.mean())}
 
 

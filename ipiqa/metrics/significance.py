@@ -45,13 +45,13 @@ class PairedTest:
     p_holm: float = math.nan
 
 
-def describe(values: Iterable[float], *, overlap: float) -> Spread:
+def describe(values: Iterable[float], *, overlap: float, limits: tuple[float, float] = (-math.inf, math.inf)) -> Spread:
     """Returns mean, sample standard deviation (n - 1), median and interval of the mean over folds.
 
     A nan among the values makes all of them nan, with a note: a mean over the folds that worked out would flatter.
-    `overlap` is as for `paired_test`.
+    The interval is cut at `limits`, beyond which no value can be. `overlap` is as for `paired_test`.
     """
-    array = np.array(list(values), dtype=np.float64)
+    array = np.array([*values], dtype=np.float64)
     n, bad = len(array), int((~np.isfinite(array)).sum())
     if not n or bad:
         return Spread(n, note=f"undefined in {bad} of {n} folds" if n else "no fold")
@@ -59,24 +59,22 @@ def describe(values: Iterable[float], *, overlap: float) -> Spread:
     if n == 1:
         return Spread(1, mean, median=median, note="n = 1: no spread from a single fold")
     _, reach = _error_and_reach(array, overlap)
-    return Spread(n, mean, float(array.std(ddof=1)), median, mean - reach, mean + reach)
+    low, high = np.clip((mean - reach, mean + reach), *limits).tolist()
+    return Spread(n, mean, float(array.std(ddof=1)), median, low, high)
 
 
 def paired_test(a: Sequence[float], b: Sequence[float], *, overlap: float) -> PairedTest:
     """Returns whether run a and run b differ over the same folds.
 
-    Repeated random draws share images, so the n differences are correlated and var(d) / n is too small by far: the
-    corrected resampled t-test takes (1/n + overlap) var(d) instead, with n - 1 degrees of freedom. With `overlap` 0 it
-    is the plain paired t-test.
+    `a` and `b` are n values, one for each fold, in the same order. `overlap` is, for folds drawn anew from the same
+    images, the number of held-out images for one of the others (0.25 where a fifth is held out), and 0 for disjoint
+    folds. Repeated random draws share images, so the n differences are correlated and var(d) / n is too small by far:
+    the corrected resampled t-test takes (1/n + overlap) var(d) instead, with n - 1 degrees of freedom. With `overlap` 0
+    it is the plain paired t-test.
 
     Source: Nadeau & Bengio, Inference for the generalization error, Machine Learning 52(3), 239-281 (2003).
-
-    Args:
-        a, b: n values, one for each fold, in the same order.
-        overlap: for folds drawn anew from the same images, held-out images for one of the others (0.25 where a fifth
-            is held out); 0 for disjoint folds.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    first, second = np.array([a, b], dtype=np.float64)
     difference = first - second
     n, bad = len(difference), int((~np.isfinite(difference)).sum())
     mean_a, mean_b, mean = (float(values.mean()) if n else math.nan for values in (first, second, difference))

@@ -25,10 +25,9 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
     tables, notes = [], dict[str, None]()
     reasons = {target: common_folds(a, b, target) for target in dict.fromkeys((*a.targets, *b.targets))}
     if not any(folds for folds, _ in reasons.values()):
-        raise DataError(
-            f"report {a.run_dir} {b.run_dir}: cannot be compared: {next(iter(reasons.values()))[1]}. "
-            "Give runs on the same dataset with the same split.kind, split.seed and folds."
-        )
+        advice = "Give runs on the same dataset with the same split.kind, split.seed and folds."
+        reason = reasons[a.targets[0]][1]
+        raise DataError(f"report {a.run_dir} {b.run_dir}: cannot be compared: {reason}. {advice}")
     header = ["epoch", "metric", "A", "B", "A - B", *TEST_COLUMNS, "ahead"]
     for target, (folds, reason) in reasons.items():
         if not folds:

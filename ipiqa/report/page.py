@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipiqa.evaluation.results import EvaluatedEpoch, RunResult
+from ipiqa.evaluation.results import RunResult
 from ipiqa.evaluation.summary import Summary, facts, interval_words, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
@@ -62,25 +62,26 @@ def _with_interval(spread: Spread | None) -> Cell:
 
 def _curves(run: RunResult) -> Iterator[Chart]:
     """Yields the loss and the SRCC of each target by epoch, where the run has them."""
-    for target in (None, *run.targets) if any(fold.curve for fold in run.folds) else ():
-        every = [{row.epoch: _value(row, target) for row in fold.curve} for fold in run.folds]
-        curves = [{epoch: value for epoch, value in one.items() if isinstance(value, float)} for one in every]
-        lines: list[Line] = [("fold", list(curve), list(curve.values())) for curve in curves]
-        if len(curves) > 1:
-            shared = sorted(set.intersection(*map(set, curves)))
-            lines.append(("mean", shared, [float(np.mean([curve[e] for curve in curves])) for e in shared]))
-        if target is None:
-            yield chart("training loss by epoch", "epoch", "training loss", lines)
-            continue
-        best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
+    if not any(fold.curve for fold in run.folds):
+        return
+    losses = [{row.epoch: row.loss for row in fold.curve} for fold in run.folds]
+    yield chart("training loss by epoch", "epoch", "training loss", _lines(losses))
+    best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
+    for target in run.targets:
+        measured = [{row.epoch: (row.metrics or {}).get(target, {}) for row in fold.curve} for fold in run.folds]
+        srcc = [{epoch: metrics.get("srcc") for epoch, metrics in curve.items()} for curve in measured]
         chosen = [one.epoch for one in best], [one.metrics[target].get("srcc") for one in best]
         title = f"SRCC of {target} on the held-out part, by epoch"
-        yield chart(title, "epoch", f"SRCC, {target}", lines, marks=chosen)
+        yield chart(title, "epoch", f"SRCC, {target}", _lines(srcc), marks=chosen)
 
 
-def _value(row: EvaluatedEpoch, target: str | None) -> Any:
-    """Returns the SRCC of a target in an epoch, or the loss for None."""
-    return row.loss if target is None else (row.metrics or {}).get(target, {}).get("srcc")
+def _lines(folds: list[dict[int, Any]]) -> list[Line]:
+    """Returns the line of each fold, and their mean over the epochs that all of them have, where there are several."""
+    curves = [{epoch: value for epoch, value in fold.items() if isinstance(value, float)} for fold in folds]
+    lines: list[Line] = [("fold", list(curve), list(curve.values())) for curve in curves]
+    shared = sorted(set.intersection(*map(set, curves)))
+    mean = [float(np.mean([curve[epoch] for curve in curves])) for epoch in shared]
+    return [*lines, *[("mean", shared, mean)] * (len(curves) > 1)]
 
 
 def _scatter(target: str, images: pd.DataFrame) -> tuple[Chart, str]:
