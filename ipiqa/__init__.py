@@ -1,7 +1,5 @@
 """IP-IQA: train, evaluate and run models that score AI-generated images against their prompts."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -16,8 +16,6 @@ At least one of `rows` and `grid` is there. The points of a grid bear their valu
 loss=mse". A point runs in `<output_dir>/<its name, as a file name>`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -3,8 +3,6 @@
 The only place that builds them: training, pre-training, ablation, scoring and the commands all come here.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

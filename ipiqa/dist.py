@@ -1,7 +1,5 @@
 """Several processes: the torchrun environment, and the few collective operations the framework needs."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging

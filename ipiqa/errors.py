@@ -1,7 +1,5 @@
 """Errors a user can mend: one line that says where, what is wrong, what would be right and how to get there."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Files: atomic writes, locks, reads of files that nobody has to trust, optional packages."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

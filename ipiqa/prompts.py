@@ -1,7 +1,5 @@
 """Prompts as CLIP reads them: byte-pair tokens, and which prompts are the same to it."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections import defaultdict

@@ -9,8 +9,6 @@ schema of the part's YAML section:
   parameter bears the name of a kind, a nested part whose section stands under that key.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

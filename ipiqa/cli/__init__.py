@@ -1,7 +1,5 @@
 """The command line. Modules that need torch are imported by the command that needs them."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

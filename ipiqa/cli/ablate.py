@@ -1,7 +1,5 @@
 """`ipiqa ablate`: the runs of a grid, and their table."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from typing import Any

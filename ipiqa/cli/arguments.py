@@ -1,7 +1,5 @@
 """Arguments that several commands share, and how they become a config."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """`ipiqa data`: look at a dataset before anything is trained."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

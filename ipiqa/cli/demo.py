@@ -1,7 +1,5 @@
 """`ipiqa demo-data`, `demo-pairs` and `demo-encoders`: what the demo needs before it trains."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """From what a command ends with to an exit status: a user's mistake is one line, a mistake of ours a traceback."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

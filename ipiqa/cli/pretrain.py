@@ -1,7 +1,5 @@
 """`ipiqa pretrain` and pretrain_image2prompt.py: the image tower learns prompts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Commands that show or convert: config, report, env, convert-clip."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`ipiqa train` and the train scripts: k folds of one config."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """From a YAML file and `key=value` changes to a checked, complete config. Only this module knows OmegaConf."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -3,8 +3,6 @@
 The list of keys is closed: each does what it says, is mentioned in a note, or is an error. Nothing is ignored silently.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

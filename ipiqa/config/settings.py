@@ -1,7 +1,5 @@
 """The settings that belong to no registered part: how data is split and how a run goes."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A number may be written 1e-4, a date is text, a key is text and stands once in i
 often as they are used, so that a short file cannot become a long one.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

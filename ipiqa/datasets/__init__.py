@@ -1,7 +1,5 @@
 """Annotated images: tables, checks, splits, decoded-image cache and loaders. Importing it registers the datasets."""
 
-from __future__ import annotations
-
 from ipiqa.datasets import databases, pairs, shards
 
 __all__ = ["databases", "pairs", "shards"]

@@ -1,7 +1,5 @@
 """Image files, looked at before anything is trained: missing ones, and those no model should see."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -6,8 +6,6 @@ it is current when they match, wherever the images lie, and nothing in it is eve
 shared lock on it, and only a file that nobody reads is removed to make room for another.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A folder of images: the settings and steps that all datasets share which have one."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

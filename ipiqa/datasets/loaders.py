@@ -1,7 +1,5 @@
 """Batches of a table's rows. Which row stands in which batch is a pure function of (seed, fold, epoch, rank)."""
 
-from __future__ import annotations
-
 import pickle
 import signal
 import threading

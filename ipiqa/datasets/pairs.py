@@ -4,8 +4,6 @@ Both datasets give an `AnnotationTable` without targets whose groups are its pro
 and the image cache serve them as they are, and no held-out prompt is ever trained on.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ A run that is resumed within an epoch reads and decodes that epoch from its star
 so `samples_per_epoch` decides what an interruption can cost.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math

@@ -1,7 +1,5 @@
 """Image-prompt pairs in tar shards, for more images than fit in a table or a folder: the settings and the files."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import itertools

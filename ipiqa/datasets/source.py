@@ -1,7 +1,5 @@
 """What a dataset offers: what all do, and then images of a table, or batches of a stream without a table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 

@@ -4,8 +4,6 @@
 prompt or one content, all stand on the same side.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Ten simulated generators draw each prompt. How much of it they get right decides
 picture is distorted the quality; twenty simulated raters then judge both with an error of their own.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor

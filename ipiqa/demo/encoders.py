@@ -5,8 +5,6 @@ Radford et al. 2021), with each prompt's near miss among the wrong ones (as Yuks
 own Image2Prompt pre-training keeps the text tower fixed; here both towers start from noise.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Rendered scenes for the demo: what a prompt asks for, what a simulated generator draws, and how far the two agree."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import math

@@ -1,7 +1,5 @@
 """Checkpoints of a training: written whole, kept twice, read without running anything."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

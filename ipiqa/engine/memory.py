@@ -1,7 +1,5 @@
 """The C library's allocator, set for training on a CPU."""
 
-from __future__ import annotations
-
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)

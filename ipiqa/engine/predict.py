@@ -1,7 +1,5 @@
 """Scores of many images, on one process or several."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Sized
 from typing import Any

@@ -1,7 +1,5 @@
 """How far a training has come, and how fast it goes."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

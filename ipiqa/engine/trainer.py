@@ -1,7 +1,5 @@
 """The training loop. It knows tensors, loaders and callables; what is trained, and on what, is the caller's."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import inspect

@@ -1,7 +1,5 @@
 """Predictions + table + split -> what they are worth on the held-out part."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

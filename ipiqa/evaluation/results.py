@@ -1,7 +1,5 @@
 """The results of a run: one typed schema, its one writer and its one reader."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What a run came to: its values by fold, their spreads, what must be known to read them, and paired folds."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """JSON that nobody has to trust -> dataclasses: types, ranges and depth checked in one place."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import reprlib

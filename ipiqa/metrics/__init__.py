@@ -1,7 +1,5 @@
 """What is measured: agreement of predictions with mean opinion scores, and how sure we may be of it."""
 
-from __future__ import annotations
-
 from ipiqa.metrics.agreement import METRICS, LogisticFit, aggregate, fit_logistic, measure
 from ipiqa.metrics.retrieval import retrieval
 from ipiqa.metrics.significance import PairedTest, Spread, describe, holm, paired_test

@@ -1,7 +1,5 @@
 """Agreement of predictions with mean opinion scores: SRCC, PLCC, KRCC, RMSE, and PLCC after a logistic fit."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

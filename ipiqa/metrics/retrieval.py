@@ -1,7 +1,5 @@
 """How well images find their own prompts."""
 
-from __future__ import annotations
-
 import numpy as np
 
 CHUNK = 1024  # images compared with all prompts at once: bounds memory

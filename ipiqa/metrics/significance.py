@@ -1,7 +1,5 @@
 """How sure we may be: spread of a metric over folds, and paired comparison of two runs over the same folds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

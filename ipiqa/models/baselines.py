@@ -1,7 +1,5 @@
 """What IP-IQA is compared with: CLIP as it is, and the least that can be learned from it."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional

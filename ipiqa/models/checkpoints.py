@@ -1,7 +1,5 @@
 """Checkpoints of whole models: ours, of version 0.1, of the reference code -> tensors and what rebuilds the model."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

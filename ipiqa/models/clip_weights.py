@@ -1,7 +1,5 @@
 """CLIP by name and by file: open_clip's architectures, and the tensors of a whole CLIP named as in OpenAI's release."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from typing import Any

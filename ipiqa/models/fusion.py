@@ -1,7 +1,5 @@
 """How the image and the prompt meet: token map (B, C, h, w), pooled and prompt feature (B, D) -> one joint feature."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Joint feature -> one score per target."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """IP-IQA: an image and its prompt -> scores; its ablation without a prompt; what its pre-training trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Attention pooling of an image's token map by a single query."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -4,8 +4,6 @@ OpenAI publishes its CLIP weights as TorchScript archives. `torch.jit.load` woul
 so the archive's tensors are read here by a restricted unpickler instead.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import functools

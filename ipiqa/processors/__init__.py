@@ -1,7 +1,5 @@
 """Image processors: from a file to the tensor a model takes. Importing it registers them."""
 
-from __future__ import annotations
-
 from ipiqa.processors import image
 
 __all__ = ["image"]

@@ -1,7 +1,5 @@
 """From an image file to pixels (once, cached), and from pixels to the normalised tensor (every step, on the device)."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

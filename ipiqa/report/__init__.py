@@ -1,7 +1,5 @@
 """The report of a run: what its folds came to, as tables and as a page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ipiqa.evaluation.results import load_run

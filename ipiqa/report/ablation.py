@@ -1,7 +1,5 @@
 """Many runs over the same folds in one table: the first is the whole, every other one is compared with it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

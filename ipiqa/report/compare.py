@@ -1,7 +1,5 @@
 """Two runs over the same folds, compared in pairs."""
 
-from __future__ import annotations
-
 import math
 
 from ipiqa.errors import DataError

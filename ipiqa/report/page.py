@@ -1,7 +1,5 @@
 """The report as one HTML file: nothing is loaded, nothing runs, everything from the data is escaped."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Where everything stands in a chart; templates/macros.html.j2 draws it as inline SVG, a few kilobytes each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Templates -> text; what they may write into Markdown and LaTeX without it meaning something there."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

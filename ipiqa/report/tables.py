@@ -1,7 +1,5 @@
 """The results of a run as text: terminal, csv, json, markdown and LaTeX tables."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import textwrap

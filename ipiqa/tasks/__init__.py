@@ -1,7 +1,5 @@
 """What one batch means, what is measured, which epoch is best. Importing the package registers its parts."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image2Prompt: the image's feature is to be the frozen feature of its own prompt."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

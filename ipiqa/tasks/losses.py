@@ -1,7 +1,5 @@
 """Losses between predicted and true scores, by name. Each takes (B, T) predictions and targets and gives a scalar."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 

@@ -1,7 +1,5 @@
 """Regression of mean opinion scores."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """k folds of one config: checks everything first, then trains and evaluates fold after fold."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

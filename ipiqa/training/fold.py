@@ -1,7 +1,5 @@
 """One training in a folder of its own: a fold, or a pre-training, from a config and its batches to a trained model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Image2Prompt pre-training: from a config to an image tower that knows prompts."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass

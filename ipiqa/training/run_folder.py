@@ -1,7 +1,5 @@
 """The folder of a run: who may write where, and what must be the same for a run to be continued."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

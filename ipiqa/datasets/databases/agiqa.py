@@ -1,7 +1,5 @@
 """The databases AGIQA-1k and AGIQA-3k, and tables of one's own, as registered datasets."""
 
-from __future__ import annotations
-
 import math
 import re
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Image and prompt towers. Importing the package registers them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The towers of every other CLIP that open_clip knows: vision transformers, SigLIP, texts without CLIP's own tower."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -1,7 +1,5 @@
 """What prompt encoders have in common: prompts in one of three forms -> features, equal prompts encoded once."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """torchvision's ResNets, trained on ImageNet or from scratch: an image tower that has never seen a prompt."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch
