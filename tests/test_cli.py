@@ -320,7 +320,7 @@ def test_report_of_one_run_and_of_two(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", one, two, one]) == 2
     assert error_line(capsys) == "report: 3 runs. Give one to sum up or two to compare."
     assert main(["report", str(tmp_path / "three")]) == 2
-    assert "three: is not a folder. Give the output folder of a run" in error_line(capsys)
+    assert "three': is not a folder. Give the output folder of a run" in error_line(capsys)
 
 
 def test_env(capsys: pytest.CaptureFixture[str]) -> None:
