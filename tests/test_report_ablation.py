@@ -187,6 +187,13 @@ def test_rows_that_only_evaluated_have_one_checkpoint(tmp_path: Path) -> None:
     assert "epoch}" not in (tmp_path / "out/ablation.tex").read_text()
 
 
+def test_a_row_that_only_evaluated_beside_trained_ones_is_told(rows, tmp_path: Path) -> None:
+    evaluated = row("evaluated", write_run(tmp_path / "evaluated", **FOLDS | {"epochs": None}))
+    assert "- evaluated: weights: not trained here: the checkpoint" in write_ablation(
+        tmp_path / "out", [*rows, evaluated]
+    )
+
+
 def test_a_line_break_in_a_name_stays_in_its_comment(rows, tmp_path: Path) -> None:
     names = ["a\nb", "c\rd\u2028e"]
     folders = [row(names[0], tmp_path / "worse"), row(names[1], None)]

@@ -189,8 +189,7 @@ def write_fold(
 def load_run(run_dir: Path) -> RunResult:
     """Returns the finished folds of a run folder; folds that are not there yet are listed, not missed.
 
-    Raises:
-        DataError: no finished fold, a file that cannot be read, or folds of different runs in one folder.
+    No finished fold, a file that cannot be read, and folds of different runs in one folder raise a DataError.
     """
     run_dir = Path(run_dir)
     try:

@@ -48,18 +48,17 @@ def summarise(run: RunResult) -> Summary:
     """Returns mean, std, median and confidence interval over folds of every metric, for best and last epoch."""
     values: dict[Key, dict[int, float]] = {}
     notes = dict.fromkeys(warnings(run))  # a set that keeps order: best and last are often the same epoch
+    measured = [(fold.number, one) for fold in run.folds for one in fold.checkpoints.values()]
     for target in run.targets:
-        every = [measured.metrics[target] for fold in run.folds for measured in fold.checkpoints.values()]
-        for checkpoint, metric in itertools.product(run.checkpoints, metric_names(itertools.chain(*every))):
+        names = metric_names(itertools.chain(*(one.metrics[target] for _, one in measured)))
+        for checkpoint, metric in itertools.product(run.checkpoints, names):
             by_fold = {fold.number: fold.checkpoints[checkpoint].metrics[target].get(metric) for fold in run.folds}
             numbers = {fold: value if isinstance(value, float) else math.nan for fold, value in by_fold.items()}
             values[target, checkpoint, metric] = numbers
-    for fold, checkpoint, target in itertools.product(run.folds, run.checkpoints, run.targets):
-        measured = fold.checkpoints[checkpoint]
-        epoch = "" if measured.epoch is None else f", epoch {measured.epoch}"
-        reasons = measured.metrics[target].get("notes")
-        if isinstance(reasons, list):
-            notes |= {f"fold {fold.number}{epoch}, {target}: {reason}": None for reason in reasons}
+    for (fold, one), target in itertools.product(measured, run.targets):
+        epoch = "" if one.epoch is None else f", epoch {one.epoch}"
+        if isinstance(reasons := one.metrics[target].get("notes"), list):
+            notes |= {f"fold {fold}{epoch}, {target}: {reason}": None for reason in reasons}
     spreads = {}
     for key, numbers in values.items():
         limits = METRICS.get(key[2], (-math.inf, math.inf))

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], text: str, where: Path | str, advice: str) -> T:
-    """Returns a JSON text as an instance of a dataclass; keys that it does not have are left out.
+    """Returns a JSON text as a value of a type; keys that a dataclass does not have are left out.
 
     Types that are understood: int, float, str, None, unions (X | Y), list, tuple[X, ...], dict[str, X], dataclasses,
     and Any (at most 20 levels deep). A float may be written without a point. What is no JSON, or a value of another

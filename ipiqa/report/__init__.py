@@ -14,12 +14,7 @@ __all__ = ["AblationRow", "compare_runs", "console_table", "load_run", "summaris
 
 
 def write_summary(run_dir: Path) -> Summary:
-    """Writes summary.json, .csv, .md, .tex and report.html beside the folds, each whole or not at all.
-
-    Raises:
-        DataError: the folder holds no finished fold, or folds that do not belong together; nothing is written then.
-    """
-    run_dir = Path(run_dir)
+    """Writes summary.json, .csv, .md, .tex and report.html beside the folds, or nothing where `load_run` raises."""
     summary = summarise(load_run(run_dir))
     write_json(run_dir / "summary.json", summary_json(summary))
     for kind, view in {"csv": summary_csv, "md": summary_markdown, "tex": summary_latex}.items():

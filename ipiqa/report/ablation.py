@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ipiqa.errors import DataError
-from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers
+from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers, short_name
 from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, interval_words, summarise, warnings
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, holm
@@ -65,13 +65,10 @@ class Ablation:
 def write_ablation(folder: Path, rows: Sequence[AblationRow]) -> str:
     """Writes ablation.md, .csv, .tex and .json into a folder and returns the markdown.
 
-    The first row is what the others are compared with.
-
-    Raises:
-        DataError: no row is finished; nothing is written then.
+    The other rows are compared with the first. Where none is finished, a DataError is raised and nothing is written.
     """
     ablation = compare_rows(rows)
-    text = ablation_markdown(ablation, "/".join(folder.resolve().parts[-2:]))
+    text = ablation_markdown(ablation, short_name(folder))
     write_text(folder / "ablation.md", text)
     write_text(folder / "ablation.csv", ablation_csv(ablation))
     write_text(folder / "ablation.tex", ablation_latex(ablation))
@@ -85,14 +82,16 @@ def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
     if not summaries:
         raise DataError("ablation: no row is finished. Run one, or copy its folder here.")
     notes = dict.fromkeys(_row_notes(summaries))  # a set that keeps order
-    whole, first = summaries.get(rows[0].name), rows[0].name
+    first = rows[0].name
+    whole = summaries.get(first)
     if whole is None:
-        notes[f"{first} is not finished: there is nothing to compare with yet"] = None
+        unfinished = f"{first} is not finished: there is nothing to compare with yet"
+        return Ablation(tuple(rows), summaries, {}, (*notes, unfinished))
     differences: dict[tuple[str, str, str], PairedTest] = {}
-    for checkpoint, target in itertools.product(reversed(CHECKPOINTS), whole.run.targets if whole else ()):
+    for checkpoint, target in itertools.product(reversed(CHECKPOINTS), whole.run.targets):
         key, tests = (target, checkpoint, "srcc"), {}
         for name, one in summaries.items():
-            if whole is None or one is whole or key not in one.values or key not in whole.values:
+            if one is whole or key not in one.values or key not in whole.values:
                 continue
             folds, reason = common_folds(one.run, whole.run, target)
             if reason:
@@ -112,7 +111,7 @@ def _row_notes(summaries: dict[str, Summary]) -> list[str]:
     warned, others, undefined = [], [], []
     for name, one in summaries.items():
         warned += [f"{name}: {warning}" for warning in warnings(one.run)]
-        others += [f"{name}: {label}: {words}" for label, words in facts(one.run) if words != above.get(label, words)]
+        others += [f"{name}: {label}: {words}" for label, words in facts(one.run) if words != above.get(label)]
         for (target, checkpoint, metric), spread in one.spreads.items():
             if metric in COLUMNS and math.isnan(spread.mean):
                 undefined.append(f"{name}: {target} {metric.upper()}, {checkpoint} epoch: {spread.note}")
@@ -137,11 +136,9 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
 
 def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
     """Returns the cells of a row: SRCC with its mark, and PLCC, for each target."""
-    out = []
-    for target in ablation.targets:
-        spreads, test = ablation.results(name, checkpoint, target)
-        out += [f"{mean_std(spreads.get('srcc'))} {mark(test)}".strip(), mean_std(spreads.get("plcc"))]
-    return out
+    results = [ablation.results(name, checkpoint, target) for target in ablation.targets]
+    cells = [(f"{mean_std(s.get('srcc'))} {mark(test)}".strip(), mean_std(s.get("plcc"))) for s, test in results]
+    return [*itertools.chain(*cells)]
 
 
 def mark(test: PairedTest | None) -> str:
@@ -153,10 +150,9 @@ def mark(test: PairedTest | None) -> str:
 
 def _remarks(ablation: Ablation) -> list[str]:
     """Returns what must be known to read the tables."""
-    words = interval_words(ablation.runs[0])
     legends = [
         f"{UP} {DOWN}: SRCC differs from {ablation.rows[0].name}, p Holm < {LEVEL}",
-        f"95 % interval and p: {words}, two-sided, each by itself",
+        f"95 % interval and p: {interval_words(ablation.runs[0])}, two-sided, each by itself",
         "p Holm: corrected for the number of rows that are compared, in each epoch and target by itself",
     ]
     unfinished = [f"{row.name}: not finished ({row.state})" for row in ablation.rows if row.run is None]
@@ -172,10 +168,8 @@ def ablation_csv(ablation: Ablation) -> str:
             continue
         line: dict[str, Any] = {"row": row.name, "changes": " ".join(row.changes), "checkpoint": checkpoint}
         line |= {"target": target, "folds": len(row.run.folds)}
-        for metric, statistic in itertools.product(COLUMNS, ("mean", "std")):
-            line[f"{metric}_{statistic}"] = getattr(spreads.get(metric), statistic, None)
-        line |= {"common_folds": "" if test is None else str(test.n)}
-        line |= {"srcc_difference": getattr(test, "difference", None)}
+        line |= {f"{m}_{field}": getattr(spreads.get(m), field, None) for m in COLUMNS for field in ("mean", "std")}
+        line |= {"common_folds": str(getattr(test, "n", "")), "srcc_difference": getattr(test, "difference", None)}
         lines.append(line | {name: getattr(test, name, None) for name in ("low", "high", "p", "p_holm")})
     return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
 
@@ -192,17 +186,17 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
                 shown = {metric: asdict(spread) for metric, spread in spreads.items()}
                 targets[target][checkpoint] = {"srcc_minus_first": difference} | shown
         run_dir = None if row.run is None else str(row.run.run_dir)
-        about = {"name": row.name, "changes": list(row.changes), "state": row.state, "run_dir": run_dir}
+        about = {"name": row.name, "changes": row.changes, "state": row.state, "run_dir": run_dir}
         rows.append(about | {"targets": targets})
     above = {"format": 1, "facts": dict(facts(ablation.runs[0])), "level": LEVEL}
-    return above | {"rows": rows, "notes": list(ablation.notes)}
+    return above | {"rows": rows, "notes": ablation.notes}
 
 
 def ablation_latex(ablation: Ablation) -> str:
     """Returns a booktabs table with a block for each checkpoint, and what a caption must say in comments above it."""
-    blocks = []
-    for checkpoint, heading in ablation.checkpoints.items():
-        rows = [(name, _figures(ablation, checkpoint, name)) for name in ablation.summaries]
-        blocks.append((f"{heading} epoch" if heading == checkpoint else heading, rows))
+    blocks = [
+        (f"{heading} epoch" if heading == c else heading, [(n, _figures(ablation, c, n)) for n in ablation.summaries])
+        for c, heading in ablation.checkpoints.items()
+    ]
     above = {"facts": facts(ablation.runs[0]), "remarks": _remarks(ablation)}
     return render("ablation.tex.j2", ablation=ablation, columns=COLUMNS, blocks=blocks, **above)

@@ -4,7 +4,7 @@ import math
 
 from ipiqa.errors import DataError
 from ipiqa.evaluation.results import RunResult, fold_numbers
-from ipiqa.evaluation.summary import common_folds, compare, interval_words, metric_names, summarise, warnings
+from ipiqa.evaluation.summary import common_folds, compare, interval_words, summarise, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
 from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import FITTED, label, number
@@ -16,8 +16,7 @@ TEST_COLUMNS = ("95 % interval", "p", "p Holm")
 def compare_runs(a: RunResult, b: RunResult) -> str:
     """Returns a markdown table of the differences a - b over the folds both runs have, with paired tests.
 
-    Raises:
-        DataError: no target in which both held out the same images with the same scores.
+    Where there is no target in which both held out the same images with the same scores, a DataError is raised.
     """
     first, second = summarise(a), summarise(b)
     tables, notes = [], dict[str, None]()
@@ -31,9 +30,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         if not folds:
             notes[f"{target}: not compared, {reason}"] = None
             continue
-        metrics = metric_names(key[2] for key in (*first.values, *second.values) if key[0] == target)
-        keys = [(target, checkpoint, metric) for checkpoint in a.checkpoints for metric in metrics]
-        keys = [key for key in keys if key in first.values and key in second.values]
+        keys = [key for key in first.values if key[0] == target and key in second.values]
         tests = holm([compare(first, second, key, folds) for key in keys])
         rows = []
         for (_, checkpoint, metric), test in zip(keys, tests, strict=True):

@@ -43,13 +43,10 @@ def report_page(summary: Summary) -> str:
 
 def _card(summary: Summary, target: str) -> dict[str, Any]:
     """Returns what stands at the top for a target: its SRCC large, all metrics with their intervals in a table."""
-    checkpoints = {c: checkpoint_title(summary.run, c) for c in summary.run.checkpoints}
-    srcc = {title: summary.spreads.get((target, c, "srcc")) for c, title in checkpoints.items()}
-    rows = [
-        [label(metric), *(_with_interval(summary.spreads.get((target, c, metric))) for c in checkpoints)]
-        for metric in summary.metrics
-    ]
-    return {"target": target, "srcc": srcc, "header": ["", *checkpoints.values()], "rows": rows}
+    titles = {checkpoint_title(summary.run, c): c for c in summary.run.checkpoints}
+    of = {m: {t: summary.spreads.get((target, c, m)) for t, c in titles.items()} for m in ("srcc", *summary.metrics)}
+    rows = [[label(metric), *map(_with_interval, of[metric].values())] for metric in summary.metrics]
+    return {"target": target, "srcc": of["srcc"], "header": ["", *titles], "rows": rows}
 
 
 def _with_interval(spread: Spread | None) -> Cell:
@@ -79,7 +76,7 @@ def _lines(folds: list[dict[int, Any]]) -> list[Line]:
     lines: list[Line] = [("fold", list(curve), list(curve.values())) for curve in curves]
     shared = sorted(set.intersection(*map(set, curves)))
     mean = [float(np.mean([curve[epoch] for curve in curves])) for epoch in shared]
-    return [*lines, *[("mean", shared, mean)] * (len(curves) > 1)]
+    return lines + [("mean", shared, mean)] * (len(curves) > 1)
 
 
 def _scatter(target: str, images: pd.DataFrame) -> tuple[Chart, str]:
@@ -87,9 +84,9 @@ def _scatter(target: str, images: pd.DataFrame) -> tuple[Chart, str]:
     predictions, mos = (images[name].to_numpy(dtype=np.float64) for name in ("prediction", "mos"))
     fit = fit_logistic(predictions, mos)
     lines: list[Line] = []
-    finite, rated = predictions[np.isfinite(predictions)], mos[np.isfinite(mos)]
-    if len(finite) and len(rated):
-        ends = [max(finite.min(), rated.min()), min(finite.max(), rated.max())]
+    finite = [values[np.isfinite(values)] for values in (predictions, mos)]
+    if all(map(len, finite)):
+        ends = [max(map(np.min, finite)), min(map(np.max, finite))]
         lines += [("equal", ends, ends)] * bool(ends[1] > ends[0])
     if fit.reason is None:
         x = np.linspace(predictions.min(), predictions.max(), 80)
@@ -103,19 +100,13 @@ def _residuals(target: str, images: pd.DataFrame) -> dict[str, Any] | None:
     images = image_residuals(images)
     if images.empty:
         return None
+    groups, signed, parts = group_residuals(images), "{:+.3f}".format, []
+    images = images[["image", "prompt", "mos", "prediction", "residual"]]
     over, under = images[images["residual"] > 0], images[images["residual"] < 0][::-1]
-    groups = group_residuals(images)
-    signed = "{:+.3f}".format
-    return {
-        "target": target,
-        "images": [
-            (title, _rows(part[["image", "prompt", "mos", "prediction", "residual"]], number, number, signed))
-            for title, part in (("Rated too high", over), ("Rated too low", under))
-            if len(part)
-        ],
-        "num_groups": len(groups),
-        "groups": _rows(groups, str, signed, number),
-    }
+    for title, part in (("Rated too high", over), ("Rated too low", under)):
+        parts += [(title, _rows(part, number, number, signed))] * (not part.empty)
+    rows = _rows(groups, str, signed, number)
+    return {"target": target, "images": parts, "num_groups": len(groups), "groups": rows}
 
 
 def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell]]:

@@ -34,16 +34,10 @@ def chart(
 ) -> dict[str, Any] | None:
     """Returns what the template draws, in the coordinates of its SVG, or None where there is nothing to draw.
 
-    Args:
-        title: what the chart shows, for readers that cannot see it.
-        x_label, y_label: of the axes.
-        lines: drawn in order over the points; a style is a class of the style sheet: fold, mean, fit or equal. What is
-            not finite is left out everywhere.
-        points: x and y of a cloud.
-        marks: x and y of larger dots, drawn on top.
+    `points`, (x, y), are a cloud below the lines, `marks` larger dots on top; what is not finite is left out. `title`
+    is for readers that cannot see the chart. Styles are classes of the style sheet: fold, mean, fit or equal.
     """
-    cloud, dots = _finite(*points), _finite(*marks)
-    paths = [(style, _finite(x, y)) for style, x, y in lines]
+    cloud, dots, paths = _finite(*points), _finite(*marks), [(style, _finite(x, y)) for style, x, y in lines]
     every = np.concatenate([cloud, dots, *(path for _, path in paths)], axis=1)
     if not every.size:
         return None

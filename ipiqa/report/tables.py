@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Key, Summary, facts, interval_words
+from ipiqa.evaluation.summary import Summary, facts, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
@@ -17,7 +17,6 @@ WIDTH = 100
 LABELS = {"srcc": "SRCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "plcc_fitted": "PLCC*"}
 FITTED = "PLCC*: after the 4-parameter logistic fit. Other PLCC: without fitting."
 _MAX_NOTES = 8
-_STATISTICS = ("mean", "std", "median", "low", "high")
 
 
 def number(value: float, width: int = 6) -> str:
@@ -54,7 +53,7 @@ def shown_notes(summary: Summary) -> list[str]:
 
 
 class FoldTable(NamedTuple):
-    """The folds of a run in one target: the first two columns, then a group of columns for each checkpoint."""
+    """The folds of a run in one target, as text: two columns, then a group of columns for each checkpoint."""
 
     groups: list[tuple[str, int]]  # title and number of columns
     header: list[str]
@@ -63,36 +62,33 @@ class FoldTable(NamedTuple):
 
 
 def fold_table(summary: Summary, target: str) -> FoldTable:
-    """Returns one row for each fold, all cells as text."""
-    run, metrics = summary.run, summary.metrics
-    columns = ["epoch"] * run.trained + [label(metric) for metric in metrics]
-    groups = [("", 2), *((checkpoint_title(run, checkpoint), len(columns)) for checkpoint in run.checkpoints)]
-
-    def row(start: list[str], epochs: dict[str, str], values: dict[Key, float]) -> list[str]:
-        for checkpoint in run.checkpoints:
-            keys = [(target, checkpoint, metric) for metric in metrics]
-            start = start + [epochs.get(checkpoint, "")] * run.trained
-            start += [number(values[key]) if key in values else MISSING for key in keys]
-        return start
-
-    rows = []
-    for fold in run.folds:
-        epochs = {c: MISSING if m.epoch is None else str(m.epoch) for c, m in fold.checkpoints.items()}
-        values = {key: by_fold[fold.number] for key, by_fold in summary.values.items()}
-        rows.append(row([str(fold.number), str(fold.scores.split.num_val)], epochs, values))
-    footer = []
-    for name, field in (("mean", "mean"), ("± std", "std"), ("median", "median")) * (len(run.folds) > 1):
-        footer.append(row([name, ""], {}, {key: getattr(spread, field) for key, spread in summary.spreads.items()}))
-    return FoldTable(groups, ["fold", "images", *columns * len(run.checkpoints)], rows, footer)
+    """Returns the results of a target, one row for each fold."""
+    run, folds = summary.run, summary.run.folds
+    statistics = {"mean": "mean", "± std": "std", "median": "median"} if len(folds) > 1 else {}
+    blank = [""] * len(statistics)
+    columns = [["fold", *(str(fold.number) for fold in folds), *statistics]]
+    columns.append(["images", *(str(fold.scores.split.num_val) for fold in folds), *blank])
+    for checkpoint in run.checkpoints:
+        epochs = [fold.checkpoints[checkpoint].epoch for fold in folds]
+        columns += [["epoch", *(MISSING if e is None else str(e) for e in epochs), *blank]] * run.trained
+        for metric in summary.metrics:
+            cells = [MISSING] * (len(folds) + len(statistics))
+            if (key := (target, checkpoint, metric)) in summary.values:
+                spread = [getattr(summary.spreads[key], field) for field in statistics.values()]
+                cells = [number(value) for value in (*summary.values[key].values(), *spread)]
+            columns.append([label(metric), *cells])
+    groups = [("", 2), *((checkpoint_title(run, c), run.trained + len(summary.metrics)) for c in run.checkpoints)]
+    header, *rows = map(list, zip(*columns, strict=True))
+    return FoldTable(groups, header, rows[: len(folds)], rows[len(folds) :])
 
 
 def mean_rows(summary: Summary) -> list[list[str]]:
     """Returns [target, checkpoint, "mean ± std" of each metric] for each target and checkpoint."""
-    return [
-        [target, checkpoint if summary.run.trained else "checkpoint"]
-        + [mean_std(summary.spreads.get((target, checkpoint, metric))) for metric in summary.metrics]
-        for target, checkpoint in itertools.product(summary.run.targets, summary.run.checkpoints)
-    ]
+    rows = []
+    for target, checkpoint in itertools.product(summary.run.targets, summary.run.checkpoints):
+        figures = [mean_std(summary.spreads.get((target, checkpoint, metric))) for metric in summary.metrics]
+        rows.append([target, checkpoint if summary.run.trained else "checkpoint", *figures])
+    return rows
 
 
 def console_table(summary: Summary) -> str:
@@ -149,13 +145,12 @@ def summary_csv(summary: Summary) -> str:
         start = {"target": target, "checkpoint": checkpoint}
         keys = {metric: (target, checkpoint, metric) for metric in summary.metrics}
         for fold in run.folds:
-            about = {"row": "fold", "fold": str(fold.number), "images": str(fold.scores.split.num_val)}
-            about["epoch"] = str(fold.checkpoints[checkpoint].epoch or "")
-            metrics = {m: summary.values.get(key, {}).get(fold.number) for m, key in keys.items()}
-            rows.append(start | about | metrics)
-        for name in _STATISTICS:
-            metrics = {m: getattr(summary.spreads.get(key), name, None) for m, key in keys.items()}
-            rows.append(start | {"row": name} | metrics)
+            epoch, images = fold.checkpoints[checkpoint].epoch, fold.scores.split.num_val
+            about = start | {"row": "fold", "fold": str(fold.number), "epoch": str(epoch or ""), "images": str(images)}
+            rows.append(about | {m: summary.values.get(key, {}).get(fold.number) for m, key in keys.items()})
+        for name in ("mean", "std", "median", "low", "high"):
+            about = start | {"row": name}
+            rows.append(about | {m: getattr(summary.spreads.get(key), name, None) for m, key in keys.items()})
     columns = ["target", "checkpoint", "row", "fold", "epoch", "images", *summary.metrics]
     return str(pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
 
