@@ -43,9 +43,6 @@ def make_adamw(groups: list[dict], *, learning_rate: float, beta2: float) -> tor
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
 
 
-SCHEDULES = ("constant_lr", "linear_warmup_cosine_lr", "linear_warmup_step_lr", "linear_warmup_cosine_lr_step-wise")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The learning rate of every step, under the reference code's names.

@@ -25,16 +25,10 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    forward: Callable[[nn.Module, Batch], torch.Tensor],
-    *,
-    device: torch.device,
-    amp: str = "none",
-    prompts: PromptCache | None = None,
-    description: str = "",
+    model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], torch.Tensor], *,
+    device: torch.device, amp: str = "none", prompts: PromptCache | None = None, description: str = "",
     stop: StopSignals | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Returns (rows (N,), predictions (N, T) float32), sorted by row, the same on every process.
 
     Each process goes through its own share of the rows; no row is padded, repeated or dropped.

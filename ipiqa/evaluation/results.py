@@ -154,18 +154,10 @@ def short_name(folder: Path) -> str:
 
 
 def write_fold(
-    folder: Path,
-    table: AnnotationTable,
-    split: Split,
-    measured: Mapping[str, Measured],
-    predictions: Mapping[str, np.ndarray],
-    *,
-    dataset: str,
-    epochs: int | None,
-    num_folds: int,
-    settings: Mapping[str, Any],
-    seen_in_training: int | None = None,
-) -> None:
+    folder: Path, table: AnnotationTable, split: Split, measured: Mapping[str, Measured],
+    predictions: Mapping[str, np.ndarray], *, dataset: str, epochs: int | None, num_folds: int,
+    settings: Mapping[str, Any], seen_in_training: int | None = None,
+) -> None:  # fmt: skip
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
     `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
