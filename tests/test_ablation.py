@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, refused
-from test_jobs import torchrun
+from test_training_jobs import torchrun
 from toy import write_config
 
 from ipiqa.ablation import check_folders, load_grid, rows_of, run_points

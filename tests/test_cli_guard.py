@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import REPOSITORY
-from test_cli import ENVIRONMENT, error_line
+from test_cli_commands import ENVIRONMENT, error_line
 
 from ipiqa.cli.guard import guarded
 from ipiqa.engine.stop import Interrupted

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_together
-from test_trainer import ToyLoader, make_trainer
+from test_engine_trainer import ToyLoader, make_trainer
 from toy import write_config
 
 from ipiqa import build, dist

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import assert_same_files, make_trainer
+from test_engine_trainer import assert_same_files, make_trainer
 from toy import write_config
 
 from ipiqa import build

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_trainer import ToyLoader, assert_same_files, make_trainer
+from test_engine_trainer import ToyLoader, assert_same_files, make_trainer
 
 from ipiqa.engine import checkpoint, log
 from ipiqa.engine.trainer import Evaluation

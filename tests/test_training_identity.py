@@ -123,7 +123,7 @@ def test_a_folder_of_an_older_version_is_compared_as_far_as_it_goes(
 
 
 def test_pretraining_is_compared_as_well(tmp_path: Path) -> None:
-    from test_pretraining import CONFIG
+    from test_training_pretraining import CONFIG
     from toy import write_dataset
 
     write_dataset(tmp_path)

@@ -64,7 +64,7 @@ def data_error(dataset: ImageFolder) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])  # other formats: test_tables.py
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])  # other formats: test_datasets_tables.py
 def test_pairs_of_a_table(tmp_path: Path, name: str) -> None:
     write_csv(tmp_path / name, ROWS, delimiter="\t" if name.endswith("tsv") else ",")
     table = TablePairs(annotations=str(tmp_path / name), images=str(tmp_path / "images")).load()
