@@ -177,6 +177,17 @@ def test_a_checkpoint_of_version_0_1_is_converted(keeps_identity: bool, run_dir:
     )
 
 
+def test_a_size_that_version_0_1_left_to_its_default_is_that_of_the_model(run_dir: Path, tmp_path: Path) -> None:
+    state = torch.load(run_dir / "fold_00" / "best.pt", weights_only=True)
+    spec = ModelSpec.from_dict(state.pop("spec"), "x")
+    old = {"name": "clip_text", "freeze": "none", "qa_token": "embeddings", "qa_position": "prefix"}
+    state["identity"] |= {f"model.prompt_encoder.{key}": value for key, value in old.items()}
+    assert state["identity"]["model.image_encoder.heads"] is None and spec.model["image_encoder"]["heads"] == 2
+    torch.save(state, tmp_path / "best.pt")
+    converted = read_checkpoint(tmp_path / "best.pt", "x").spec
+    assert converted is not None and spec.differences(converted) == []
+
+
 def test_a_checkpoint_of_the_reference_code_does_not_name_its_targets(tmp_path: Path) -> None:
     tensors = {"resnet50.conv1.weight": torch.ones(1), "head.out_proj.bias": torch.ones(2), "txt_pos": torch.ones(1)}
     torch.save({"model": tensors}, tmp_path / "checkpoint.pth")

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from torch import nn
 
 from ipiqa import registry
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, read_bundle
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, own_section, read_bundle
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.towers.clip_image import ResNetSizes
 from ipiqa.models.towers.clip_text import TextSizes
@@ -112,12 +113,14 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
             model[kind] = {key: value for key, value in section.items() if key not in without}
         no_files = {"annotations": "-", "images": "-"}  # the dataset is asked for its targets alone
         section = registry.resolve("dataset", no_files | settings["dataset"], "dataset")
-        return ModelSpec(
+        spec = ModelSpec(
             model=registry.resolve("model", model, "model"), image_size=int(settings["image_size"]),
             processor=registry.resolve("processor", settings["processor"], "processor"),
             targets=tuple(registry.build("dataset", section, "", {}).layout().targets),
             training=Training(dataset=section["name"]),
         )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            return replace(spec, model=own_section(spec.build(), spec.model))  # what is null there in numbers
     except Exception:  # whatever is missing or wrong in a file that nobody has to trust: it does not say its model
         return None
 
