@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from torch import nn
 
 from ipiqa import registry
 from ipiqa.errors import ConfigError, DataError
@@ -125,7 +124,7 @@ def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | Non
         return None
 
 
-def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec | None = None) -> ModelSpec | None:
+def load_model(model: torch.nn.Module, path: str | Path, where: str, spec: ModelSpec | None = None) -> ModelSpec | None:
     """Fills a whole model from a checkpoint and returns what that says of itself, None where it says nothing.
 
     Its outputs become those of the checkpoint for the same targets, whatever their order there. A file that cannot be
@@ -149,7 +148,7 @@ def load_model(model: nn.Module, path: str | Path, where: str, spec: ModelSpec |
     return theirs
 
 
-def _for_targets(model: nn.Module, tensors: Tensors, file: ModelSpec, spec: ModelSpec, here: str) -> Tensors:
+def _for_targets(model: torch.nn.Module, tensors: Tensors, file: ModelSpec, spec: ModelSpec, here: str) -> Tensors:
     """Returns the tensors of a file with the outputs for the targets of a spec, in its order."""
     theirs, wanted = file.target_names, spec.target_names
     if missing := [target for target in wanted if target not in theirs]:
