@@ -150,7 +150,7 @@ def test_the_log_has_steps_epochs_and_the_error_that_ended_the_run(
         trainer.fit()
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert len(lines) == 8 and LINE.search(lines[0]), lines[0]
-    assert "INFO toy epoch 4/4 step 6/6: loss" in lines[-1] and lines[-1].endswith("0:00:00 left")
+    assert "INFO toy epoch 4/4 step 6/6: mean loss" in lines[-1] and lines[-1].endswith("0:00:00 left")
     assert "toy epoch 1/4 step 4/6" in capsys.readouterr().err  # no terminal here: steps are shown as lines
     with pytest.raises(DataError), log.recording(tmp_path / "train.log"):
         raise DataError("what is wrong.")

@@ -143,8 +143,7 @@ class Trainer:
                         self._log_step(logging.DEBUG, loss)
                 if updates and not ends_epoch:
                     self._stop_if_requested()
-        losses = dist.gather(progress.loss_sum / max(total, 1))
-        mean_loss = sum(losses) / len(losses)
+        mean_loss = sum(losses := dist.gather(progress.loss_sum / max(total, 1))) / len(losses)
         self._log_step(logging.INFO, mean_loss)
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
         progress.history.append(
@@ -183,7 +182,8 @@ class Trainer:
         progress, total = self.progress, len(self.train_loader)
         pace = self._clock.in_words((self.max_epochs - progress.epoch) * total - progress.step)
         step = f"{self.label}epoch {progress.epoch + 1}/{self.max_epochs} step {progress.step}/{total}"
-        logger.log(level, "%s: loss %.5f, learning rate %.3g, %s", step, loss, self._rate, pace)
+        step += ": mean" if level == logging.INFO else ":"  # of the epoch, or of the step alone
+        logger.log(level, "%s loss %.5f, learning rate %.3g, %s", step, loss, self._rate, pace)
 
     def _evaluate_epoch(self) -> None:
         progress = self.progress
