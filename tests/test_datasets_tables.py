@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -134,10 +135,13 @@ CELL_CASES: dict[str, tuple[list[list[Any]], str]] = {
     "empty prompt": ([["c.jpg", " ", 1], ["d.jpg", "", 1]], "2 of 4 rows have no prompt of 1 to 20,000 UTF-8 char"),
     "long name": ([["c" * 5000, "p", 1]], "have no image name"),
     "long prompt": ([["c.jpg", "p" * 20_001, 1]], "have no prompt"),
-    "NUL": ([["c\0.jpg", "p", 1]], "have no image name of 1 to 1,000 UTF-8 characters, first 'c\\x00.jpg' (line 4)"),
     "parent folder": ([["../../etc/passwd", "p", 1]], "outside the image folder, first '../../etc/passwd' (line 4)"),
     "duplicate": ([["./a.jpg", "a cat", 1]], "2 of 3 rows name an image again, first 'a.jpg' (line 2, line 4). Remove"),
 }
+HAS_NUL = sys.version_info >= (3, 11)  # before, Python's csv module neither wrote nor read it
+if HAS_NUL:
+    message_of_nul = "have no image name of 1 to 1,000 UTF-8 characters, first 'c\\x00.jpg' (line 4)"
+    CELL_CASES["NUL"] = ([["c\0.jpg", "p", 1]], message_of_nul)
 
 
 @pytest.mark.parametrize("case", CELL_CASES)
@@ -161,7 +165,7 @@ FILE_CASES = {
         b'{"name": "a", "prompt": "\\ud800", "mos": 1}\n',
         "UTF-8 characters, first '\\ud800'",
     ),
-    "utf-16": ("t.csv", "name,prompt".encode("utf-16"), "is not UTF-8 text. Save it again as UTF-8."),
+    "utf-16": ("t.csv", "name,prompt".encode("utf-16"), "is not UTF-8 text." if HAS_NUL else "contains NUL"),
     "ragged": (
         "t.csv",
         HEAD + b"a.jpg,a, b,1\nb.jpg,p\n",
