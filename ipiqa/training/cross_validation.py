@@ -47,8 +47,8 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
                 if run_folder.is_finished(run_dir, fold):
                     logger.info("fold %d is finished, skipped", fold)
                     continue
-                # Each fold reads the files anew.
-                run_folder.check_identity(weights, run_folder.weights_of(config, chosen), run_dir)
+                now = run_folder.weights_of(config, [fold])  # each fold reads its own files anew
+                run_folder.check_identity({name: weights[name] for name in now}, now, run_dir)
                 FoldRun(config, data, processor, splits[fold], device, content, stop).run(resume)
     return run_dir
 
