@@ -7,6 +7,13 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 
+EXTRAS = {
+    "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0"],
+    "app": ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"],
+    "ray": ["ray[data]>=2.40", "pyarrow>=14.0"],
+    "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
+}
+
 
 def version() -> str:
     found = re.search(
@@ -34,16 +41,15 @@ setup(
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
     package_data={"ipiqa": ["projects/*/*.yaml", "report/templates/*"]},
     install_requires=requirements(),
-    extras_require={
+    extras_require=EXTRAS
+    | {
         "dev": [
-            "braceexpand>=0.1.7",
+            *sorted({package for extra in EXTRAS.values() for package in extra}),
             "hypothesis>=6.100",
             "mypy>=1.11",
-            "pyarrow>=14.0",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",  # the next one may format differently
         ],
-        "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0"],
     },
     entry_points={"console_scripts": ["ipiqa = ipiqa.cli:main"]},
 )

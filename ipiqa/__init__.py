@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 # Heavy imports (torch, open_clip) happen on use, so that `ipiqa --help` answers at once.
 _PUBLIC = {
-    "load": "ipiqa.scoring.scorer",
+    "load": "ipiqa.scoring.loading",
     "build_model": "ipiqa.build",
     "tokenize": "ipiqa.prompts",
     "load_config": "ipiqa.config.loading",

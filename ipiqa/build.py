@@ -181,6 +181,8 @@ def describe_model(
     if data is not None and split is not None:
         facts["table_sha256"], facts["split_sha256"], facts["fold"] = data.table.sha256, split.sha256, split.fold
         facts["images"] = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
+        quantiles = np.quantile(data.table.scores[split.train], np.linspace(0, 1, 101), axis=0)
+        facts["quantiles"] = dict(zip(data.table.target_names, quantiles.T.round(6).tolist(), strict=True))
         licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
         facts["licence"] = licence
     versions = {"ipiqa": __version__, "torch": str(torch.__version__)}

@@ -23,6 +23,12 @@ from ipiqa.errors import ConfigError, DataError
 
 logger = logging.getLogger("ipiqa")
 
+# package -> the extra of setup.py that brings it
+EXTRAS = {
+    "braceexpand": "shards", "pyarrow": "shards", "ray": "ray", "fastapi": "app", "uvicorn": "app", "onnx": "export",
+    "onnxscript": "export", "onnxruntime": "export",
+}  # fmt: skip
+
 FORMAT = 1  # of checkpoints; a newer number is refused
 
 HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds between two touches of a lock, and after which it is given up
@@ -279,9 +285,10 @@ def _read_hashes(memory: Path) -> dict[bytes, bytes]:
 
 
 def require_package(name: str, where: str) -> ModuleType:
-    """Returns a module of the extra `shards`, which is not installed by default; ConfigError where it is not."""
+    """Returns a module of an optional package; ConfigError, with the extra that brings it, where it is absent."""
+    package = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = f"the package {name.partition('.')[0]}, which is not installed"
-        raise ConfigError(f"{where} needs {package}. Install it with: pip install -e '.[shards]'") from error
+        problem = f"{where} needs the package {package}, which is not installed"
+        raise ConfigError(f"{problem}. Install it with: pip install -e '.[{EXTRAS[package]}]'") from error

@@ -74,12 +74,17 @@ def same_prompts(prompts: Sequence[str]) -> list[str]:
     return [first[key_of[text_of[prompt]]] for prompt in prompts]
 
 
-def describe(prompts: Sequence[str]) -> str:
-    """Returns a line that counts the different prompts which CLIP does not read as their writer may think."""
+def num_too_long(prompts: Sequence[str]) -> int:
+    """Returns how many different prompts have more tokens than CLIP reads."""
     encode = _tokenizer(CONTEXT_LENGTH).encode
     texts = {prompt: clean(prompt) for prompt in prompts}
-    special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
     # a token is of one byte at least: a text of fewer bytes need not be tokenized
-    long = sum(len(t.encode()) > _WORDS_END and len(encode(prompt)) > _WORDS_END for prompt, t in texts.items())
-    read = f"{long} prompts are longer than the {_WORDS_END} tokens that are read"
+    return sum(len(text.encode()) > _WORDS_END and len(encode(prompt)) > _WORDS_END for prompt, text in texts.items())
+
+
+def describe(prompts: Sequence[str]) -> str:
+    """Returns a line that counts the different prompts which CLIP does not read as their writer may think."""
+    texts = {prompt: clean(prompt) for prompt in prompts}
+    special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
+    read = f"{num_too_long(prompts)} prompts are longer than the {_WORDS_END} tokens that are read"
     return f"{read}, {special} hold the name of a special token, read as text"

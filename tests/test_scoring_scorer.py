@@ -20,6 +20,8 @@ from ipiqa.config.loading import load_config
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.models.bundle import ModelSpec, own_section, write_bundle
+from ipiqa.models.inference import for_inference
+from ipiqa.scoring.loading import load_models
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.training.cross_validation import run
 
@@ -191,8 +193,81 @@ def test_a_pre_trained_model_scores_nothing(tmp_path: Path) -> None:
         ipiqa.load(tmp_path / "bundle")
 
 
-def test_bf16_scores_are_near(run_dir: Path, scorer: Scorer) -> None:
-    images = torch.rand(40, 3, 32, 32)
-    scores = ipiqa.load(run_dir / "fold_00", amp="bf16")(images, "a red circle")
-    np.testing.assert_allclose(scores, scorer(images, "a red circle"), atol=0.05)
-    assert len(np.unique(scores[:, 0])) > 30
+def test_bf16_keeps_as_many_scores_apart(run_dir: Path, scorer: Scorer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    colours, noise = (torch.rand(300, 3, *shape, generator=generator) for shape in ((4, 4), (32, 32)))
+    images = 0.8 * torch.nn.functional.interpolate(colours, 32) + 0.2 * noise
+    exact, near = (s(images, "a red circle") for s in (scorer, ipiqa.load(run_dir / "fold_00", amp="bf16")))
+    np.testing.assert_allclose(near, exact, atol=0.05)
+    for target in range(2):
+        assert len(np.unique(near[:, target])) >= len(np.unique(exact[:, target])) - 3 > 290  # 3: by chance
+
+
+def test_a_frame_has_percentiles_of_the_training_scores_and_the_spread_of_the_folds(run_dir: Path, cfg: Path) -> None:
+    paths = sorted((cfg.parent / "images").iterdir())
+    frame, folds = ipiqa.load(run_dir).frame(paths, "a red tree"), ipiqa.load(run_dir).score_folds(paths, "a red tree")
+    per_target = [f"{target}{column}" for target in ("quality", "alignment") for column in ("", "_percentile", "_std")]
+    assert [*frame] == ["image", "prompt", *per_target] and frame["image"][3] == str(paths[3])
+    np.testing.assert_allclose(frame["alignment_std"], np.abs(folds[0] - folds[1])[:, 1] / 2**0.5, rtol=1e-4)
+    with (cfg.parent / "data.csv").open() as file:
+        mos = {row["name"]: float(row["mos_quality"]) for row in csv.DictReader(file)}
+    scorers = [ipiqa.load(run_dir / f"fold_0{fold}") for fold in (0, 1)]
+    for fold, one in enumerate(scorers):
+        held_out = set(predictions(run_dir, fold)[0])
+        trained = sorted(score for name, score in mos.items() if name not in held_out)
+        for at in (0, 50, 100):
+            value = np.quantile(trained, at / 100)
+            assert one.percentiles(np.array([value]), "quality") == pytest.approx(at, abs=0.5)
+            assert one.trained_on.quantiles["quality"][at] == pytest.approx(value, abs=1e-5)
+    assert [*scorers[0].frame(paths[:1], "a")] == ["image", "prompt", *(c for c in per_target if "_std" not in c)]
+
+
+def test_rank_puts_the_best_first(run_dir: Path, cfg: Path) -> None:
+    paths = sorted((cfg.parent / "images").iterdir())
+    scorer = ipiqa.load(run_dir)
+    scores = scorer(paths, "a red tree")
+    assert [*scorer.rank(paths, "a red tree", by="alignment").index] == [*np.argsort(-scores[:, 1])]
+    low, span = scorer.scales()
+    assert [*low] == [0, 0] and [*span] == [5, 5]
+    assert [*scorer.rank(paths, "a red tree").index] == [*np.argsort(-scores.sum(axis=1))]
+    with pytest.raises(ConfigError, match=r"no target is called 'qualty'. Did you mean 'quality'"):
+        scorer.rank(paths, "a", by="qualty")
+
+
+def test_a_loss_has_gradients_to_the_pixels_that_raise_the_score(run_dir: Path) -> None:
+    scorer = load_models(run_dir)
+    images = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(0)).mul(0.8).add(0.1).requires_grad_()
+    losses = scorer.loss(images, "a red tree", reduction="none")
+    np.testing.assert_allclose(1 - scorer(images.detach(), "a red tree").mean(axis=1) / 5, losses.detach(), atol=1e-5)
+    scorer.loss(images, "a red tree").backward()
+    assert images.grad is not None and images.grad.flatten(1).abs().amax(dim=1).gt(0).all()
+    step = 0.02 * images.grad / images.grad.abs().max()
+    better = scorer.loss((images - step).detach().clamp(0, 1), "a red tree", reduction="none")
+    assert (better < losses).all()
+    with pytest.raises(DataError, match="no floats of shape"):
+        scorer.loss(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "a")
+
+
+def test_long_prompts_are_scored_and_counted_once(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
+    scorer._has_warned = False
+    long = ["tree " * 80, "house " * 90, "a"]
+    for _ in range(2):
+        assert np.isfinite(scorer(torch.rand(3, 3, 32, 32), long)).all()
+    assert [r.getMessage()[:32] for r in caplog.records] == ["prompts: 2 of 3 are longer than t"[:32]]
+
+
+@pytest.mark.parametrize("encoder", [CLIP_RESNET, {"name": "torchvision_resnet", "depth": 18}])
+def test_batch_norm_folds_into_the_convolutions(encoder: dict[str, Any]) -> None:
+    tower = registry.build("image_encoder", registry.resolve("image_encoder", encoder, ""), "", {"image_size": 64})
+    with torch.no_grad():
+        for norm in (module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+        images = torch.rand(2, 3, 64, 64)
+        expected = tower.eval()(images)
+        folded = for_inference(tower)(images)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
+    for before, after in zip(expected, folded, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())

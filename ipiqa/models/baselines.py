@@ -36,10 +36,9 @@ class CLIPCosine(nn.Module):
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32: a line of CLIP's score, which is what they are before training."""
-        with torch.no_grad():
-            image_feature, prompt_feature = self.image_encoder(images)[1], self.prompt_encoder(prompts)
-            with torch.autocast(images.device.type, enabled=False):
-                score = self._score(image_feature.float(), prompt_feature.float())
+        image_feature, prompt_feature = self.image_encoder(images)[1], self.prompt_encoder(prompts)
+        with torch.autocast(images.device.type, enabled=False):
+            score = self._score(image_feature.float(), prompt_feature.float())
         return score[:, None] * self.slope + self.intercept
 
     def _score(self, image_feature: torch.Tensor, prompt_feature: torch.Tensor) -> torch.Tensor:
@@ -93,6 +92,4 @@ class LinearProbe(nn.Module):
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
-        with torch.no_grad():
-            feature = self.image_encoder(images)[1].float()
-        return self.head(self.norm(feature))
+        return self.head(self.norm(self.image_encoder(images)[1].float()))

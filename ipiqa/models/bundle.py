@@ -37,6 +37,7 @@ class Training:
     versions: dict[str, str] = field(default_factory=dict)  # of ipiqa and torch
     licence: str = ""  # what whoever passes the weights on must look at
     images: list[str] = field(default_factory=list)  # first digits of the sha256 of each training image
+    quantiles: dict[str, list[float]] = field(default_factory=dict)  # target -> MOS at 0, 1, ..., 100 % of these images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,108 +1,56 @@
-"""A trained model in one object: images and prompts in, scores out. `ipiqa.load` makes it of what training leaves."""
+"""What scores images against prompts, whoever made it: one interface for Python, commands, server and cluster."""
 
 from __future__ import annotations
 
-import os
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import nn
-from torch.nn import functional
 
 from ipiqa.datasets.table import Target
-from ipiqa.engine.predict import autocast
-from ipiqa.engine.prompt_cache import PromptCache
-from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, ModelSpec, Training
-from ipiqa.models.checkpoints import read_checkpoint
-from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.towers import tokenizer_of
-from ipiqa.models.weights import printable
-from ipiqa.registry import file_path
+from ipiqa.errors import ConfigError, DataError, did_you_mean
+from ipiqa.models.bundle import Training
+from ipiqa.prompts import num_too_long
+from ipiqa.scoring.images import Images, OneImage, listed, name_of
 
-OneImage = str | Path | Image.Image | torch.Tensor
-Precision = Literal["none", "bf16", "fp16"]
+if TYPE_CHECKING:
+    import pandas
+
+logger = logging.getLogger("ipiqa")
+
 BATCH_SIZE = 32
 
 
-def load(
-    what: str | Path, device: str = "auto", amp: Precision = "none", *, folds: Sequence[int] | None = None
-) -> Scorer:
-    """Returns the scorer that a bundle, a checkpoint or a run folder holds; no other file is needed.
+class Scorer(ABC):
+    """Images and prompts -> scores: one model, or the mean of the F folds of one kind.
 
-    Args:
-        what: a bundle or fold folder, a checkpoint such as best.pt, or a run folder, of which each score is the mean
-            over its folds' best epochs.
-        device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1", ...
-        amp: precision; "bf16" is faster and changes scores a little.
-        folds: which folds of a run folder; None for all.
-
-    A file that is missing, damaged or does not say which model it belongs to is a DataError, a device that is not
-    there a ConfigError.
+    Attributes:
+        targets: what the T scores of an image mean, in order.
+        needs_prompt: whether scores depend on prompts.
+        image_size: side of what the model sees, in pixels; images of any size are resized to it.
+        trained_on: of the first fold, as far as it is known.
     """
-    specs: list[ModelSpec] = []
-    models = []
-    for path in _checkpoints(what, folds):
-        checkpoint, where = read_checkpoint(path, "ipiqa.load"), f"ipiqa.load: '{path}'"
-        if (spec := checkpoint.spec) is None:
-            how = f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')"
-            raise DataError(f"{where} does not say which model it belongs to. Build that from its config: {how}.")
-        if not spec.targets:
-            raise DataError(f"{where} was pre-trained and scores nothing. Train it on scores first.")
-        specs.append(spec)
-        if problems := ["its targets are others"] * (spec.targets != specs[0].targets) + spec.differences(specs[0]):
-            raise DataError(f"{where}: not of the first fold's model: {problems[0]}. Load it alone.")
-        models.append(spec.build())
-        load_exactly(models[-1], checkpoint.tensors, where, checkpoint.may_miss)
-    return Scorer(models, specs[0], device=device, amp=amp)
 
+    targets: tuple[Target, ...]
+    needs_prompt: bool
+    image_size: int
+    trained_on: Training
+    _has_warned = False
 
-def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
-    """Returns the checkpoint files, or the one bundle, that a path stands for."""
-    path = Path(file_path(str(what), "ipiqa.load"))
-    is_folder = os.path.isdir(path) and not (path / CONFIG).is_file()  # noqa: PTH112 (is_dir raises for a long path)
-    if not is_folder or (path / "best.pt").is_file():
-        if folds is not None:
-            raise ConfigError(f"ipiqa.load: folds: '{path}' is not a run folder. Leave folds out.")
-        return [path / "best.pt" if is_folder else path]
-    of_fold = {int(n): file for file in sorted(path.glob("fold_*/best.pt")) if (n := file.parent.name[5:]).isdecimal()}
-    if not of_fold:
-        raise DataError(f"ipiqa.load: '{path}' holds neither a bundle nor a best.pt of any fold. Give one that does.")
-    chosen = [*of_fold] if folds is None else [*folds]
-    if not chosen or not {*chosen} <= of_fold.keys():
-        missing = [fold for fold in chosen if fold not in of_fold] or "none"
-        raise DataError(f"ipiqa.load: '{path}' has no best.pt of fold {missing}. There are: {str([*of_fold])[1:-1]}.")
-    return [file for fold, file in of_fold.items() if fold in chosen]
+    @abstractmethod
+    def prepare(self, image: OneImage) -> Any:
+        """Returns an image as `outputs` takes it; threads may call this at once. DataError: it cannot be used."""
 
+    @abstractmethod
+    def outputs(self, prepared: Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
+        """Returns (F, B, T) float32, the scores by each of F folds, of one batch of prepared images."""
 
-class Scorer:
-    """One model, or the mean of several of one kind."""
+    def forget_prompts(self) -> None:  # noqa: B027 (most keep nothing)
+        """Forgets what is kept of earlier prompts, so that the next scores are those of a new process to the bit."""
 
-    def __init__(self, models: list[nn.Module], spec: ModelSpec, *, device: str = "auto", amp: str = "none") -> None:
-        """Takes built models and what they are; `load` explains device and amp."""
-        if amp not in ("none", "bf16", "fp16"):
-            raise ConfigError(f"amp: {amp!r} is no precision. Take none, bf16 or fp16.")
-        try:
-            auto = "cuda" if torch.cuda.is_available() else "cpu"
-            self._device = torch.device(auto if device == "auto" else device)
-            models = [model.eval().to(self._device) for model in models]
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device: {device!r} cannot be used ({printable(error)[:80]}). Take auto.") from None
-        self._amp = amp
-        self._processor = spec.build_processor()
-        self._tokenize = tokenizer_of(spec.model.get("prompt_encoder"))
-        self._models = [(model, PromptCache.of(model)) for model in models]  # the weights stay as they are from here on
-        self.targets: tuple[Target, ...] = spec.targets  # what the T scores of an image mean, in order
-        self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in models)
-        self.image_size: int = spec.image_size  # side of what the model sees; images of any size are resized to it
-        self.trained_on: Training = spec.training  # of the first model
-
-    @torch.inference_mode()
-    def score(self, images: OneImage | Sequence[OneImage], prompts: str | Sequence[str] | None = None) -> np.ndarray:
+    def score(self, images: Images, prompts: str | Sequence[str] | None = None) -> np.ndarray:
         """Returns (N, T) float32 scores in units of the MOS trained on, whatever images they are scored among.
 
         Args:
@@ -111,22 +59,85 @@ class Scorer:
 
         An image that cannot be used and a prompt that is missing or empty are a DataError.
         """
-        is_one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, torch.Tensor) and images.ndim != 4)
-        listed: list[OneImage] = [images] if is_one else list(images)  # type: ignore[list-item,arg-type]
-        texts = self._texts(prompts, len(listed))
-        out = [torch.zeros(0, len(self.targets))]
-        for start in range(0, len(listed), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            inputs = torch.stack([self._input(image) for image in listed[part]]).to(self._device)
-            tokens = self._tokenize(texts[part])
-            with autocast(self._device, self._amp):
-                scores = [model(inputs, cache(tokens) if cache else tokens).float() for model, cache in self._models]
-            out.append(torch.stack(scores).mean(dim=0).cpu())
-        return torch.cat(out).numpy()
+        return self.score_folds(images, prompts).mean(axis=0)
 
     __call__ = score
 
-    def _texts(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+    def score_folds(self, images: Images, prompts: str | Sequence[str] | None = None) -> np.ndarray:
+        """Returns (F, N, T) float32: the scores by each fold, of which `score` is the mean."""
+        all_images = listed(images)
+        texts = self.texts(prompts, len(all_images))
+        if not all_images:
+            return np.zeros((1, 0, len(self.targets)), np.float32)
+        out = []
+        for start in range(0, len(all_images), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            out.append(self.outputs([self.prepare(image) for image in all_images[part]], texts[part]))
+        return np.concatenate(out, axis=1)
+
+    def frame(self, images: Images, prompts: str | Sequence[str] | None = None) -> pandas.DataFrame:
+        """Returns one row an image: image, prompt, and for each target the score and what `columns` adds to it.
+
+        `<target>_percentile` is the share, 0 to 100, of the images trained on whose MOS is lower; `<target>_std` the
+        standard deviation of the folds' scores, where there are several.
+        """
+        import pandas
+
+        all_images = listed(images)
+        texts = self.texts(prompts, len(all_images))
+        names = [name_of(image, number) for number, image in enumerate(all_images)]
+        columns = self.columns(self.score_folds(all_images, texts))
+        return pandas.DataFrame({"image": names, "prompt": texts} | columns)
+
+    def columns(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the columns (N,) that a table has of scores (F, N, T), by name."""
+        out = {}
+        mean = scores.mean(axis=0)
+        for i, target in enumerate(self.targets):
+            out[target.name] = mean[:, i]
+            if target.name in self.trained_on.quantiles:
+                out[f"{target.name}_percentile"] = self.percentiles(mean[:, i], target.name)
+            if len(scores) > 1:
+                out[f"{target.name}_std"] = scores[:, :, i].std(axis=0, ddof=1)
+        return out
+
+    def percentiles(self, scores: np.ndarray, target: str) -> np.ndarray:
+        """Returns which percentile, 0 to 100, of the MOS trained on each score (N,) is; NaN where that is not known."""
+        quantiles = self.trained_on.quantiles.get(target)
+        if not quantiles:
+            return np.full(len(scores), np.nan, np.float32)
+        percent = np.interp(scores, quantiles, np.linspace(0, 100, len(quantiles)))
+        return percent.astype(np.float32)
+
+    def rank(self, images: Images, prompt: str | None = None, *, by: str | None = None) -> pandas.DataFrame:
+        """Returns the `frame` of several images for one prompt, best first; the index numbers them as they came.
+
+        `by` names the target to sort by; None for the mean of all, each on the scale 0 to 1 of its MOS.
+        """
+        names = [target.name for target in self.targets]
+        if by is not None and by not in names:
+            raise ConfigError(
+                f"by: no target is called {by!r}.{did_you_mean(by, names)} There are: {', '.join(names)}."
+            )
+        frame = self.frame(images, prompt)
+        low, span = self.scales()
+        key = (frame[names].to_numpy() - low) / span  # (N, T)
+        key = key.mean(axis=1) if by is None else key[:, names.index(by)]
+        return frame.iloc[np.argsort(-key, kind="stable")]
+
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lowest score (T,) and the span (T,) of each target's scale, or of the MOS trained on."""
+        ends = []
+        for target in self.targets:
+            quantiles = self.trained_on.quantiles.get(target.name) or [0.0, 1.0]
+            low = quantiles[0] if target.low is None else target.low
+            high = quantiles[-1] if target.high is None else target.high
+            ends.append((low, (high - low) or 1.0))
+        low_and_span = np.array(ends, np.float32)
+        return low_and_span[:, 0], low_and_span[:, 1]
+
+    def texts(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+        """Returns one prompt per image; DataError where one is missing or empty and scores depend on it."""
         if prompts is None and self.needs_prompt:
             raise DataError("prompts: missing, and the scores depend on them. Give one text per image.")
         texts = [prompts or ""] * count if prompts is None or isinstance(prompts, str) else list(prompts)
@@ -135,32 +146,9 @@ class Scorer:
         for row, text in enumerate(texts):
             if not isinstance(text, str) or (self.needs_prompt and not text.strip()):
                 raise DataError(f"prompts: row {row}: {text!r:.60} is no prompt. Give each image a text, none empty.")
+        if self.needs_prompt and not self._has_warned and (number := num_too_long(texts)):
+            self._has_warned = True
+            logger.warning(
+                "prompts: %d of %d are longer than the model reads; their last words do not count", number, count
+            )
         return texts
-
-    def _input(self, image: OneImage) -> torch.Tensor:
-        """Returns what the model sees of an image: float32 (3, S, S), normalised."""
-        source: Path | Image.Image | None = None
-        shown = type(image).__name__
-        if isinstance(image, (str, Path)):
-            source = Path(file_path(str(image), "images"))
-        elif isinstance(image, Image.Image):
-            source, shown = image if image.mode != "F" else None, f"an image of mode {image.mode}"  # F: of any range
-        elif isinstance(image, torch.Tensor):
-            is_image = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
-            if is_image and image.is_floating_point():
-                return self._input_of_floats(image.float().cpu())
-            is_bytes, shown = is_image and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
-            source = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) if is_bytes else None
-        if source is None:
-            right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
-            raise DataError(f"images: {shown} cannot be scored. Give {right}.")
-        return self._processor.normalise(self._processor.decode(source)[None])[0]
-
-    def _input_of_floats(self, image: torch.Tensor) -> torch.Tensor:
-        if not bool(((image >= 0) & (image <= 1)).all()):
-            raise DataError("images: a tensor has values outside 0 to 1, or that are not finite. Give uint8 or 0 to 1.")
-        size = (self.image_size, self.image_size)
-        if image.shape[1:] != size:
-            mode = self._processor.interpolation
-            image = functional.interpolate(image[None], size, mode=mode, antialias=True)[0].clamp(0, 1)
-        return (image - self._processor.mean) / self._processor.std

@@ -1,0 +1,72 @@
+"""Images in the forms that users have them -> what a model sees: float32 (B, 3, S, S), normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from ipiqa.errors import DataError
+from ipiqa.processors.image import SquashProcessor
+from ipiqa.registry import file_path
+
+OneImage = str | Path | bytes | Image.Image | torch.Tensor
+Images = OneImage | Sequence[OneImage]  # a tensor (N, 3, H, W) is N images
+
+
+def listed(images: Images) -> list[OneImage]:
+    """Returns images one by one."""
+    one = isinstance(images, (str, Path, bytes, Image.Image))
+    one = one or (isinstance(images, torch.Tensor) and images.ndim != 4)
+    return [images] if one else list(images)  # type: ignore[list-item,arg-type]
+
+
+def name_of(image: OneImage, number: int) -> str:
+    """Returns what to call an image: its path, or its number among the others."""
+    return str(image) if isinstance(image, (str, Path)) else f"image {number}"
+
+
+def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
+    """Returns an image (3, S, S): uint8 as decoded, or float32 and normalised where it came as floats from 0 to 1.
+
+    `image` is a path, the content of a file, a PIL image, or a tensor (3, H, W). DataError where it cannot be used.
+    """
+    source: Path | bytes | Image.Image | None = None
+    shown = type(image).__name__
+    if isinstance(image, (str, Path)):
+        source = Path(file_path(str(image), "images"))
+    elif isinstance(image, bytes):
+        source = image
+    elif isinstance(image, Image.Image):
+        source, shown = image if image.mode != "F" else None, f"an image of mode {image.mode}"  # F: of any range
+    elif isinstance(image, torch.Tensor):
+        is_image = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
+        if is_image and image.is_floating_point():
+            return normalise_floats(image.float().cpu()[None], processor)[0]
+        is_bytes, shown = is_image and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
+        source = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) if is_bytes else None
+    if source is None:
+        right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
+        raise DataError(f"images: {shown} cannot be scored. Give {right}.")
+    return processor.decode(source)
+
+
+def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.Tensor:
+    """Returns what the model sees of floats (N, 3, H, W) from 0 to 1, on their device; gradients pass."""
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise DataError("images: a tensor has values outside 0 to 1, or that are not finite. Give uint8 or 0 to 1.")
+    size = (processor.image_size, processor.image_size)
+    if images.shape[2:] != size:
+        images = functional.interpolate(images, size, mode=processor.interpolation, antialias=True).clamp(0, 1)
+    return (images - processor.mean.to(images.device)) / processor.std.to(images.device)
+
+
+def batch_of(prepared: Sequence[torch.Tensor], processor: SquashProcessor, device: torch.device) -> torch.Tensor:
+    """Returns what the model sees, float32 (B, 3, S, S) on a device, of images as `prepare` returns them."""
+    if all(image.dtype == torch.uint8 for image in prepared):
+        return processor.normalise(torch.stack(list(prepared)).to(device, non_blocking=True))
+    done = [processor.normalise(image[None])[0] if image.dtype == torch.uint8 else image for image in prepared]
+    return torch.stack(done).to(device)

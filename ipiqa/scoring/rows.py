@@ -1,0 +1,48 @@
+"""The rows of a scoring job: images and prompts, one after the other, in parts that any process can read again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image to be scored."""
+
+    image: str  # what it is called in the output
+    source: Path | bytes  # a file, or the content of one
+    prompt: str | None  # None where there is none
+    carried: tuple[str, ...] = ()  # cells of the input's other columns
+    problem: str = ""  # why it cannot be scored, where that is known before the image is opened
+
+
+class Part(Protocol):
+    """Some rows that follow each other. It can be pickled, and read as often as one likes, on any machine."""
+
+    number: int  # from 0
+
+    def __len__(self) -> int: ...
+    def rows(self) -> list[Row]: ...
+
+
+class Rows(Protocol):
+    """What is scored, in a fixed order."""
+
+    columns: tuple[str, ...]  # names of the input's other columns, which `Row.carried` has cells for
+    num_rows: int | None  # None where it is not known before the end
+
+    def parts(self, size: int) -> Iterator[Part]:
+        """Yields all rows, `size` a part; the last one, and the last of a shard, may have fewer."""
+
+
+def digest(rows: list[Row]) -> str:
+    """Returns 16 hexadecimal digits that tell whether a part is still the same: names, prompts and other cells."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for row in rows:
+        for text in (row.image, row.prompt or "", *row.carried, row.problem):
+            hashed.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return hashed.hexdigest()
