@@ -118,32 +118,23 @@ def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
 
 def _prepare(scorer: Scorer, row: Row) -> Any:
     """Returns an image as the scorer takes it, or why the row cannot be scored."""
-    prompt = row.prompt or ""
     if row.problem:
         return DataError(row.problem)
-    if scorer.needs_prompt and not prompt.strip():
+    if scorer.needs_prompt and not (row.prompt or "").strip():
         return DataError("no prompt, on which the scores depend")
-    if prompt != _valid(prompt):
-        return DataError("the prompt is no valid Unicode")
     try:
         return scorer.prepare(row.source)
     except IpiqaError as error:
         return DataError(str(error))
 
 
-def _valid(text: str) -> str:
-    """Returns a text that any file can hold: what is no Unicode, as in names of files, is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _score(scorer: Scorer, batch: _Batch, columns: Sequence[str]) -> list[list[Cell]]:
     """Returns the output of a batch."""
-    images = [future.result() for future in batch.prepared]
-    places = [i for i, image in enumerate(images) if not isinstance(image, DataError)]
-    results = dict(enumerate(images))
-    outputs = _outputs(scorer, [images[i] for i in places], [batch.rows[i].prompt or "" for i in places])
-    results |= zip(places, outputs, strict=True)
-    if places := [i for i in places if isinstance(results[i], np.ndarray)]:
+    results: dict[int, Any] = {i: future.result() for i, future in enumerate(batch.prepared)}
+    places = [i for i, image in results.items() if not isinstance(image, DataError)]
+    images, prompts = [results[i] for i in places], [batch.rows[i].prompt or "" for i in places]
+    results |= zip(places, _outputs(scorer, images, prompts), strict=True)
+    if places := [i for i in places if not isinstance(results[i], DataError)]:
         columns_of = scorer.columns(np.stack([results[i] for i in places], axis=1)).values()
         # float(str()): the shortest digits that mean this float32, in every format
         cells = zip(*([float(str(value)) for value in values] for values in columns_of), strict=True)
@@ -151,11 +142,8 @@ def _score(scorer: Scorer, batch: _Batch, columns: Sequence[str]) -> list[list[C
     out: list[list[Cell]] = []
     for row, result in zip(batch.rows, results.values(), strict=True):
         failed = isinstance(result, DataError)
-        prompt = None if row.prompt is None else _valid(row.prompt)
-        scores = [None] * len(columns) if failed else result
-        out.append(
-            [_valid(row.image), prompt, *map(_valid, row.carried), *scores, _valid(str(result)) if failed else None]
-        )
+        error = str(result).encode("utf-8", "backslashreplace").decode() if failed else None  # it may name odd paths
+        out.append([row.image, row.prompt, *row.carried, *([None] * len(columns) if failed else result), error])
     return out
 
 

@@ -1,11 +1,12 @@
-"""The folder of a scoring job that is not finished: its parts, written by whatever processes, and what job it is."""
+"""From scored parts to one file: the folder of a job that is not finished, and what is done when all is scored."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from ipiqa.errors import ConfigError
 from ipiqa.files import locked, replacing, write_json
 from ipiqa.scoring.job import ScoredPart
 from ipiqa.scoring.rows import Part, digest
+from ipiqa.scoring.writers import Columns, write_output
 
 JOB, LOCK = "job.json", "job.lock"
+_OURS = ("part-*.jsonl", "output.*", ".*.tmp")  # what lies in the folder besides; the last of killed processes
+MOST_FAILURES = 20  # that are kept to be shown
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,30 @@ class PartsFolder:
     def claimed(self, job: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
         """Holds the folder for one process; parts that are there stay where they are of the same job.
 
-        Those of another job are removed with `overwrite`; else that is a ConfigError, which says what differs.
+        Those of another job are removed with `overwrite`; else that is a ConfigError, which says what differs. A folder
+        without parts is removed in the end.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path / LOCK, advice="Wait for its end, or give another --out."):
-            before = self.job()
-            if before and before != job:
-                if not overwrite:
-                    raise ConfigError(f"--out: '{self.path}' is of another job: {_difference(before, job)}.{_HOW}")
-                before = {}
-            if not before:
-                self._remove_parts()
-                write_json(self.path / JOB, job)
-            yield
-        with contextlib.suppress(OSError):  # where parts are left
-            self.path.rmdir()
+        try:
+            with locked(self.path / LOCK, advice="Wait for its end, or give another --out."):
+                before = self.job()
+                if before and before != job and not overwrite:
+                    how = "Go on with the command of that job, or give another --out, or --overwrite."
+                    raise ConfigError(f"--out: '{self.path}' is of another job: {_difference(before, job)}. {how}")
+                if before != job:
+                    self.remove()
+                    write_json(self.path / JOB, job)
+                try:
+                    yield
+                finally:
+                    if not any(self.path.glob("part-*.jsonl")):
+                        self.remove()
+        finally:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.path.rmdir()
 
     def job(self) -> dict[str, Any]:
-        """Returns what the folder is claimed for, {} where there is none."""
+        """Returns what the folder is claimed for, {} where that is not known."""
         try:
             found = json.loads((self.path / JOB).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -79,22 +89,73 @@ class PartsFolder:
             return ScoredPart(**head, rows=[json.loads(line) for line in file])
 
     def remove(self) -> None:
-        """Removes what a finished job does not need any more; the folder goes when the claim ends."""
+        """Removes the parts; the folder goes when the claim ends."""
         (self.path / JOB).unlink(missing_ok=True)  # first: parts without it count for nothing
-        self._remove_parts()
-
-    def _remove_parts(self) -> None:
-        for file in self.path.glob("part-*.jsonl"):
-            file.unlink(missing_ok=True)
+        for pattern in _OURS:
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self.path / f"part-{number:07d}.jsonl"
 
 
-_HOW = " Go on with that job by its own command, take another --out, or --overwrite."
-
-
 def _difference(before: dict[str, Any], job: dict[str, Any]) -> str:
     """Returns the first setting in which two jobs differ."""
     name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
-    return f"{name} was {before.get(name)!r:.80} and is {job.get(name)!r:.80}"
+    return f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
+
+
+@dataclass
+class Summary:
+    """What is said of a job in the end."""
+
+    rows: int = 0
+    failed: int = 0
+    too_long: int = 0  # rows whose prompt is longer than the model reads
+    failures: list[tuple[str, str]] = field(default_factory=list)  # the first (image, error)
+
+    def add(self, part: ScoredPart) -> list[list[Any]]:
+        """Counts a part and returns its rows."""
+        failures = [(str(row[0]), str(row[-1])) for row in part.rows if row[-1] is not None]
+        self.failures += failures[: MOST_FAILURES - len(self.failures)]
+        self.rows, self.failed = self.rows + len(part.rows), self.failed + len(failures)
+        self.too_long += part.num_too_long
+        return part.rows
+
+
+def score_to_file(
+    out: Path, columns: Columns, parts: Iterable[Part], score: Callable[[Iterator[Part], PartsFolder], None],
+    job: dict[str, Any], *, overwrite: bool, skipped: Callable[[int], None],
+) -> Summary:  # fmt: skip
+    """Writes the scores of all parts to a file, which is there when all are, and never in part.
+
+    Stopped and called again, it goes on after the last whole part, to the same bytes.
+
+    Args:
+        out: the file; its suffix chooses the form.
+        columns: of the file.
+        parts: all rows.
+        score: scores parts, in whatever processes, and has the folder write each.
+        job: what decides the scores besides the rows; as JSON keeps it.
+        overwrite: whether another job's parts are removed.
+        skipped: called with the number of rows of each part that is there already.
+    """
+    folder, count = PartsFolder.of(out), 0
+
+    def pending() -> Iterator[Part]:
+        nonlocal count
+        for part in parts:
+            count += 1
+            if folder.has(part):
+                skipped(len(part))
+            else:
+                yield part
+
+    summary = Summary()
+    with folder.claimed(job, overwrite=overwrite):
+        score(pending(), folder)
+        merged = folder.path / f"output{out.suffix}"  # there, so that a killed process leaves nothing elsewhere
+        write_output(merged, columns, (summary.add(folder.read(number)) for number in range(count)))
+        os.replace(merged, out)
+        folder.remove()
+    return summary
