@@ -24,8 +24,8 @@ class Row:
 class Part(Protocol):
     """Some rows that follow each other. It can be pickled, and read as often as one likes, on any machine."""
 
-    number: int  # from 0
-
+    @property
+    def number(self) -> int: ...  # from 0
     def __len__(self) -> int: ...
     def rows(self) -> list[Row]: ...
 
@@ -33,8 +33,10 @@ class Part(Protocol):
 class Rows(Protocol):
     """What is scored, in a fixed order."""
 
-    columns: tuple[str, ...]  # names of the input's other columns, which `Row.carried` has cells for
-    num_rows: int | None  # None where it is not known before the end
+    @property
+    def columns(self) -> tuple[str, ...]: ...  # names of the input's other columns, which `Row.carried` has cells for
+    @property
+    def num_rows(self) -> int | None: ...  # None where it is not known before the end
 
     def parts(self, size: int) -> Iterator[Part]:
         """Yields all rows, at most `size` a part; a part that would be the last, or take much memory, may have fewer.
