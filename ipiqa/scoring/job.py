@@ -62,6 +62,24 @@ def score_columns(scorer: Scorer) -> tuple[str, ...]:
     return tuple(scorer.columns(scorer.score_folds(Image.new("RGB", (64, 64), "grey"), "a")))
 
 
+def device_type(scorer: Scorer) -> str:
+    """Returns on what kind of device a scorer computes."""
+    return getattr(scorer, "device", torch.device("cpu")).type
+
+
+def auto_batch_size(scorer: Scorer) -> int:
+    """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
+    size = 32 if device_type(scorer) == "cpu" else 128
+    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
+    while device_type(scorer) != "cpu" and size > 1:
+        try:
+            scorer.outputs([grey] * size, ["a"] * size)
+            break
+        except torch.OutOfMemoryError:
+            size //= 2
+    return size
+
+
 def score_part(scorer: Scorer, part: Part, settings: Settings) -> ScoredPart:
     """Returns the scores of one part."""
     return next(score_parts(scorer, [part], settings))

@@ -14,6 +14,7 @@ from ipiqa.errors import ConfigError
 from ipiqa.files import replacing, require_package
 from ipiqa.scoring.job import Cell
 
+WIDEST = 40  # characters of a text on the screen
 ROW_GROUP = 2**14  # rows of a parquet file that are written at once
 
 Chunks = Iterable[list[list[Cell]]]  # rows, some at a time
@@ -104,3 +105,30 @@ def write_parquet(file: IO[bytes], columns: Columns, chunks: Chunks) -> None:
 WRITERS: dict[str, Callable[[Any, Columns, Chunks], None]] = {
     ".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet,
 }  # fmt: skip
+
+
+def write_aligned(file: IO[str], columns: Columns, chunks: Chunks) -> None:
+    """Writes a table for people: long texts are cut, spreads left out, an error stands in the place of scores."""
+    shown = [name for name in columns.scores if not name.endswith("_std")]
+    heading = ["image", "prompt", *("percentile" if name.endswith("_percentile") else name for name in shown)]
+    digits = [0 if name == "percentile" else 3 for name in heading[2:]]
+    widths: list[int] = []
+    for rows in chunks:
+        lines = [] if widths else [heading]
+        for row in rows:
+            scores = zip((row[columns.names.index(name)] for name in shown), digits, strict=True)
+            numbers = [f"{score:.{places}f}" for score, places in scores] if row[-1] is None else [_legible(row[-1])]
+            lines.append([_legible(row[0])[-WIDEST:], _legible(row[1])[:WIDEST], *numbers])
+        widths = widths or [max(len(line[i]) for line in lines) for i in (0, 1)] + [max(len(n), 6) for n in heading[2:]]
+        for line in lines:
+            cells = (
+                cell.rjust(width) if i > 1 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=False))
+            )
+            file.write("  ".join(cells).rstrip() + "\n")
+        file.flush()
+
+
+def _legible(cell: Cell) -> str:
+    """Returns a text on one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(cell or "")).strip()
