@@ -153,9 +153,11 @@ def _read_xlsx(path: Path, here: str, choose: Choose) -> Rows:
     with contextlib.closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
         sheet = book.worksheets[0]
         sheet.reset_dimensions()  # what a file says of its size need not be true
-        chosen = choose([_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
+        chosen = choose([as_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
         rows = sheet.iter_rows(min_row=2, max_col=max(chosen) + 1, values_only=True)
-        yield from ((number, [_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2))
+        yield from (
+            (number, [as_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2)
+        )
 
 
 def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:
@@ -171,7 +173,7 @@ def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:
 
     columns = list(dict.fromkeys(key for _, row in objects() for key in row))  # known when all lines are
     names = [columns[position] for position in choose(columns)]
-    yield from ((number, [_text(row.get(name)) for name in names]) for number, row in objects())
+    yield from ((number, [as_text(row.get(name)) for name in names]) for number, row in objects())
 
 
 def _read_parquet(path: Path, here: str, choose: Choose) -> Rows:
@@ -192,7 +194,7 @@ def _read_parquet(path: Path, here: str, choose: Choose) -> Rows:
             start += batch.num_rows
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Returns a cell as text; a float keeps all its digits."""
     if value is None or isinstance(value, str):
         return value or ""

@@ -45,6 +45,7 @@ class Rows(Protocol):
         """
 
 
+Listing = Callable[[], Iterator[Row]]  # gives all rows, each time it is called
 Complete = Callable[[Row], Row]  # can be pickled; adds what is only known once a row's files are read
 
 
@@ -68,10 +69,14 @@ class ListedRows:
     """Rows that a table, a folder or standard input lists."""
 
     columns: tuple[str, ...]
-    num_rows: int | None
-    listing: Callable[[], Iterator[Row]]
+    total: int | None  # rows that are listed, of which the first `limit` are taken
+    listing: Listing
     complete: Complete
     limit: int | None = None
+
+    @property
+    def num_rows(self) -> int | None:
+        return self.total if self.total is None or self.limit is None else min(self.total, self.limit)
 
     def parts(self, size: int) -> Iterator[ListedPart]:
         rows = itertools.islice(self.listing(), self.limit)
