@@ -115,10 +115,10 @@ def _write(
 ) -> int:
     """Writes scores to a file; when it is stopped, what is scored is kept."""
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.job import score_parts
+    from ipiqa.scoring.job import device_type, score_parts
     from ipiqa.scoring.parts import score_to_file
 
-    job = _identity(scorer, columns, settings, arguments)
+    job = _identity(device_type(scorer), columns, settings, arguments)
     try:
         with StopSignals() as stop:
             progress = Progress(rows.num_rows, stop)
@@ -139,20 +139,16 @@ def _write(
     return status
 
 
-def _identity(scorer: Scorer, columns: Columns, settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
+def _identity(device: str, columns: Columns, settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what decides scores besides the rows: a job that goes on must not differ in it."""
-    import PIL
-    import torch
-
-    import ipiqa
-    from ipiqa.scoring.job import device_type
     from ipiqa.scoring.loading import model_sha256
+    from ipiqa.scoring.parts import versions
 
     return {
         "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (no links)
-        "model": model_sha256(arguments.model, arguments.folds), "device": device_type(scorer), "amp": arguments.amp,
+        "model": model_sha256(arguments.model, arguments.folds), "device": device, "amp": arguments.amp,
         "batch_size": settings.batch_size, "columns": columns.names,
-        "versions": {"ipiqa": ipiqa.__version__, "torch": torch.__version__, "pillow": PIL.__version__},
+        "versions": versions(),
     }  # fmt: skip
 
 

@@ -67,9 +67,14 @@ def device_type(scorer: Scorer) -> str:
     return getattr(scorer, "device", torch.device("cpu")).type
 
 
+def usual_batch_size(device: str) -> int:
+    """Returns how many images a kind of device is given at once."""
+    return 32 if device == "cpu" else 128
+
+
 def auto_batch_size(scorer: Scorer) -> int:
     """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size = 32 if device_type(scorer) == "cpu" else 128
+    size = usual_batch_size(device_type(scorer))
     grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
     while device_type(scorer) != "cpu" and size > 1:
         try:

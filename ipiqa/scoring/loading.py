@@ -57,7 +57,9 @@ def load_models(
 
 
 def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
-    """Returns 16 hexadecimal digits of the content of the files that `load` reads."""
+    """Returns 16 hexadecimal digits of the content of the files that `load` reads, or of a name that is no file."""
+    if not os.path.exists(what):  # noqa: PTH110 (exists raises for a long path)
+        return hashlib.sha256(str(what).encode()).hexdigest()[:16]
     files = []
     for path in _checkpoints(what, folds):
         files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path]

@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import PIL
+import torch
+
+import ipiqa
 from ipiqa.errors import ConfigError
 from ipiqa.files import locked, replacing, write_json
 from ipiqa.scoring.job import ScoredPart
@@ -17,7 +21,7 @@ from ipiqa.scoring.rows import Part, digest
 from ipiqa.scoring.writers import Columns, write_output
 
 JOB, LOCK = "job.json", "job.lock"
-_OURS = ("part-*.jsonl", "output.*", ".*.tmp")  # what lies in the folder besides; the last of killed processes
+_OURS = ("part-*.jsonl", "output.*", ".*.tmp")  # what lies there besides; the last of killed processes
 MOST_FAILURES = 20  # that are kept to be shown
 
 
@@ -31,6 +35,10 @@ class PartsFolder:
     def of(cls, out: Path) -> PartsFolder:
         """Returns the folder that belongs to an output file."""
         return cls(out.with_name(f"{out.name}.parts"))
+
+    def absolute(self) -> PartsFolder:
+        """Returns the folder for processes that run elsewhere."""
+        return PartsFolder(self.path.absolute())
 
     @contextlib.contextmanager
     def claimed(self, job: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
@@ -103,6 +111,11 @@ def _difference(before: dict[str, Any], job: dict[str, Any]) -> str:
     """Returns the first setting in which two jobs differ."""
     name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
     return f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides scores."""
+    return {"ipiqa": ipiqa.__version__, "torch": torch.__version__, "pillow": PIL.__version__}
 
 
 @dataclass
