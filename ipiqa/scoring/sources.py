@@ -123,9 +123,10 @@ def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
 
 
 def _open_picture(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path raises for a long one)
         right = "Give a picture, a folder, a table (.csv, .jsonl, ...), shards (.tar) or - for standard input."
-        raise DataError(f"images: '{path}' {'is no file' if path.exists() else 'does not exist'}. {right}")
+        problem = "is no file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
+        raise DataError(f"images: {shorten(str(path))} {problem}. {right}")
     row = Row(str(path), path.absolute(), None)
     return ListedRows((), 1, lambda: iter([row]), complete)
 

@@ -77,11 +77,11 @@ class ShardRows:
                 yield part
                 part, held = replace(empty, place=place), 0
             part, held, last = replace(part, num_samples=part.num_samples + 1), held + num_bytes, name
-        if skipped:
-            damage = f"unreadable tar: what follows {last!r} is lost" if last else "unreadable tar"
-            part = replace(part, damage=damage)
-        if len(part):
+        if part.num_samples == size or (part.num_samples and not skipped):
             yield part
+            part = empty
+        if skipped:
+            yield replace(part, damage=f"unreadable tar: what follows {last!r} is lost" if last else "unreadable tar")
 
 
 def open_shards(pattern: str, prompt_member: str, complete: Completion, limit: int | None) -> ShardRows:
