@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_scorer_whoever_scores_a_part_and_after_what(sco
     assert [row[:3] for row in rows] == [[row.image, row.prompt, *row.carried] for row in listed]
     names = ("quality", "quality_percentile", "quality_std", "alignment", "alignment_percentile", "alignment_std")
     assert settings.columns == names and {row[-1] for row in rows} == {None}
-    np.testing.assert_allclose([row[3:-1] for row in rows], frame[[*names]], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose([row[3:-1] for row in rows], frame[[*names]], rtol=1e-3, atol=1e-3)
     assert np.ptp(frame["quality"]) > 0.01
 
 
@@ -150,7 +150,7 @@ def test_rows_that_fail_change_others_by_rounding_alone(scorer: Scorer, listed: 
             assert after[-7:-1] == [None] * 6 and after[0] == bad[i].image
         else:
             assert after[:3] == before[:3] and after[-1] is None
-            np.testing.assert_allclose(after[3:-1], before[3:-1], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(after[3:-1], before[3:-1], rtol=1e-3, atol=1e-3)
     errors = {i: str(mixed[i][-1]) for i in bad}
     assert "is not an image: it starts with b'this is no" in errors[3] and "No such file" in errors[4]
     assert errors[20] == "no prompt, on which the scores depend" and errors[21] == "line 7 names no image"

@@ -14,8 +14,9 @@ from ipiqa.errors import IpiqaError
 EXIT_STATUS = """exit status:
   0    done
   2    a mistake in the input, reported in one line
-  130  stopped by Ctrl-C   } the state is saved:
-  143  stopped by SIGTERM  } go on with --resume
+  3    done, and some rows of `ipiqa score` have an error
+  130  stopped by Ctrl-C   } the state is saved: go on with
+  143  stopped by SIGTERM  } --resume, or score with the same command
   141  nobody read the output to its end
   1    anything else, with a traceback: please report it
 """

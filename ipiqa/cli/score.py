@@ -86,8 +86,8 @@ def score(arguments: argparse.Namespace) -> int:
     inputs = Inputs(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Inputs)})
     rows = open_rows(arguments.images, inputs, needs_prompt=scorer.needs_prompt)
     columns = Columns.of(rows.columns, score_columns(scorer))
-    if changed := [f"{a} is {b}" for a, b in zip(rows.columns, columns.carried, strict=True) if a != b]:
-        logger.info("columns of the input that are called as ones of the output: %s", ", ".join(changed))
+    if renamed := [f"{a} -> {b}" for a, b in zip(rows.columns, columns.carried, strict=True) if a != b]:
+        logger.info("columns of the input, renamed because the output has such: %s", ", ".join(renamed))
     if arguments.dry_run:
         return _show(rows, columns)
     recorded = None if out is None else PartsFolder.of(out).job().get("batch_size")
@@ -105,6 +105,8 @@ def _print(scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, *, 
     from ipiqa.scoring.writers import write_aligned, write_csv
 
     summary, progress = Summary(), Progress(rows.num_rows)
+    if sys.stdout.isatty():  # a bar would stand between the rows
+        progress.bar.close()
     scored = score_parts(scorer, rows.parts(settings.part_size), settings, progress.add)
     (write_csv if as_csv else write_aligned)(sys.stdout, columns, map(summary.add, scored))
     return _report(summary, progress)
@@ -185,7 +187,8 @@ def _report(summary: Summary, progress: Progress) -> int:
     if more := summary.failed - len(summary.failures):
         logger.warning("... and %d more", more)
     failed = f", {summary.failed} could not be scored" * bool(summary.failed)
-    logger.info("%d rows%s; %s", summary.rows, failed, progress.in_words())
+    if summary.rows > 1:
+        logger.info("%d rows%s; %s", summary.rows, failed, progress.in_words())
     return 3 if summary.failed else 0
 
 
@@ -201,20 +204,24 @@ class Progress:
         self.started = self.logged = time.monotonic()
 
     def skip(self, count: int) -> None:
-        """Counts rows that an earlier job has scored."""
+        """Counts rows that an earlier job has scored, as `add`."""
         self.skipped += count
         self.bar.n += count
         self.bar.initial = self.bar.last_print_n = self.bar.n  # they do not count for its speed
+        self._stop_if_asked()
 
     def add(self, count: int) -> None:
         """Counts rows just scored; raises Interrupted where a signal came."""
-        from ipiqa.engine.stop import Interrupted
-
         self.scored += count
         self.bar.update(count)
         if self.bar.disable and time.monotonic() - self.logged > LOG_EVERY:
             self.logged = time.monotonic()
             logger.info("scored %d of %s rows, %s", self.skipped + self.scored, self.total or "?", self.in_words())
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        from ipiqa.engine.stop import Interrupted
+
         if self.stop is not None and self.stop.signal_number is not None:
             raise Interrupted(f"after {self.skipped + self.scored} rows", self.stop.signal_number)
 

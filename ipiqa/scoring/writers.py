@@ -118,7 +118,10 @@ def write_aligned(file: IO[str], columns: Columns, chunks: Chunks) -> None:
         for row in rows:
             scores = zip((row[columns.names.index(name)] for name in shown), digits, strict=True)
             numbers = [f"{score:.{places}f}" for score, places in scores] if row[-1] is None else [_legible(row[-1])]
-            lines.append([_legible(row[0])[-WIDEST:], _legible(row[1])[:WIDEST], *numbers])
+            image, prompt = _legible(row[0]), _legible(row[1])
+            image = image if len(image) <= WIDEST else f"…{image[1 - WIDEST :]}"
+            prompt = prompt if len(prompt) <= WIDEST else f"{prompt[: WIDEST - 1]}…"
+            lines.append([image, prompt, *numbers])
         widths = widths or [max(len(line[i]) for line in lines) for i in (0, 1)] + [max(len(n), 6) for n in heading[2:]]
         for line in lines:
             cells = (
