@@ -36,7 +36,7 @@ class AttentionPool(nn.Module):
         return self.c_proj(pooled)
 
     def attention(self, token_map: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the weights (B, H, 1 + h*w), of sum 1, by which `forward` mixes tokens; the mean token comes first."""
+        """Returns the weights (B, H, 1 + h*w), of sum 1, by which `forward` mixes tokens, the mean token first."""
         return self._weights(self._tokens(token_map), query)
 
     def _tokens(self, token_map: torch.Tensor) -> torch.Tensor:
