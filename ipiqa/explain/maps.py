@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from ipiqa.models.pooling import AttentionPool
 from ipiqa.scoring.images import batch_of
 from ipiqa.scoring.model_scorer import ModelScorer
+
+Kind = Literal["prompt attention", "image attention", "gradient"]
 
 GRID = (8, 8)  # cells of the map of a model that has no token map
 
@@ -29,78 +30,63 @@ class HeatMap:
         mean_token: the share, 0 to 1, of the attention that goes to no cell but to the mean of all; 0 for a gradient.
     """
 
-    kind: Literal["prompt attention", "image attention", "gradient"]
+    kind: Kind
     target: str
     weights: np.ndarray
     mean_token: float
 
 
 def heat_maps(scorer: ModelScorer, prepared: torch.Tensor, prompt: str) -> list[HeatMap]:
-    """Returns the maps of an image as `scorer.prepare` returns it.
+    """Returns the maps of an image, given as `scorer.prepare` returns it.
 
     They are the attention of the fusion's pool and of the image tower's, and where a model lacks one of the two, a
     gradient map for each target.
     """
     inputs = batch_of([prepared], scorer.processor, scorer.device)
     tokens = scorer.tokenize([prompt]) if scorer.needs_prompt else torch.zeros(1, 1).long()
-    attention = [_attention(model, inputs, tokens) for model in scorer.models]  # of each fold
-    maps = [_attention_map(kind, [fold[kind] for fold in attention]) for kind in attention[0]]
-    if len(maps) < 2:
-        maps += _gradient_maps(scorer, inputs, tokens)
-    return maps
+    folds = [_attention(model, inputs, tokens) for model in scorer.models]
+    maps = []
+    for kind in folds[0]:  # the folds are of one kind of model
+        mean_token, *cells = np.mean([fold[kind] for fold in folds], axis=0)
+        maps.append(HeatMap(kind, "", _shares(np.reshape(cells, _grid(scorer.models[0]))), float(mean_token)))
+    return maps if len(maps) == 2 else maps + _gradient_maps(scorer, inputs, tokens)
 
 
 @torch.no_grad()
-def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[Any, np.ndarray]:
-    """Returns the attention (1 + h, w)... of each pool that a model has."""
+def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[Kind, np.ndarray]:
+    """Returns the weights (1 + h * w,) of each pool that a model has, the mean over its heads."""
     tower = getattr(model, "image_encoder", None)
-    pools = {
-        "prompt attention": getattr(getattr(model, "fusion", None), "pool", None),
-        "image attention": getattr(tower, "pool", None),
-    }
-    pools = {kind: pool for kind, pool in pools.items() if isinstance(pool, AttentionPool)}
-    if tower is None or not pools:
-        return {}
-    token_map = tower(inputs)[0]
-    queries = {"prompt attention": model.encode_prompts(tokens) if "prompt attention" in pools else None}
-    return {
-        kind: _split(pool.attention(token_map, queries.get(kind)), token_map.shape[2:]) for kind, pool in pools.items()
-    }
-
-
-def _split(weights: torch.Tensor, grid: torch.Size) -> tuple[float, np.ndarray]:
-    """Returns the share of the mean token and the weights (h, w) of the cells, the mean over heads of (1, H, N)."""
-    mean = weights.double().mean(dim=1)[0].cpu()
-    return float(mean[0]), mean[1:].reshape(grid).numpy()
-
-
-def _attention_map(kind: Any, folds: list[Any]) -> HeatMap:
-    """Returns the mean over folds of (share of the mean token, weights (h, w))."""
-    weights = np.mean([cells for _, cells in folds], axis=0)
-    return HeatMap(kind, "", _of_sum_one(weights), float(np.mean([share for share, _ in folds])))
+    fusion_pool, image_pool = getattr(getattr(model, "fusion", None), "pool", None), getattr(tower, "pool", None)
+    out: dict[Kind, torch.Tensor] = {}
+    if tower is not None and (fusion_pool is not None or image_pool is not None):
+        token_map = tower(inputs)[0]
+        if isinstance(fusion_pool, AttentionPool):
+            out["prompt attention"] = fusion_pool.attention(token_map, model.prompt_encoder(tokens))
+        if isinstance(image_pool, AttentionPool):
+            out["image attention"] = image_pool.attention(token_map)
+    return {kind: weights.double().mean(dim=1)[0].cpu().numpy() for kind, weights in out.items()}
 
 
 def _gradient_maps(scorer: ModelScorer, inputs: torch.Tensor, tokens: torch.Tensor) -> list[HeatMap]:
     """Returns a map for each target: the length of the gradient to a pixel, its mean over the pixels of a cell."""
-    totals: list[Any] = [0.0] * len(scorer.targets)
+    of_target: list[list[np.ndarray]] = [[] for _ in scorer.targets]
     for model in scorer.models:
         pixels = inputs.clone().requires_grad_()
-        scores = model(pixels, tokens)[0]
-        for i in range(len(totals)):
-            (gradient,) = torch.autograd.grad(scores[i], pixels, retain_graph=True)
-            length = gradient.double().norm(dim=1, keepdim=True)  # (1, 1, S, S)
-            cells = functional.adaptive_avg_pool2d(length, _grid(model))[0, 0].cpu().numpy()
-            totals[i] = totals[i] + _of_sum_one(cells)
-    return [HeatMap("gradient", t.name, _of_sum_one(w), 0.0) for t, w in zip(scorer.targets, totals, strict=True)]
+        scores = model(pixels, tokens)[0]  # (T,)
+        for score, cells in zip(scores, of_target, strict=True):
+            (gradient,) = torch.autograd.grad(score, pixels, retain_graph=True)
+            length = gradient.double().norm(dim=1)  # (1, S, S)
+            cells.append(_shares(functional.adaptive_avg_pool2d(length, _grid(model))[0].cpu().numpy()))
+    both = zip(scorer.targets, of_target, strict=True)
+    return [HeatMap("gradient", target.name, _shares(np.mean(cells, axis=0)), 0.0) for target, cells in both]
 
 
-def _grid(model: nn.Module) -> tuple[int, int]:
-    grid: tuple[int, int] = getattr(getattr(model, "image_encoder", None), "grid", GRID)
-    return grid
+def _grid(model: Any) -> tuple[int, int]:
+    return getattr(getattr(model, "image_encoder", None), "grid", GRID)
 
 
-def _of_sum_one(weights: np.ndarray) -> np.ndarray:
-    """Returns weights (h, w) divided by their sum; all alike where all are zero."""
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Returns weights (h, w) divided by their sum, float32; all alike where all are zero."""
     total = weights.sum()
     shares = weights / total if total > 0 else np.full(weights.shape, 1 / weights.size)
     return shares.astype(np.float32)
