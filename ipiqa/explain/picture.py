@@ -64,7 +64,7 @@ def notes(explanation: Explanation) -> list[str]:
         out.append(f"Mean of {num_folds} folds ± their standard deviation.")
     if explanation.maps:
         out.append("The redder a cell, the larger its share. What it shows depends on its surroundings too.")
-        out.append("Attention says where a pool looks, not why a score is what it is.")
+        out.append("A map says where a model looks, not why a score is what it is.")
     return out
 
 
