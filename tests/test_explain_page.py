@@ -57,7 +57,10 @@ def test_numbers_are_shown_as_they_are() -> None:
     )
     assert with_std(np.array([-0.25]), "+") == "-0.25"
     title, sentence = caption(HeatMap("image attention", "", np.array([[0.1, 0.2, 0.7]], np.float32), 0.125))
-    assert title == "image attention" and "row 1 of 1, column 3 of 3, 70%; 12% of the attention" in sentence
+    assert (
+        title == "image attention"
+        and "row 1 of 1, column 3 of 3, 2.1 times an even share; 12.5 % of the attention" in sentence
+    )
 
 
 def test_a_map_lies_over_the_upright_picture(tmp_path: Path, scorer: ModelScorer) -> None:

@@ -42,11 +42,12 @@ def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
 def caption(heat: HeatMap) -> tuple[str, str]:
     """Returns the title of a map and what it shows, with its strongest cell in numbers."""
     (row, column), (height, width) = np.argwhere(heat.weights == heat.weights.max())[0] + 1, heat.weights.shape
-    strongest = f"Strongest: row {row} of {height}, column {column} of {width}, {heat.weights.max():.0%}"
+    times = float(heat.weights.max()) * heat.weights.size
+    strongest = f"Strongest: row {row} of {height}, column {column} of {width}, {times:.1f} times an even share"
     if heat.kind == "gradient":
         return f"gradient of {heat.target}", f"How much {heat.target} changes with the pixels. {strongest}."
     asks = "prompt" if heat.kind == "prompt attention" else "image itself"
-    mean = f"{heat.mean_token:.0%} of the attention is on the mean of all cells"
+    mean = f"{100 * heat.mean_token:.1f} % of the attention is on the mean of all cells"
     return heat.kind, f"Attention of the pool whose query is the {asks}. {strongest}; {mean}."
 
 
