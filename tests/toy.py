@@ -6,7 +6,12 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from ipiqa import registry
+from ipiqa.datasets.table import Target
+from ipiqa.models.bundle import ModelSpec, Training, write_bundle
 
 CONFIG = """\
 image_size: 32
@@ -59,3 +64,30 @@ def write_config(folder: Path) -> Path:
     path = folder / "toy.yaml"
     path.write_text(CONFIG.format(folder=folder))
     return path
+
+
+def write_folds(folder: Path, count: int = 2, **model: object) -> Path:
+    """Writes a run folder of tiny models with random weights, each fold a bundle, and returns it."""
+    section = {
+        "name": "ipiqa",
+        "image_encoder": {"name": "clip_resnet", "layers": [1, 1, 1, 1], "width": 4, "embed_dim": 8},
+        "prompt_encoder": {"name": "clip_text", "width": 8, "layers": 1, "heads": 1, "embed_dim": 8},
+        "fusion": "cross_attention",
+        "head": "mlp",
+    } | model
+    targets = Target("quality", 0, 5), Target("alignment", 0, 5)
+    quantiles = {target.name: torch.linspace(0, 5, 101).tolist() for target in targets}
+    for fold in range(count):
+        torch.manual_seed(fold)
+        spec = ModelSpec(
+            model=registry.resolve("model", section, "model"), image_size=32, targets=targets,
+            processor=registry.resolve("processor", "squash", "processor"), training=Training(quantiles=quantiles),
+        )  # fmt: skip
+        built = spec.build()
+        with torch.no_grad():  # scores of random weights are nearly the same: spread them over the scale
+            images, prompts = torch.rand(16, 3, 32, 1).mul(4).sub(2).expand(-1, -1, -1, 32), [f"a {w}" for w in WORDS]
+            scores, last = built.eval()(images, (prompts * 2)[:16]), built.head.out_proj
+            last.weight.div_(scores.std(dim=0)[:, None])
+            last.bias.sub_(scores.mean(dim=0)).div_(scores.std(dim=0)).add_(2.5)
+        write_bundle(folder / f"fold_{fold:02d}", built, spec)
+    return folder

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 MAX_WORKBOOK_BYTES = 10**9  # of a workbook unzipped; Excel's own limit of rows needs less
+_BATCH = 4096  # rows of a parquet file held at once
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # halves of characters: json may hold them; bad bytes are read as such
 
 Rows = Iterator[tuple[int, list[str]]]  # (line or row number, the wanted cells)
@@ -31,44 +32,68 @@ def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str
     """Returns the wanted columns of a table file as strings, "" for an empty cell; DataError where it cannot be used.
 
     The index is the number of the "line" (text files) or "row" and bears that name, a column its preferred spelling.
-    Rows without any of the wanted cells are left out.
+    Rows without any of the wanted cells are left out. Arguments are those of `stream_rows`, but for:
+
+    Args:
+        wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
+    """
+    import pandas
+
+    def choose(heading: Sequence[str]) -> list[int]:
+        return [find_column(heading, spellings, f"{where}: '{path}'") for spellings in wanted]
+
+    rows = list(stream_rows(path, where, choose, hint))
+    index = pandas.Index([number for number, _ in rows], name=counted(path))
+    names = pandas.Index([spellings[0] for spellings in wanted])
+    return pandas.DataFrame([cells for _, cells in rows], columns=names, index=index, dtype=object)
+
+
+def stream_rows(path: Path, where: str, choose: Choose, hint: str = "") -> Rows:
+    """Yields the chosen cells of a table file as strings, row by row in constant memory; DataError as in `read_rows`.
+
+    What is wrong with a heading is found at the first row, rows that do not fit it only at the end: read a table once
+    to know that it can be read.
 
     Args:
         path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line) or .parquet. Text files are UTF-8.
         where: setting that names the file, for messages.
-        wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
+        choose: gives the positions of the wanted columns in the heading; what it raises is passed on.
         hint: where to get the file, for messages.
     """
-    import pandas
-
     here, hint, ending = f"{where}: '{path}'", f" {hint}" if hint else "", path.suffix.lower()
 
-    def choose(heading: Sequence[str]) -> list[int]:
+    def choose_checked(heading: Sequence[str]) -> list[int]:
         if not "".join(heading).strip():
             raise DataError(f"{here} is empty.{hint}")
         if NOT_TEXT.search("".join(heading)):
             raise DataError(f"{here} is not UTF-8 text. Save it again as UTF-8.")
-        return [_find_column(heading, spellings, here) for spellings in wanted]
+        return choose(heading)
 
-    if ending not in _READERS:
-        raise DataError(f"{here} ends in '{path.suffix}'. Tables are read from {', '.join(_READERS)}.")
+    if ending not in READERS:
+        raise DataError(f"{here} ends in '{path.suffix}'. Tables are read from {', '.join(READERS)}.")
+    is_empty = True
     try:
         if not path.is_file():
             raise DataError(f"{here} {'is a folder, not a file' if path.is_dir() else 'does not exist'}.{hint}")
-        rows = [(number, cells) for number, cells in _READERS[ending](path, here, choose) if "".join(cells).strip()]
+        for number, cells in READERS[ending](path, here, choose_checked):
+            if "".join(cells).strip():
+                is_empty = False
+                yield number, cells
     except IpiqaError:
         raise
     except Exception as error:  # a damaged file fails in whichever of zip's, XML's, openpyxl's or Arrow's ways it likes
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}, {shorten(str(error))}"
         raise DataError(f"{here} cannot be read: {reason}. Check its permissions, or save it again.") from error
-    if not rows:
+    if is_empty:
         raise DataError(f"{here} has a heading but no rows.{hint}")
-    index = pandas.Index([number for number, _ in rows], name="row" if ending in (".xlsx", ".parquet") else "line")
-    names = pandas.Index([spellings[0] for spellings in wanted])
-    return pandas.DataFrame([cells for _, cells in rows], columns=names, index=index, dtype=object)
 
 
-def _find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
+def counted(path: Path) -> str:
+    """Returns what the numbers of a table's rows count: "line" or "row"."""
+    return "row" if path.suffix.lower() in (".xlsx", ".parquet") else "line"
+
+
+def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
     """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven."""
     for form in (str, _plain):
         for spelling in spellings:
@@ -95,7 +120,7 @@ def _open(path: Path, newline: str) -> TextIO:
 
 def _read_csv(path: Path, here: str, choose: Choose) -> Rows:
     heading: list[str] = []
-    uneven: list[str] = []
+    num_uneven, first = 0, ""
     with _open(path, newline="") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         end = 0
@@ -107,11 +132,11 @@ def _read_csv(path: Path, here: str, choose: Choose) -> Rows:
                 elif len(cells) == len(heading):
                     yield number, [cells[position] for position in chosen]
                 elif "".join(cells).strip():
-                    uneven.append(f"line {number} has {len(cells)}")
+                    num_uneven, first = num_uneven + 1, first or f"line {number} has {len(cells)}"
         except csv.Error as error:
             raise DataError(f"{here}: {error} near line {reader.line_num}. Check the quotes.") from error
-    if uneven:
-        counts = f"{len(uneven)} rows do not have the {len(heading)} cells of the heading, first {uneven[0]}"
+    if num_uneven:
+        counts = f"{num_uneven} rows do not have the {len(heading)} cells of the heading, first {first}"
         raise DataError(f"{here}: {counts}. Put quotes around text that holds the separator.")
     if not heading:
         choose([])
@@ -128,23 +153,27 @@ def _read_xlsx(path: Path, here: str, choose: Choose) -> Rows:
     with contextlib.closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
         sheet = book.worksheets[0]
         sheet.reset_dimensions()  # what a file says of its size need not be true
-        chosen = choose([_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
+        chosen = choose([as_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
         rows = sheet.iter_rows(min_row=2, max_col=max(chosen) + 1, values_only=True)
-        yield from ((number, [_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2))
+        yield from (
+            (number, [as_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2)
+        )
 
 
 def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:
-    rows: dict[int, dict[str, Any]] = {}
-    with _open(path, newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                if line.strip():
-                    rows[number] = {**json.loads(line)}
-            except (ValueError, TypeError, RecursionError) as error:
-                raise DataError(f"{here}: line {number} is not a JSON object ({error}). Write one a line.") from error
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+        with _open(path, newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    if line.strip():
+                        yield number, {**json.loads(line)}
+                except (ValueError, TypeError, RecursionError) as error:
+                    problem = f"line {number} is not a JSON object ({error}). Write one a line."
+                    raise DataError(f"{here}: {problem}") from error
+
+    columns = list(dict.fromkeys(key for _, row in objects() for key in row))  # known when all lines are
     names = [columns[position] for position in choose(columns)]
-    yield from ((number, [_text(row.get(name)) for name in names]) for number, row in rows.items())
+    yield from ((number, [as_text(row.get(name)) for name in names]) for number, row in objects())
 
 
 def _read_parquet(path: Path, here: str, choose: Choose) -> Rows:
@@ -152,25 +181,27 @@ def _read_parquet(path: Path, here: str, choose: Choose) -> Rows:
     with parquet.ParquetFile(path) as file:
         columns = file.schema_arrow.names
         names = [columns[position] for position in choose(columns)]
-        table = file.read(columns=list(dict.fromkeys(names)))
-    texts: list[list[str | None]] = []
-    for name in names:
-        try:
-            texts.append(table.column(name).cast(arrow.string()).to_pylist())
-        except (ValueError, arrow.ArrowException) as error:
-            kind = table.schema.field(name).type
-            raise DataError(f"{here}: column {name!r} holds {kind}, not text or numbers.") from error
-    yield from enumerate(([text or "" for text in row] for row in zip(*texts, strict=True)), start=1)
+        start = 1
+        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(names))):
+            texts: list[list[str | None]] = []
+            for name in names:
+                try:
+                    texts.append(batch.column(name).cast(arrow.string()).to_pylist())
+                except (ValueError, arrow.ArrowException) as error:
+                    kind = batch.schema.field(name).type
+                    raise DataError(f"{here}: column {name!r} holds {kind}, not text or numbers.") from error
+            yield from enumerate(([text or "" for text in row] for row in zip(*texts, strict=True)), start)
+            start += batch.num_rows
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Returns a cell as text; a float keeps all its digits."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
-_READERS: dict[str, Callable[[Path, str, Choose], Rows]] = {
+READERS: dict[str, Callable[[Path, str, Choose], Rows]] = {
     ".csv": _read_csv, ".tsv": _read_csv, ".xlsx": _read_xlsx, ".jsonl": _read_jsonl, ".json": _read_jsonl,
     ".parquet": _read_parquet,
 }  # fmt: skip

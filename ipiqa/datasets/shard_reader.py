@@ -12,14 +12,15 @@ import json
 import operator
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+TWICE, WITHOUT_PROMPT = "twice in their shard", "without prompt"
 MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
 
 
@@ -59,6 +60,25 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in its shard a sample begins: a byte, and how many samples to pass over from there."""
+
+    start: int
+    passed: int = 0
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar: key of its sample, content (None: not read), the byte where it begins (None: not known)."""
+
+    key: str
+    ending: str
+    content: bytes | None
+    start: int | None
+    size: int
+
+
+@dataclass(frozen=True)
 class ShardReader:
     """Reads samples out of tar files, one after the other."""
 
@@ -74,48 +94,81 @@ class ShardReader:
         Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples.
         """
         broken = skipped if part == 0 else Skipped()
-        everything = itertools.chain.from_iterable(self._samples(shard, broken) for shard in shards)
-        for number, (name, members) in enumerate(itertools.islice(everything, limit)):
+        everything = ((shard, *sample) for shard in shards for sample in self._samples(shard, broken))
+        for number, (shard, key, members) in enumerate(itertools.islice(everything, limit)):
             if number % num_parts != part:
                 continue
-            ending = next((ending for ending in self.images if ending in members), "")
-            image = members.get(ending)
-            prompt = self._prompt(members.get(self.prompt) or b"")
-            if not ending:
-                skipped.add("without image", name)
-            elif image is None or members.get(self.prompt, b"") is None:
-                skipped.add("too large", name)
-            elif not prompt:
-                skipped.add("without prompt", name)
+            sample, problem = self._usable(f"{shard}: {key}", members)
+            if problem:
+                skipped.add(problem, sample.name)
             else:
-                yield number, Sample(name, image, prompt)
+                yield number, sample
 
-    def _samples(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, dict[str, bytes | None]]]:
-        """Yields the samples of a shard: a name for messages, and ending -> content, None where that is too large."""
-        for key, group in itertools.groupby(self._members(shard, skipped), key=operator.itemgetter(0)):
+    def read(self, shard: Path, place: Place, count: int) -> Iterator[tuple[str, Sample, str]]:
+        """Yields up to `count` samples from a place on: name of its image, or else of all of it, content, problem."""
+        skipped = Skipped()
+        samples = self._samples(shard, skipped, place.start)
+        for key, members in itertools.islice(samples, place.passed, place.passed + count):
+            sample, problem = self._usable(key, members)
+            problem = TWICE if skipped.take().counts[TWICE] else problem
+            yield key + next((f".{ending}" for ending in self.images if ending in members), ""), sample, problem
+
+    def scan(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, Place, int]]:
+        """Yields name, place and size in bytes of each sample; of a plain tar only the heads are read."""
+        groups = itertools.groupby(self._members(shard, skipped, read=False), key=operator.attrgetter("key"))
+        for passed, (key, group) in enumerate(groups):
+            members = list(group)
+            start = members[0].start
+            yield key, Place(0, passed) if start is None else Place(start), sum(member.size for member in members)
+
+    def _usable(self, name: str, members: Mapping[str, bytes | None]) -> tuple[Sample, str]:
+        """Returns what a sample holds, and why it cannot be used, or ""."""
+        ending = next((ending for ending in self.images if ending in members), "")
+        image = members.get(ending)
+        prompt = self._prompt(members.get(self.prompt) or b"")
+        problem = "" if prompt else WITHOUT_PROMPT
+        if not ending:
+            problem = "without image"
+        elif image is None or members.get(self.prompt, b"") is None:
+            problem = "too large"
+        return Sample(name, image or b"", prompt), problem
+
+    def _samples(self, shard: Path, skipped: Skipped, start: int = 0) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+        """Yields the samples of a shard: name, and ending -> content, None where that is too large."""
+        for key, group in itertools.groupby(self._members(shard, skipped, start), key=operator.attrgetter("key")):
             members: dict[str, bytes | None] = {}
-            for _, ending, content in group:
-                if ending in members:
-                    skipped.add("twice in their shard", f"{shard}: {key}.{ending}")
+            for member in group:
+                if member.ending in members:
+                    skipped.add(TWICE, f"{shard}: {key}.{member.ending}")
                 else:
-                    members[ending] = content
-            yield f"{shard}: {key}", members
+                    members[member.ending] = member.content
+            yield key, members
 
-    def _members(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, str, bytes | None]]:
-        """Yields (key, ending, content) of the members that are wanted, in their order."""
+    def _members(self, shard: Path, skipped: Skipped, start: int = 0, *, read: bool = True) -> Iterator[_Member]:
+        """Yields the members that are wanted, in their order, from a byte on; with or without their contents."""
         try:
-            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Entry) as archive:
-                for entry in archive:
-                    archive.members = []  # type: ignore[attr-defined]  # or the archive would remember every one
-                    stem, dot, ending = entry.name.rpartition("/")[2].partition(".")
-                    ending = ending.lower()
-                    if not (stem and dot and entry.isreg()) or ending not in (*self.images, self.prompt):
-                        continue
-                    most = MAX_PROMPT_BYTES if ending == self.prompt else MAX_IMAGE_BYTES
-                    opened = archive.extractfile(entry) if 0 <= entry.size <= most else None
-                    yield entry.name[: -len(ending) - 1], ending, None if opened is None else opened.read()
-                if shard.suffix == ".tar" and not _read_to_its_end(file):
-                    skipped.add("unreadable tar", str(shard))
+            with shard.open("rb") as file:
+                seeks = not read and file.read(512)[257:262] == b"ustar"  # what is compressed can only be read
+                end = file.seek(0, io.SEEK_END)
+                file.seek(start)
+                mode: Literal["r:", "r|", "r|*"] = "r:" if seeks else "r|" if start else "r|*"
+                with tarfile.open(fileobj=file, mode=mode, tarinfo=_Entry) as archive:
+                    for entry in archive:
+                        archive.members = []  # type: ignore[attr-defined]  # or the archive would remember every one
+                        if seeks and not entry.issparse() and not 0 <= entry.size <= end - entry.offset_data:
+                            raise tarfile.ReadError("cut off")
+                        stem, dot, ending = entry.name.rpartition("/")[2].partition(".")
+                        ending = ending.lower()
+                        if not (stem and dot and entry.isreg()) or ending not in (*self.images, self.prompt):
+                            continue
+                        most = MAX_PROMPT_BYTES if ending == self.prompt else MAX_IMAGE_BYTES
+                        is_fit = 0 <= entry.size <= most
+                        opened = archive.extractfile(entry) if read and is_fit else None
+                        content = None if opened is None else opened.read()
+                        key, place = entry.name[: -len(ending) - 1], entry.offset if seeks else None
+                        yield _Member(key, ending, content, place, entry.size if is_fit else 0)
+                    if shard.suffix == ".tar" and not _read_to_its_end(file):
+                        skipped.add("unreadable tar", str(shard))
         except Exception:  # a damaged archive breaks tarfile and the decompressors below it in many ways
             skipped.add("unreadable tar", str(shard))
 

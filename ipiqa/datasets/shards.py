@@ -63,13 +63,9 @@ class Shards:
                 wanted = f"Give a number of samples from {lowest} to {_MAX_SAMPLES}."
                 raise ConfigError(f"dataset.{setting}: invalid value {value}. {wanted}")
         images = tuple(ending.strip().lower().removeprefix(".") for ending in self.image.split(";"))
-        member, colon, key = self.prompt.strip().removeprefix(".").partition(":")
         if not all(images):
             raise ConfigError(f"dataset.image: {self.image!r} has an empty ending. Give endings, as in 'png;jpg'.")
-        if not member or (colon and not key) or member.lower() in images:
-            wanted = "Give an ending, as 'txt', or 'json:<key>'."
-            raise ConfigError(f"dataset.prompt: {self.prompt!r} names no prompt. {wanted}")
-        self.reader = ShardReader(images, member.lower(), key or None)
+        self.reader = make_reader(images, self.prompt, "dataset.prompt")
 
     def load(self) -> NoReturn:
         """Refuses: there is no table of what is streamed."""
@@ -137,6 +133,14 @@ class Shards:
         problem = f"{len(tried)} of {len(shards)} shards were looked at, and none has a {sample}: {why}"
         wanted = "Set dataset.image and dataset.prompt to the endings in your shards"
         raise DataError(f"dataset.shards: {problem}. {wanted}.")
+
+
+def make_reader(images: tuple[str, ...], prompt: str, setting: str) -> ShardReader:
+    """Returns the reader of image members of these endings, and of prompts in an ending or "json:<key>"."""
+    member, colon, key = prompt.strip().removeprefix(".").partition(":")
+    if not member or (colon and not key) or member.lower() in images:
+        raise ConfigError(f"{setting}: {prompt!r} names no prompt. Give an ending, as 'txt', or 'json:<key>'.")
+    return ShardReader(images, member.lower(), key or None)
 
 
 def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:

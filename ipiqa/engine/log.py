@@ -38,10 +38,10 @@ class _Screen:
 _SCREEN = _Screen()
 
 
-def progress_bar(description: str, total: int | None = None, first: int = 0) -> tqdm[Any]:
-    """Returns a bar that rank 0 shows on a terminal, `first` of `total` steps done."""
+def progress_bar(description: str, total: int | None = None, first: int = 0, unit: str = "it") -> tqdm[Any]:
+    """Returns a bar that rank 0 shows on a terminal, `first` of `total` steps done, called `unit` in its speed."""
     shown = None if dist.is_main() else True  # None: where there is a terminal
-    return tqdm(desc=description, total=total, initial=first, leave=False, disable=shown, file=_SCREEN)
+    return tqdm(desc=description, total=total, initial=first, unit=unit, leave=False, disable=shown, file=_SCREEN)
 
 
 class _BarSafeHandler(logging.Handler):

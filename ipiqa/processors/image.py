@@ -20,6 +20,9 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 # Only what is expected: of the other formats, some start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+ENDINGS = (
+    "png", "jpg", "jpeg", "webp", "bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm", "jpe", "jfif", "apng",
+)  # fmt: skip
 MIN_SIDE = 8
 _FLIPS = 4  # number in the RandomState seed: a stream that splits and batches do not share
 _BLOCK = 4096  # streamed rows whose flips are drawn together
@@ -113,7 +116,7 @@ def upright(source: Path | bytes | Image.Image, name: str | None = None) -> Imag
         try:
             return _to_rgb(ImageOps.exif_transpose(opened))
         except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file
-            raise DataError(f"'{shown}' cannot be decoded: {_one_line(error)}.") from error
+            raise DataError(f"'{shown}' cannot be decoded: {one_line(error)}.") from error
 
 
 @functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones
@@ -131,11 +134,11 @@ def _open(source: Path | bytes, shown: str) -> Image.Image:
         found = f"it starts with {start!r}" if start else "it has 0 bytes"
         raise DataError(f"'{shown}' is not an image: {found}.") from error
     except Exception as error:  # missing, no permission, too large, or a header that breaks one of Pillow's parsers
-        raise DataError(f"'{shown}' cannot be read: {_one_line(error)}.") from error
+        raise DataError(f"'{shown}' cannot be read: {one_line(error)}.") from error
     try:
         problem = _problem(image)
     except Exception as error:  # counting the frames of a truncated file breaks Pillow's parsers, too
-        problem = f"cannot be read: {_one_line(error)}"
+        problem = f"cannot be read: {one_line(error)}"
     if problem:
         image.close()
         raise DataError(f"'{shown}' {problem}.")
@@ -166,6 +169,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Returns what Pillow or the system says of a file, in one line without a stop."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split()).rstrip(".")

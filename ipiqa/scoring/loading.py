@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, ModelSpec
+from ipiqa.files import content_sha256
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.registry import file_path
@@ -52,6 +54,16 @@ def load_models(
         models.append(spec.build())
         load_exactly(models[-1], checkpoint.tensors, where, checkpoint.may_miss)
     return ModelScorer(models, specs, device=device, amp=amp)
+
+
+def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
+    """Returns 16 hexadecimal digits of the content of the files that `load` reads, or of a name that is no file."""
+    if not os.path.exists(what):  # noqa: PTH110 (exists raises for a long path)
+        return hashlib.sha256(str(what).encode()).hexdigest()[:16]
+    files = []
+    for path in _checkpoints(what, folds):
+        files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path]
+    return hashlib.sha256("".join(content_sha256(files)).encode()).hexdigest()[:16]
 
 
 def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:

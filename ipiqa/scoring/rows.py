@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,10 +12,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Row:
-    """One image to be scored."""
+    """One image to be scored. Its texts can be written as UTF-8."""
 
     image: str  # what it is called in the output
-    source: Path | bytes  # a file, or the content of one
+    source: Path | bytes  # a file, by its absolute path, or the content of one
     prompt: str | None  # None where there is none
     carried: tuple[str, ...] = ()  # cells of the input's other columns
     problem: str = ""  # why it cannot be scored, where that is known before the image is opened
@@ -23,8 +24,8 @@ class Row:
 class Part(Protocol):
     """Some rows that follow each other. It can be pickled, and read as often as one likes, on any machine."""
 
-    number: int  # from 0
-
+    @property
+    def number(self) -> int: ...  # from 0
     def __len__(self) -> int: ...
     def rows(self) -> list[Row]: ...
 
@@ -32,11 +33,55 @@ class Part(Protocol):
 class Rows(Protocol):
     """What is scored, in a fixed order."""
 
-    columns: tuple[str, ...]  # names of the input's other columns, which `Row.carried` has cells for
-    num_rows: int | None  # None where it is not known before the end
+    @property
+    def columns(self) -> tuple[str, ...]: ...  # names of the input's other columns, which `Row.carried` has cells for
+    @property
+    def num_rows(self) -> int | None: ...  # None where it is not known before the end
 
     def parts(self, size: int) -> Iterator[Part]:
-        """Yields all rows, `size` a part; the last one, and the last of a shard, may have fewer."""
+        """Yields all rows, at most `size` a part; a part that would be the last, or take much memory, may have fewer.
+
+        Called again it yields the same, but for standard input, which can be read once.
+        """
+
+
+Listing = Callable[[], Iterator[Row]]  # gives all rows, each time it is called
+Complete = Callable[[Row], Row]  # can be pickled; adds what is only known once a row's files are read
+
+
+@dataclass(frozen=True)
+class ListedPart:
+    """Rows that are known without their images."""
+
+    number: int
+    listed: tuple[Row, ...]
+    complete: Complete
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def rows(self) -> list[Row]:
+        return [self.complete(row) for row in self.listed]
+
+
+@dataclass(frozen=True)
+class ListedRows:
+    """Rows that a table, a folder or standard input lists."""
+
+    columns: tuple[str, ...]
+    total: int | None  # rows that are listed, of which the first `limit` are taken
+    listing: Listing
+    complete: Complete
+    limit: int | None = None
+
+    @property
+    def num_rows(self) -> int | None:
+        return self.total if self.total is None or self.limit is None else min(self.total, self.limit)
+
+    def parts(self, size: int) -> Iterator[ListedPart]:
+        rows = itertools.islice(self.listing(), self.limit)
+        chunks = iter(lambda: tuple(itertools.islice(rows, size)), ())
+        return (ListedPart(number, chunk, self.complete) for number, chunk in enumerate(chunks))
 
 
 def digest(rows: list[Row]) -> str:

@@ -1,0 +1,188 @@
+"""Compares a whole scoring job, from image files to a csv, with the bare model on tensors in memory; and its memory.
+
+    python benchmarks/score.py                  about three minutes on two cores
+    python benchmarks/score.py --long           about half an hour: more turns, ten times the rows
+    python benchmarks/score.py --images DIR     the same with pictures of your own instead of generated ones
+
+The model is of RN50's size, with random weights, at 224 px. Both ways of doing the work take turns in one process, so
+that their ratio holds where the speed of the machine drifts. Memory is that of a process of its own that scores a small
+picture over and over, with a tiny model: a small input would hide in a large model's memory what grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import make_texts
+from PIL import Image
+
+from ipiqa import registry
+from ipiqa.datasets.checks import num_threads
+from ipiqa.datasets.table import Target
+from ipiqa.engine.memory import keep_freed_memory
+from ipiqa.models.bundle import ModelSpec
+from ipiqa.scoring.job import Settings, score_columns, score_parts
+from ipiqa.scoring.model_scorer import ModelScorer
+from ipiqa.scoring.parts import PartsFolder, score_to_file
+from ipiqa.scoring.rows import Part, Rows
+from ipiqa.scoring.sources import Inputs, open_rows
+from ipiqa.scoring.writers import Columns
+
+TARGETS = (Target("quality", 0, 5), Target("alignment", 0, 5))
+LARGE = (224, {"layers": [3, 4, 6, 3], "width": 64, "embed_dim": 1024}, {"width": 512, "layers": 12, "heads": 8})
+TINY = (32, {"layers": [1, 1, 1, 1], "width": 4, "embed_dim": 8}, {"width": 8, "layers": 1, "heads": 1})
+BATCH_SIZE = 32
+
+
+def make_scorer(image_size: int, image_tower: dict[str, Any], text_tower: dict[str, Any], amp: str) -> ModelScorer:
+    """Returns a scorer with random weights."""
+    torch.manual_seed(0)
+    section = {
+        "name": "ipiqa",
+        "image_encoder": {"name": "clip_resnet", **image_tower},
+        "prompt_encoder": {"name": "clip_text", "embed_dim": image_tower["embed_dim"], **text_tower},
+        "fusion": "cross_attention",
+        "head": "mlp",
+    }
+    processor = registry.resolve("processor", "squash", "processor")
+    model = registry.resolve("model", section, "model")
+    spec = ModelSpec(model=model, image_size=image_size, processor=processor, targets=TARGETS)
+    return ModelScorer([spec.build()], [spec], device="cpu", amp=amp)
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Writes JPEG pictures of 512 px: smooth colours and some noise, as large as those of a photo."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        small = Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC)) + random.normal(0, 6, (512, 512, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.jpg", quality=92)
+
+
+def write_table(path: Path, images: Sequence[Path], count: int) -> None:
+    """Writes a table that names images over and over, each time with another prompt."""
+    texts = make_texts(min(count, 5000))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "prompt"])
+        writer.writerows((images[i % len(images)], texts[i % len(texts)]) for i in range(count))
+
+
+def run_job(scorer: ModelScorer, rows: Rows, out: Path, workers: int) -> None:
+    """Scores rows as `ipiqa score --out` does."""
+    settings = Settings(score_columns(scorer), BATCH_SIZE, workers)
+
+    def score(parts: Iterator[Part], folder: PartsFolder) -> None:
+        for scored in score_parts(scorer, parts, settings):
+            folder.write(scored)
+
+    columns = Columns.of(rows.columns, settings.columns)
+    parts = rows.parts(settings.part_size)
+    score_to_file(out, columns, parts, score, {}, overwrite=True, skipped=lambda count: None)
+
+
+def compare(folder: Path, images: list[Path], count: int, turns: int, amp: str, workers: int) -> None:
+    """Prints images/s of both ways, and the ratio of each turn."""
+    scorer = make_scorer(*LARGE, amp=amp)
+    write_table(folder / "rows.csv", images, count)
+    rows = open_rows(str(folder / "rows.csv"), Inputs(), needs_prompt=True)
+    prepared = [scorer.prepare(path) for path in images]
+    texts = make_texts(count)
+
+    def bare() -> None:
+        scorer.forget_prompts()
+        for start in range(0, count, BATCH_SIZE):
+            numbers = range(start, min(start + BATCH_SIZE, count))
+            scorer.outputs([prepared[i % len(prepared)] for i in numbers], [texts[i] for i in numbers])
+
+    ways = {"bare model": bare, "whole job": lambda: run_job(scorer, rows, folder / "out.csv", workers)}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name in sorted(ways, reverse=bool(turn % 2)):
+            started = time.perf_counter()
+            ways[name]()
+            if turn:  # the first one warms up
+                speeds[name].append(count / (time.perf_counter() - started))
+    ratios = sorted(b / a for a, b in zip(*speeds.values(), strict=True))
+    both = ", ".join(f"{name} {statistics.median(values):.1f} images/s" for name, values in speeds.items())
+    print(f"{amp}: {both}; ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
+
+
+def resident() -> float:
+    """Returns the memory this process holds, in 10**6 bytes."""
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1.024e-3
+
+
+def measure_memory(folder: Path, count: int) -> None:
+    """Prints, as JSON, the memory after a tenth and nine tenths of a job."""
+    keep_freed_memory()
+    scorer = make_scorer(*TINY, amp="none")
+    Image.effect_noise((64, 64), 40).convert("RGB").save(folder / "small.png")
+    write_table(folder / "many.csv", [folder / "small.png"], count)
+    rows = open_rows(str(folder / "many.csv"), Inputs(), needs_prompt=True)
+    settings = Settings(score_columns(scorer), BATCH_SIZE, num_threads())
+    figures, done, started = {}, 0, time.perf_counter()
+
+    def after_batch(size: int) -> None:
+        nonlocal done
+        for tenths in (1, 9):
+            if done < count * tenths // 10 <= done + size:
+                figures[f"{tenths}/10"] = resident()
+        done += size
+
+    def score(parts: Iterator[Part], parts_folder: PartsFolder) -> None:
+        for scored in score_parts(scorer, parts, settings, after_batch):
+            parts_folder.write(scored)
+
+    columns = Columns.of(rows.columns, settings.columns)
+    score_to_file(
+        folder / "many.out.csv", columns, rows.parts(settings.part_size), score, {}, overwrite=True, skipped=print
+    )
+    figures |= {"end": resident(), "per_second": count / (time.perf_counter() - started)}
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    """Measures both, and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="more turns, and 200,000 rows")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures")
+    parser.add_argument("--num-workers", type=int, default=num_threads(), metavar="N", help="threads that decode")
+    parser.add_argument("--only", choices=["speed", "memory"], help="one of the two")
+    parser.add_argument("--memory", nargs=2, metavar=("FOLDER", "ROWS"), help="measure memory in this process")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory(Path(arguments.memory[0]), int(arguments.memory[1]))
+        return
+    count, turns, many = (256, 9, 200_000) if arguments.long else (128, 4, 20_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.only != "memory":
+            keep_freed_memory()
+            make_images(folder, 64)
+            images = sorted(path for path in (arguments.images or folder).iterdir() if path.suffix in (".jpg", ".png"))
+            print(f"{torch.get_num_threads()} threads, {len(images)} pictures, {count} rows, {turns} turns")
+            for amp in ("none", "bf16"):
+                compare(folder, images, count, turns, amp, arguments.num_workers)
+        if arguments.only != "speed":
+            command = [sys.executable, __file__, "--memory", name, str(many)]
+            figures = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            shown = ", ".join(f"{figures[when]:.0f} MB at {when}" for when in ("1/10", "9/10"))
+            growth = figures["9/10"] - figures["1/10"]
+            print(f"{many:,} rows at {figures['per_second']:.0f} images/s: {shown}, {growth:+.0f} MB between")
+
+
+if __name__ == "__main__":
+    main()

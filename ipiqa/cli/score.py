@@ -1,0 +1,226 @@
+"""`ipiqa score`: the scores of a picture, a folder, a table, shards or standard input."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ipiqa.cli.arguments import add_command, path, whole_number
+from ipiqa.cli.train import parse_folds
+
+if TYPE_CHECKING:
+    from ipiqa.engine.stop import StopSignals
+    from ipiqa.scoring.job import Cell, Settings
+    from ipiqa.scoring.parts import PartsFolder, Summary
+    from ipiqa.scoring.rows import Part, Rows
+    from ipiqa.scoring.scorer import Scorer
+    from ipiqa.scoring.writers import Columns
+
+logger = logging.getLogger("ipiqa")
+
+LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+SHOWN = 5  # rows of a dry run
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `ipiqa score`."""
+    more = (
+        " A row that cannot be scored gets an error and the others their scores (status 3). Without --out, a table is "
+        "printed. With a file as --out, a job that was stopped goes on when the same command is given again."
+    )
+    parser = add_command(commands, "score", score, "score images against prompts with a trained model", more)
+    parser.add_argument("model", type=path("model"), metavar="MODEL", help="run folder, fold folder, bundle or best.pt")
+    images = "picture, folder, table, shards such as 'data/{000..099}.tar', or - for lines of standard input"
+    parser.add_argument("images", type=path("images"), metavar="IMAGES", help=images)
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for all images")
+    source = "table or .txt of prompts; `sidecar`: cat.txt beside cat.png; `embedded`: what generators write in images"
+    prompts.add_argument("--prompts", metavar="FILE", help=source)
+    parser.add_argument("--image-column", metavar="NAME", help="column of a table that names images")
+    parser.add_argument("--prompt-column", metavar="NAME", help="column of a table that holds prompts")
+    parser.add_argument("--image-root", type=path("--image-root"), metavar="DIR", help="folder of a table's images")
+    member = "prompt of a sample in shards: an ending such as txt, or json:KEY"
+    parser.add_argument("--prompt-member", metavar="NAME", help=member)
+    out = "file to write: .csv, .jsonl or .parquet; - for csv on standard output"
+    parser.add_argument("--out", type=path("--out"), metavar="FILE", help=out)
+    parser.add_argument("--overwrite", action="store_true", help="replace that file, and what another job has begun")
+    limit = whole_number("--limit", 1, 2**62)
+    parser.add_argument("--limit", type=limit, metavar="N", help="score the first N rows only")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be scored; write nothing")
+    size = "images the model sees at once; default auto: 32 on a CPU, at most 128 on a GPU"
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help=size)
+    workers = whole_number("--num-workers", 1, 256)
+    parser.add_argument("--num-workers", type=workers, metavar="N", help="threads that decode; default one a core")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1; default auto")
+    parser.add_argument("--amp", default="none", metavar="NAME", help="none, bf16, or fp16 on a GPU; default none")
+    folds = "folds of a run whose mean is taken; default all"
+    parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=folds)
+
+
+def _batch_size(text: str) -> int | None:
+    """Returns the number of --batch-size, None for auto."""
+    return None if text == "auto" else whole_number("--batch-size", 1, 2**16)(text)
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Scores what the arguments name; returns 3 where some of it could not be scored."""
+    from ipiqa.datasets.checks import num_threads
+    from ipiqa.scoring.job import Settings, auto_batch_size, score_columns
+    from ipiqa.scoring.loading import load
+    from ipiqa.scoring.parts import PartsFolder
+    from ipiqa.scoring.sources import Inputs, open_rows
+    from ipiqa.scoring.writers import Columns, check_output
+
+    out = None if arguments.out in (None, "-") else Path(arguments.out)
+    if out is not None:
+        check_output(out, overwrite=arguments.overwrite or arguments.dry_run)
+    scorer = load(arguments.model, arguments.device, arguments.amp, folds=arguments.folds)
+    inputs = Inputs(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Inputs)})
+    rows = open_rows(arguments.images, inputs, needs_prompt=scorer.needs_prompt)
+    columns = Columns.of(rows.columns, score_columns(scorer))
+    if changed := [f"{a} is {b}" for a, b in zip(rows.columns, columns.carried, strict=True) if a != b]:
+        logger.info("columns of the input that are called as ones of the output: %s", ", ".join(changed))
+    if arguments.dry_run:
+        return _show(rows, columns)
+    recorded = None if out is None else PartsFolder.of(out).job().get("batch_size")
+    batch_size = arguments.batch_size or recorded or auto_batch_size(scorer)
+    settings = Settings(columns.scores, batch_size, arguments.num_workers or num_threads())
+    if out is None:
+        return _print(scorer, rows, columns, settings, as_csv=arguments.out == "-")
+    return _write(scorer, rows, columns, settings, out, arguments)
+
+
+def _print(scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, *, as_csv: bool) -> int:
+    """Prints scores as they come; nothing is kept."""
+    from ipiqa.scoring.job import score_parts
+    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.writers import write_aligned, write_csv
+
+    summary, progress = Summary(), Progress(rows.num_rows)
+    scored = score_parts(scorer, rows.parts(settings.part_size), settings, progress.add)
+    (write_csv if as_csv else write_aligned)(sys.stdout, columns, map(summary.add, scored))
+    return _report(summary, progress)
+
+
+def _write(
+    scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, out: Path, arguments: argparse.Namespace
+) -> int:
+    """Writes scores to a file; when it is stopped, what is scored is kept."""
+    from ipiqa.engine.stop import Interrupted, StopSignals
+    from ipiqa.scoring.job import device_type, score_parts
+    from ipiqa.scoring.parts import score_to_file
+
+    job = _identity(device_type(scorer), columns, settings, arguments)
+    try:
+        with StopSignals() as stop:
+            progress = Progress(rows.num_rows, stop)
+
+            def score_pending(parts: Iterator[Part], folder: PartsFolder) -> None:
+                for scored in score_parts(scorer, parts, settings, progress.add):
+                    folder.write(scored)
+
+            parts = rows.parts(settings.part_size)
+            summary = score_to_file(
+                out, columns, parts, score_pending, job, overwrite=arguments.overwrite, skipped=progress.skip
+            )
+    except Interrupted as error:
+        print(f"ipiqa: stopped {error}. Go on with the same command", file=sys.stderr)
+        return 128 + error.signal_number
+    status = _report(summary, progress)
+    print(out)
+    return status
+
+
+def _identity(device: str, columns: Columns, settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what decides scores besides the rows: a job that goes on must not differ in it."""
+    from ipiqa.scoring.loading import model_sha256
+    from ipiqa.scoring.parts import versions
+
+    return {
+        "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (no links)
+        "model": model_sha256(arguments.model, arguments.folds), "device": device, "amp": arguments.amp,
+        "batch_size": settings.batch_size, "columns": columns.names,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _show(rows: Rows, columns: Columns) -> int:
+    """Prints what a job would do."""
+    from ipiqa.scoring.writers import Columns, write_aligned
+
+    first: list[list[Cell]] = []
+    count = missing = unusable = 0
+    for part in rows.parts(1024):
+        for row in part.rows():
+            count += 1
+            unusable += bool(row.problem)
+            missing += not row.problem and isinstance(row.source, Path) and not row.source.is_file()
+            if count <= SHOWN:
+                first.append([row.image, row.prompt, row.problem or None])
+    write_aligned(sys.stdout, Columns((), ()), [first])
+    print(
+        "...\n" * (count > SHOWN)
+        + f"{count} rows: {missing} images are missing, {unusable} rows are unusable otherwise"
+    )
+    print(f"columns: {', '.join(columns.names)}")
+    return 0
+
+
+def _report(summary: Summary, progress: Progress) -> int:
+    """Logs how a job ended and returns its exit status."""
+    progress.bar.close()
+    if summary.too_long:
+        message = "prompts: %d of %d rows have longer ones than the model reads; their last words do not count"
+        logger.warning(message, summary.too_long, summary.rows)
+    for image, error in summary.failures:
+        logger.warning("%s: %s", image, error)
+    if more := summary.failed - len(summary.failures):
+        logger.warning("... and %d more", more)
+    failed = f", {summary.failed} could not be scored" * bool(summary.failed)
+    logger.info("%d rows%s; %s", summary.rows, failed, progress.in_words())
+    return 3 if summary.failed else 0
+
+
+class Progress:
+    """Shows how far a job is and how fast it goes, and stops it when a signal came."""
+
+    def __init__(self, total: int | None, stop: StopSignals | None = None) -> None:
+        from ipiqa.engine.log import progress_bar
+
+        self.total, self.stop = total, stop
+        self.bar = progress_bar("scoring", total, unit="image")
+        self.skipped, self.scored = 0, 0
+        self.started = self.logged = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """Counts rows that an earlier job has scored."""
+        self.skipped += count
+        self.bar.n += count
+        self.bar.initial = self.bar.last_print_n = self.bar.n  # they do not count for its speed
+
+    def add(self, count: int) -> None:
+        """Counts rows just scored; raises Interrupted where a signal came."""
+        from ipiqa.engine.stop import Interrupted
+
+        self.scored += count
+        self.bar.update(count)
+        if self.bar.disable and time.monotonic() - self.logged > LOG_EVERY:
+            self.logged = time.monotonic()
+            logger.info("scored %d of %s rows, %s", self.skipped + self.scored, self.total or "?", self.in_words())
+        if self.stop is not None and self.stop.signal_number is not None:
+            raise Interrupted(f"after {self.skipped + self.scored} rows", self.stop.signal_number)
+
+    def in_words(self) -> str:
+        """Returns images per second, and the time left where that is known."""
+        speed = self.scored / max(time.monotonic() - self.started, 1e-9)
+        left = (self.total or 0) - self.scored - self.skipped
+        more = f", {datetime.timedelta(seconds=round(left / speed))} left" if left > 0 and speed else ""
+        return f"{speed:.1f} images/s{more}"

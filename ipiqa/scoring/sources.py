@@ -1,0 +1,216 @@
+"""What a user names to be scored -> rows: a picture, a folder, a table, shards or standard input, and its prompts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ipiqa.datasets.readers import READERS
+from ipiqa.errors import ConfigError, DataError, shorten
+from ipiqa.processors.image import ENDINGS
+from ipiqa.registry import file_path
+from ipiqa.scoring.completion import Completion, sidecar
+from ipiqa.scoring.embedded import embedded_prompt
+from ipiqa.scoring.lines import read_lines
+from ipiqa.scoring.rows import ListedRows, Listing, Row, Rows
+from ipiqa.scoring.tables import IMAGE_COLUMNS, PROMPT_COLUMNS, open_table, read_prompt_lines, read_prompts
+from ipiqa.scoring.tar_rows import open_shards
+
+logger = logging.getLogger("ipiqa")
+
+Kind = Literal["a picture", "a folder", "a table", "shards", "standard input"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The options of `ipiqa score` that say what its images and prompts are; None where not given.
+
+    Attributes:
+        prompt: one text for all images.
+        prompts: file of prompts, or "sidecar" or "embedded".
+        image_column: of a table, where it has none of the usual names.
+        prompt_column: as that.
+        image_root: folder that image names in a table or in standard input are relative to.
+        prompt_member: of a sample in shards: an ending, or "json:p" for the key p of a JSON member.
+        limit: how many images to take, the first.
+    """
+
+    prompt: str | None = None
+    prompts: str | None = None
+    image_column: str | None = None
+    prompt_column: str | None = None
+    image_root: str | None = None
+    prompt_member: str | None = None
+    limit: int | None = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether prompts come from a file."""
+        return self.prompts is not None and self.prompts not in _READ
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether that file has one a line, for the images in their order."""
+        return self.joins and str(self.prompts).lower().endswith(".txt")
+
+
+_READ = {"sidecar": sidecar, "embedded": embedded_prompt}
+_WAYS = (
+    "Give --prompt TEXT, or --prompts with a table of images and prompts, a .txt of one a line, sidecar or embedded."
+)
+_SHARDS = re.compile(r"\.(tar|tgz|tar\.\w+)\Z", re.IGNORECASE)
+
+
+def open_rows(images: str, inputs: Inputs, *, needs_prompt: bool) -> Rows:
+    """Returns the rows of a picture, a folder, a table, shards (`data/{000..999}.tar`) or standard input (`-`).
+
+    What is wrong with all of it is a ConfigError or DataError, what is wrong with one row that row's problem.
+    """
+    kind = _kind(images)
+    _check(images, kind, inputs, needs_prompt)
+    complete = Completion(needs_prompt, inputs.prompt, _READ.get(inputs.prompts or ""))
+    if kind == "shards":
+        return open_shards(images, inputs.prompt_member or "txt", complete, inputs.limit)
+    rows = _OPEN[kind](Path(file_path(images, "images")), inputs, complete)
+    if not inputs.joins:
+        return rows
+    path = Path(file_path(inputs.prompts or "", "prompts"))
+    complete = replace(complete, lack=f"no prompt in '{path}'")
+    return replace(rows, complete=complete, listing=_joined(rows, path, kind, inputs))
+
+
+def _kind(images: str) -> Kind:
+    path = file_path(images, "images")
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    if images == "-":
+        return "standard input"
+    if os.path.isdir(path):  # noqa: PTH112 (Path raises for a long one)
+        return "a folder"
+    return "a table" if ending in READERS else "shards" if _SHARDS.search(path.rstrip("}")) else "a picture"
+
+
+def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
+    """Raises ConfigError where options cannot be used together, or with what is to be scored."""
+    has_columns, gives = kind in ("a table", "standard input"), inputs.prompt is not None or inputs.prompts is not None
+    joins_table = inputs.joins and not inputs.joins_lines
+    if inputs.prompt is not None and inputs.prompts is not None:
+        raise ConfigError("--prompt: given together with --prompts. Give one of them.")
+    if needs_prompt and inputs.prompt is not None and not inputs.prompt.strip():
+        raise ConfigError(f"--prompt: {inputs.prompt!r} is no prompt. Give a text.")
+    if inputs.limit is not None and inputs.limit < 1:
+        raise ConfigError(f"--limit: {inputs.limit} is no number of images. Give 1 or more.")
+    if needs_prompt and not gives and kind in ("a picture", "a folder"):
+        raise ConfigError(f"images: '{images}' is {kind}, and the scores depend on prompts. {_WAYS}")
+    if kind == "shards" and inputs.prompts not in (None, "embedded"):
+        raise ConfigError(f"--prompts: {inputs.prompts!r} cannot be joined with shards. Name their member of prompts.")
+    if kind == "standard input" and inputs.joins_lines:
+        raise ConfigError(f"--prompts: '{inputs.prompts}' may have too few lines. Write lines of image<TAB>prompt.")
+    is_read = {
+        "image_column": has_columns or joins_table, "prompt_column": (has_columns and not gives) or joins_table,
+        "image_root": has_columns, "prompt_member": kind == "shards" and not gives,
+    }  # fmt: skip
+    for option in [name for name, read in is_read.items() if not read and getattr(inputs, name) is not None]:
+        given = " and prompts are given" * (option.startswith("prompt") and gives)
+        raise ConfigError(f"--{option.replace('_', '-')}: '{images}' is {kind}{given}: nothing reads it. Leave it out.")
+
+
+def _open_picture(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+    if not os.path.isfile(path):  # noqa: PTH113 (Path raises for a long one)
+        right = "Give a picture, a folder, a table (.csv, .jsonl, ...), shards (.tar) or - for standard input."
+        problem = "is no file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
+        raise DataError(f"images: {shorten(str(path))} {problem}. {right}")
+    row = Row(str(path), path.absolute(), None)
+    return ListedRows((), 1, lambda: iter([row]), complete)
+
+
+def _open_folder(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+    root, names = path.absolute(), image_names(path)
+    return ListedRows((), len(names), lambda: (Row(name, root / name, None) for name in names), complete, inputs.limit)
+
+
+def _open_table(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+    prompts: Literal["needed", "wanted", "other"] = "needed" if complete.needs_prompt else "wanted"
+    if inputs.prompt is not None or inputs.prompts is not None:
+        prompts = "other"
+    table = open_table(path, inputs.image_column, inputs.prompt_column, inputs.image_root, prompts)
+    return ListedRows(table.columns, table.num_rows, table.listing, complete, inputs.limit)
+
+
+def _open_lines(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+    images = IMAGE_COLUMNS if inputs.image_column is None else (inputs.image_column,)
+    prompts = PROMPT_COLUMNS if inputs.prompt_column is None else (inputs.prompt_column,)
+    lines, root = read_lines(sys.stdin.buffer, images, prompts), Path(inputs.image_root or "").absolute()
+    if (first := next(lines, None)) is None:
+        raise DataError("images: standard input is empty. Write an image a line, with a tab and its prompt.")
+    if complete.needs_prompt and not (first.prompt or first.problem or inputs.prompt or inputs.prompts):
+        known = f"its first line has no prompt: {shorten(first.image)}"
+        raise ConfigError(f"images: standard input, and the scores depend on prompts: {known}. {_WAYS}")
+    columns = tuple(first.others)
+    rows = (line.row(columns, root) for line in itertools.chain([first], lines))
+    return ListedRows(columns, None, lambda: rows, complete, inputs.limit)
+
+
+_OPEN: dict[Kind, Callable[[Path, Inputs, Completion], ListedRows]] = {
+    "a picture": _open_picture, "a folder": _open_folder, "a table": _open_table, "standard input": _open_lines,
+}  # fmt: skip
+
+
+def _joined(rows: ListedRows, path: Path, kind: Kind, inputs: Inputs) -> Listing:
+    """Returns a listing with the prompts of a file: of a table by image names, of a .txt one after the other."""
+    before = rows.listing
+    if inputs.joins_lines:
+        prompts = read_prompt_lines(path, rows.total or 0)
+        return lambda: (replace(row, prompt=prompt) for row, prompt in zip(before(), prompts, strict=True))
+    has_columns = kind in ("a table", "standard input")
+    table = read_prompts(path, None if has_columns else inputs.image_column, inputs.prompt_column)
+    if kind in ("a picture", "a folder"):
+        names = {table.name_of(row) for row in before()}
+        if names == {None}:
+            known = f"the first image is {next(before()).image!r}, the first row {next(iter(table.prompts), '')!r}"
+            raise DataError(f"prompts: '{path}' has a prompt of none of the {rows.total} images: {known}.")
+        surplus = [name for name in table.prompts if name not in names]
+        if surplus and kind == "a folder":
+            message = "prompts: '%s': %d of %d rows name no image there is, first %r"
+            logger.warning(message, path, len(surplus), len(table.prompts), surplus[0])
+    return lambda: map(table.join, before())
+
+
+def image_names(folder: Path) -> list[str]:
+    """Returns the images in a folder and its subfolders by their relative POSIX paths, sorted.
+
+    Hidden files and folders are left out, other files are counted in the log. DataError: there is no image.
+    """
+    names, others, links = [], Counter[str](), list[str]()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"images: the folder '{error.filename}' cannot be read: {error.strerror}.")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
+        start = Path(parent).relative_to(folder).as_posix()
+        for name in files:
+            if name.startswith("."):
+                continue
+            ending = name.rpartition(".")[2].lower()
+            if ending in ENDINGS and "." in name:
+                names.append(name if start == "." else f"{start}/{name}")
+            else:
+                others[ending if "." in name else "no ending"] += 1
+    if others:
+        kinds = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
+        logger.info("images: '%s': %d files that are no images are left out: %s", folder, others.total(), kinds)
+    if links:
+        logger.warning("images: '%s': %d links to folders are not followed, first %r", folder, len(links), links[0])
+    if not names:
+        shards = f" Give its shards as '{folder}/*.tar'." if "tar" in others else ""
+        raise DataError(f"images: '{folder}' holds no image that ends in {', '.join(ENDINGS)}.{shards}")
+    return sorted(names)
