@@ -23,6 +23,7 @@ class CLIPCosine(nn.Module):
 
     is_zero_shot = True
     reads_prompt = True
+    takes_one_image = True
     per_target = ("slope", "intercept")
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, num_targets: int) -> None:

@@ -20,6 +20,8 @@ class IPIQA(nn.Module):
     The token map is pooled twice, by its own mean token and by the prompt feature; the head reads both.
     """
 
+    takes_one_image = True
+
     def __init__(
         self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, fusion: nn.Module, head: nn.Module
     ) -> None:
@@ -30,9 +32,16 @@ class IPIQA(nn.Module):
             prompt_encoder.requires_grad_(False)  # what gets no gradient must not wait for one
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """Returns scores (B, num_targets), fp32, in units of the MOS trained on, of normalised images (B, 3, S, S)."""
+        """Returns scores (B, num_targets), fp32, in units of the MOS trained on, of normalised images (B, 3, S, S).
+
+        One image may be given for all of B prompts: it is encoded once.
+        """
         token_map, image_feature = self.image_encoder(images)  # (B, C, h, w), (B, D)
-        prompt_feature = self.prompt_encoder(prompts) if self.reads_prompt else None  # (B, D)
+        if not self.reads_prompt:
+            return self.head(self.fusion(token_map, image_feature, None))
+        prompt_feature = self.prompt_encoder(prompts)  # (B, D)
+        number = prompt_feature.shape[0]
+        token_map, image_feature = token_map.expand(number, -1, -1, -1), image_feature.expand(number, -1)
         return self.head(self.fusion(token_map, image_feature, prompt_feature))
 
     def encode_prompts(self, prompts: Prompts) -> torch.Tensor:

@@ -27,24 +27,36 @@ class AttentionPool(nn.Module):
 
     def forward(self, token_map: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the pooled feature (B, embed_dim) of a map (B, C, h, w); the query is (B, query_dim)."""
+        tokens = self._tokens(token_map)
+        heads, depth = self.heads, self.v_proj.out_features // self.heads
+        value_weight = self.v_proj.weight.unflatten(0, (heads, depth))  # (H, d, C)
+        mixed = torch.matmul(self._weights(tokens, query), tokens).transpose(0, 1)  # (H, B, C)
+        values = torch.matmul(mixed, value_weight.to(mixed.dtype).transpose(1, 2))  # (H, B, d)
+        pooled = values.transpose(0, 1).flatten(1) + self.v_proj.bias.to(values.dtype)  # (B, C)
+        return self.c_proj(pooled)
+
+    def attention(self, token_map: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the weights (B, H, 1 + h*w), of sum 1, by which `forward` mixes tokens, the mean token first."""
+        return self._weights(self._tokens(token_map), query)
+
+    def _tokens(self, token_map: torch.Tensor) -> torch.Tensor:
+        """Returns the mean token and those of the map with their positions, (B, N, C), N = 1 + h*w."""
         tokens = token_map.flatten(2).transpose(1, 2)  # (B, h*w, C), no copy when the map is channels_last
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)  # (B, N, C), N = h*w + 1
-        tokens = tokens + self.positional_embedding.to(tokens.dtype)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        return tokens + self.positional_embedding.to(tokens.dtype)
+
+    def _weights(self, tokens: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
+        """Returns the weights (B, H, N) of tokens (B, N, C)."""
         heads, depth = self.heads, self.k_proj.out_features // self.heads
         q = self.q_proj(tokens[:, 0] if query is None else query) * depth**-0.5
         q = q.unflatten(1, (heads, depth)).transpose(0, 1)  # (H, B, d)
         key_weight = self.k_proj.weight.unflatten(0, (heads, depth))  # (H, d, C)
-        value_weight = self.v_proj.weight.unflatten(0, (heads, depth))  # (H, d, C)
         # The key bias shifts all logits of a head alike and softmax forgets it. It is added all the same: a parameter
         # that never receives a gradient stops DistributedDataParallel.
         bias = torch.matmul(q, self.k_proj.bias.to(q.dtype).view(heads, depth, 1))  # (H, B, 1)
         carried = torch.matmul(q, key_weight.to(q.dtype)).transpose(0, 1)  # (B, H, C)
         logits = torch.matmul(carried, tokens.transpose(1, 2)) + bias.transpose(0, 1)  # (B, H, N)
-        weights = logits.float().softmax(dim=-1).to(tokens.dtype)
-        mixed = torch.matmul(weights, tokens).transpose(0, 1)  # (H, B, C)
-        values = torch.matmul(mixed, value_weight.to(mixed.dtype).transpose(1, 2))  # (H, B, d)
-        pooled = values.transpose(0, 1).flatten(1) + self.v_proj.bias.to(values.dtype)  # (B, C)
-        return self.c_proj(pooled)
+        return logits.float().softmax(dim=-1).to(tokens.dtype)
 
 
 def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

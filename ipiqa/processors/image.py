@@ -73,17 +73,8 @@ class SquashProcessor:
         _open(path, str(path)).close()
 
     def decode(self, source: Path | bytes | Image.Image, name: str | None = None) -> torch.Tensor:
-        """Returns the image (3, S, S), uint8, as a viewer shows it: upright by its EXIF note, transparency over white.
-
-        `source` is a file, the content of one, or what Pillow has opened; DataError, which calls it `name` or by its
-        path, where it cannot be used.
-        """
-        shown = name or (str(source) if isinstance(source, Path) else "image in memory")
-        with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
-            try:
-                image = _to_rgb(ImageOps.exif_transpose(opened))
-            except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file
-                raise DataError(f"'{shown}' cannot be decoded: {one_line(error)}.") from error
+        """Returns the image (3, S, S), uint8; arguments and errors as for `upright`."""
+        image = upright(source, name)
         resample = Image.Resampling[self.interpolation.upper()]
         pixels = np.array(image.resize((self.image_size, self.image_size), resample))  # (S, S, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -112,6 +103,20 @@ class SquashProcessor:
         mean, std = (value.to(images.device).flatten().repeat(images.shape[-1]) for value in (self.mean, self.std))
         rows = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
         return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+
+
+def upright(source: Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
+    """Returns an RGB image as a viewer shows it: upright by its EXIF note, transparency over white.
+
+    `source` is a file, the content of one, or what Pillow has opened; DataError, which calls it `name` or by its path,
+    where it cannot be used.
+    """
+    shown = name or (str(source) if isinstance(source, Path) else "image in memory")
+    with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source, shown) as opened:
+        try:
+            return _to_rgb(ImageOps.exif_transpose(opened))
+        except Exception as error:  # Pillow's decoders fail in many ways, all of which mean a broken file
+            raise DataError(f"'{shown}' cannot be decoded: {one_line(error)}.") from error
 
 
 @functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones

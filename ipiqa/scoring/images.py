@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ipiqa.errors import DataError
-from ipiqa.processors.image import SquashProcessor
+from ipiqa.processors.image import SquashProcessor, upright
 from ipiqa.registry import file_path
 
 OneImage = str | Path | bytes | Image.Image | torch.Tensor
@@ -34,6 +34,24 @@ def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
 
     `image` is a path, the content of a file, a PIL image, or a tensor (3, H, W). DataError where it cannot be used.
     """
+    if isinstance(image, torch.Tensor) and _is_image(image) and image.is_floating_point():
+        return normalise_floats(image.float().cpu()[None], processor)[0]
+    return processor.decode(_source(image))
+
+
+def picture(image: OneImage) -> Image.Image:
+    """Returns an image in RGB, upright and in its own size; DataError where it cannot be used."""
+    if isinstance(image, torch.Tensor) and image.is_floating_point():
+        image = (image * 255).round().to(torch.uint8)
+    return upright(_source(image))
+
+
+def _is_image(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.numel() > 0
+
+
+def _source(image: OneImage) -> Path | bytes | Image.Image:
+    """Returns what Pillow can open; DataError for what is no image."""
     source: Path | bytes | Image.Image | None = None
     shown = type(image).__name__
     if isinstance(image, (str, Path)):
@@ -43,15 +61,12 @@ def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
     elif isinstance(image, Image.Image):
         source, shown = image if image.mode != "F" else None, f"an image of mode {image.mode}"  # F: of any range
     elif isinstance(image, torch.Tensor):
-        is_image = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
-        if is_image and image.is_floating_point():
-            return normalise_floats(image.float().cpu()[None], processor)[0]
-        is_bytes, shown = is_image and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
+        is_bytes, shown = _is_image(image) and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
         source = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) if is_bytes else None
     if source is None:
         right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
         raise DataError(f"images: {shown} cannot be scored. Give {right}.")
-    return processor.decode(source)
+    return source
 
 
 def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.Tensor:

@@ -1,0 +1,92 @@
+"""Where in an image a model looks: the attention of its pools, or how scores change with the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ipiqa.models.pooling import AttentionPool
+from ipiqa.scoring.images import batch_of
+from ipiqa.scoring.model_scorer import ModelScorer
+
+Kind = Literal["prompt attention", "image attention", "gradient"]
+
+GRID = (8, 8)  # cells of the map of a model that has no token map
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """How much each cell of an image counts, the mean over the folds of a scorer.
+
+    Attributes:
+        kind: the attention of the pool that the prompt asks, of the pool that the image itself asks, or how strongly a
+            score changes with the pixels.
+        target: whose score that is; "" for attention, which all targets share.
+        weights: (h, w) float32 of sum 1: equal cells from the top left to the bottom right of the upright image.
+        mean_token: the share, 0 to 1, of the attention that goes to no cell but to the mean of all; 0 for a gradient.
+    """
+
+    kind: Kind
+    target: str
+    weights: np.ndarray
+    mean_token: float
+
+
+def heat_maps(scorer: ModelScorer, prepared: torch.Tensor, prompt: str) -> list[HeatMap]:
+    """Returns the maps of an image, given as `scorer.prepare` returns it.
+
+    They are the attention of the fusion's pool and of the image tower's, and where a model lacks one of the two, a
+    gradient map for each target.
+    """
+    inputs = batch_of([prepared], scorer.processor, scorer.device)
+    tokens = scorer.tokenize([prompt]) if scorer.needs_prompt else torch.zeros(1, 1).long()
+    folds = [_attention(model, inputs, tokens) for model in scorer.models]
+    maps = []
+    for kind in folds[0]:  # the folds are of one kind of model
+        mean_token, *cells = np.mean([fold[kind] for fold in folds], axis=0)
+        maps.append(HeatMap(kind, "", _shares(np.reshape(cells, _grid(scorer.models[0]))), float(mean_token)))
+    return maps if len(maps) == 2 else maps + gradient_maps(scorer, inputs, tokens)
+
+
+@torch.no_grad()
+def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[Kind, np.ndarray]:
+    """Returns the weights (1 + h * w,) of each pool that a model has, the mean over its heads."""
+    tower = getattr(model, "image_encoder", None)
+    fusion_pool, image_pool = getattr(getattr(model, "fusion", None), "pool", None), getattr(tower, "pool", None)
+    out: dict[Kind, torch.Tensor] = {}
+    if tower is not None and (fusion_pool is not None or image_pool is not None):
+        token_map = tower(inputs)[0]
+        if isinstance(fusion_pool, AttentionPool):
+            out["prompt attention"] = fusion_pool.attention(token_map, model.prompt_encoder(tokens))
+        if isinstance(image_pool, AttentionPool):
+            out["image attention"] = image_pool.attention(token_map)
+    return {kind: weights.double().mean(dim=1)[0].cpu().numpy() for kind, weights in out.items()}
+
+
+def gradient_maps(scorer: ModelScorer, inputs: torch.Tensor, tokens: torch.Tensor) -> list[HeatMap]:
+    """Returns a map for each target: the length of the gradient to a pixel, its mean over the pixels of a cell."""
+    of_target: list[list[np.ndarray]] = [[] for _ in scorer.targets]
+    for model in scorer.models:
+        pixels = inputs.clone().requires_grad_()
+        scores = model(pixels, tokens)[0]  # (T,)
+        for score, cells in zip(scores, of_target, strict=True):
+            (gradient,) = torch.autograd.grad(score, pixels, retain_graph=True)
+            length = gradient.double().norm(dim=1)  # (1, S, S)
+            cells.append(_shares(functional.adaptive_avg_pool2d(length, _grid(model))[0].cpu().numpy()))
+    both = zip(scorer.targets, of_target, strict=True)
+    return [HeatMap("gradient", target.name, _shares(np.mean(cells, axis=0)), 0.0) for target, cells in both]
+
+
+def _grid(model: Any) -> tuple[int, int]:
+    return getattr(getattr(model, "image_encoder", None), "grid", GRID)
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Returns weights (h, w) divided by their sum, float32; all alike where all are zero."""
+    total = weights.sum()
+    shares = weights / total if total > 0 else np.full(weights.shape, 1 / weights.size)
+    return shares.astype(np.float32)
