@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from small_models import build
 
-from ipiqa import registry
-from ipiqa.datasets.table import Target
-from ipiqa.models.bundle import ModelSpec, Training, write_bundle
+from ipiqa.models.bundle import Training, write_bundle
 
 CONFIG = """\
 image_size: 32
@@ -66,28 +66,16 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def write_folds(folder: Path, count: int = 2, **model: object) -> Path:
+def write_folds(folder: Path, count: int = 2) -> Path:
     """Writes a run folder of tiny models with random weights, each fold a bundle, and returns it."""
-    section = {
-        "name": "ipiqa",
-        "image_encoder": {"name": "clip_resnet", "layers": [1, 1, 1, 1], "width": 4, "embed_dim": 8},
-        "prompt_encoder": {"name": "clip_text", "width": 8, "layers": 1, "heads": 1, "embed_dim": 8},
-        "fusion": "cross_attention",
-        "head": "mlp",
-    } | model
-    targets = Target("quality", 0, 5), Target("alignment", 0, 5)
-    quantiles = {target.name: torch.linspace(0, 5, 101).tolist() for target in targets}
+    quantiles = {name: torch.linspace(0, 5, 101).tolist() for name in ("quality", "alignment")}
     for fold in range(count):
-        torch.manual_seed(fold)
-        spec = ModelSpec(
-            model=registry.resolve("model", section, "model"), image_size=32, targets=targets,
-            processor=registry.resolve("processor", "squash", "processor"), training=Training(quantiles=quantiles),
-        )  # fmt: skip
-        built = spec.build()
+        model, spec = build(size=32, seed=fold)
         with torch.no_grad():  # scores of random weights are nearly the same: spread them over the scale
-            images, prompts = torch.rand(16, 3, 32, 1).mul(4).sub(2).expand(-1, -1, -1, 32), [f"a {w}" for w in WORDS]
-            scores, last = built.eval()(images, (prompts * 2)[:16]), built.head.out_proj
+            images, prompts = torch.rand(10, 3, 32, 1).mul(4).sub(2).expand(-1, -1, -1, 32), [f"a {w}" for w in WORDS]
+            scores, last = model(images, prompts), model.head.out_proj
             last.weight.div_(scores.std(dim=0)[:, None])
             last.bias.sub_(scores.mean(dim=0)).div_(scores.std(dim=0)).add_(2.5)
-        write_bundle(folder / f"fold_{fold:02d}", built, spec)
+        spec = dataclasses.replace(spec, training=Training(quantiles=quantiles))
+        write_bundle(folder / f"fold_{fold:02d}", model, spec)
     return folder
