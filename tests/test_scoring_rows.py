@@ -107,6 +107,7 @@ def test_where_the_images_of_a_table_are(tmp_path: Path, caplog: pytest.LogCaptu
     assert rows_of(table)[1].source == tmp_path / "images" / "a.png"
     images(tmp_path, "a.png")
     assert rows_of(table)[1].source == tmp_path / "a.png" and not caplog.text
+    (tmp_path / "else").mkdir()
     assert rows_of(table, image_root=str(tmp_path / "else"))[1].source == tmp_path / "else" / "a.png"
     assert f"none of its first 2 images is in '{tmp_path}/else'. Name their folder with --image-root" in caplog.text
     absolute = write(tmp_path / "u.csv", [[str(tmp_path / "images" / "a.png"), "p"]], ["path", "caption"])
@@ -192,7 +193,8 @@ def test_a_folder_joined_with_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
         ("a.png", "A", ""), ("b.png", "B", ""), ("c.png", "C", ""), ("in/d.png", "D", ""), ("in/e.png", "E", ""),
         ("none.png", None, f"no prompt in '{table}'"),
     ]  # fmt: skip
-    assert f"prompts: '{table}': 2 of 7 rows name no image there is, first 'e.png'" in caplog.text
+    assert f"prompts: '{table}': 2 of 7 images in it are not there, first 'e.png'" in caplog.text
+    assert f"prompts: '{table}': 1 images in subfolders take the prompt of their file name, first 'in/d" in caplog.text
 
 
 def test_a_table_with_several_prompts_of_an_image(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_table_of_other_images(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "b.png")
     table = write(tmp_path / "t.csv", [["x.png", "X"]], ["image", "prompt"])
     assert message(DataError, tmp_path, prompts=str(table)) == (
-        f"prompts: '{table}' has a prompt of none of the 2 images: the first image is 'a.png', the first row 'x.png'."
+        f"prompts: '{table}' has a prompt for none of the 2 images: the first image is 'a.png', the first row 'x.png'."
     )
 
 
@@ -279,7 +281,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "' is a table and prompts are given: nothing reads it. Leave it out",
     ),
     ("t.csv", {"prompt_member": "x"}, "--prompt-member: '{}/t.csv' is a table: nothing reads it."),
-    ("a.png", {"prompts": "sidecar", "image_root": "x"}, "--image-root: '{}/a.png' is a picture: nothing reads it."),
+    ("a.png", {"prompts": "sidecar", "image_root": "/"}, "--image-root: '{}/a.png' is a picture: nothing reads it."),
     (
         "0.tar",
         {"prompts": "sidecar"},
