@@ -32,7 +32,9 @@ def test_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert brief(rows_of("a.png", needs_prompt=False)) == [("a.png", None, "")]
 
 
-def test_a_folder_in_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_in_order_of_its_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["B.PNG", "a-b/1.jpg", "a/2.webp", "a/b/c.gif", "a.png"]
     images(tmp_path, *names, ".hidden/x.png", "a/._y.png")
     (tmp_path / "note.txt").write_text("")
@@ -45,6 +47,8 @@ def test_a_folder_in_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 files that are no images are left out: 1 txt, 1 no ending" in caplog.text
     assert "1 links to folders are not followed, first 'link'" in caplog.text
     assert [row.image for row in rows_of(tmp_path, prompt="p", limit=3)] == sorted(names)[:3]
+    monkeypatch.chdir(tmp_path)
+    assert rows_of(".", prompt="p") == rows
 
 
 def test_a_folder_that_cannot_be_scored(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_prompts_that_no_model_should_read(tmp_path: Path) -> None:
         "the prompt is not UTF-8 text", "the prompt has 20,001 characters, more than 20,000",
         "the name is not UTF-8 text",
     ]  # fmt: skip
-    assert (rows[0].prompt, rows[2].image) == ("\\ud800", "c\\0")
+    assert (rows[0].prompt, rows[2].image, rows[0].carried) == ("\\ud800", "c\\0", ("\\udcff",))
 
 
 def test_long_tables_take_no_memory(tmp_path: Path) -> None:

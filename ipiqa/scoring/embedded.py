@@ -31,10 +31,8 @@ def embedded_prompt(source: Path | bytes) -> str:
     """Returns the prompt that an image was made from, as its generator has noted it; DataError: there is none."""
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
-            notes = _notes(image)
-            if image.format == "PNG" and not notes.keys() & _READERS.keys():
-                image.load()  # notes may stand behind the pixels
-                notes = _notes(image)
+            if not (notes := _notes(image)).keys() & _READERS.keys():
+                notes = _exif_notes(image) | _notes(image)  # of a PNG it reads the pixels, and the notes behind them
     except Exception as error:  # Pillow's parsers fail in many ways, all of which mean a broken file
         raise DataError(f"the image cannot be read: {one_line(error)}") from error
     problem = "no generator has noted one in the image"
@@ -53,7 +51,11 @@ def embedded_prompt(source: Path | bytes) -> str:
 
 
 def _notes(image: Image.Image) -> dict[str, str]:
-    """Returns the texts in an image by their names; those of EXIF by the names they would have in a PNG."""
+    return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+
+
+def _exif_notes(image: Image.Image) -> dict[str, str]:
+    """Returns the notes in EXIF by the names they would have in a PNG."""
     exif = image.getexif()
     notes = {}
     for text in map(exif.get, _CAMERA_TAGS):
@@ -62,7 +64,7 @@ def _notes(image: Image.Image) -> dict[str, str]:
     comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     if comment:
         notes["parameters"] = comment if isinstance(comment, str) else _user_comment(comment)
-    return notes | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+    return notes
 
 
 def _user_comment(content: bytes) -> str:
