@@ -156,7 +156,7 @@ def test_tables_are_refused_before_anything_is_scored(tmp_path: Path, case: str)
 
 def test_prompts_that_no_model_should_read(tmp_path: Path) -> None:
     objects = [
-        {"image": "a", "prompt": "\ud800"},
+        {"image": "a", "prompt": "\ud800", "tag": "\udcff"},
         {"image": "b", "prompt": "p" * 20_001},
         {"image": "c\0", "prompt": "p"},
     ]
