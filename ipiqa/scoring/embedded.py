@@ -148,7 +148,7 @@ class _Workflow:
             raise DataError("its workflow is too large")
         passed = [value for name, value in inputs.items() if name in _PASSED or name.startswith("cond")]
         own = [self.string(inputs[name]) for name in _TEXTS if name in inputs]
-        return list(dict.fromkeys(text for link in own or passed for text in self.texts(link, seen)))
+        return list(dict.fromkeys(text for link in passed + own for text in self.texts(link, seen)))
 
     def string(self, value: Any) -> str:
         """Returns a text, or that of the node which holds it; DataError where it is computed."""
