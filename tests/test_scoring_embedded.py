@@ -130,7 +130,7 @@ WORKFLOWS: dict[str, tuple[dict[str, Any], str]] = {
                     "b": node("FluxGuidance", guidance=3.5, conditioning=link("n6"))}, "a cat on a mat"),
     "combined": ({"n3": POSITIVE, "a": node("ConditioningCombine", conditioning_1=link("n6"), conditioning_2=link("b")),
                   "b": node("CLIPTextEncode", text=" at night ")}, "a cat on a mat, at night"),
-    "text added": ({"n3": POSITIVE, "a": node("GLIGENTextboxApply", text="a hat", conditioning_to=link("n6"), width=64)},
+    "text added": ({"n3": POSITIVE, "a": node("GLIGENTextboxApply", text="a hat", conditioning_to=link("n6"))},
                    "a cat on a mat, a hat"),
     "sdxl": ({"n3": POSITIVE, "a": node("CLIPTextEncodeSDXL", text_g="a cat", text_l="a cat", width=1024)}, "a cat"),
     "base and refiner": ({"b": node("KSamplerAdvanced", positive=link("a"), negative=link("n7")),
