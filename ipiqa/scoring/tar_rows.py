@@ -92,7 +92,7 @@ def open_shards(pattern: str, prompt_member: str, complete: Completion, limit: i
     first: list[Row] = []
     for shard in shards[:_LOOKED_AT]:
         part = ShardPart(0, shard.absolute(), str(shard), rows.reader, complete, Place(0), _FIRST)
-        first += [row for row in part.rows() if row.source != part.shard]
+        first += [row for row in part.rows() if row.source != part.shard] if len(first) < _FIRST else []
     if not any(row.source for row in first):
         endings = ", ".join(ENDINGS)
         raise DataError(f"images: '{pattern}': no sample in its first shards has an image that ends in {endings}.")
