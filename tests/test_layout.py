@@ -36,7 +36,14 @@ LAYERS = {
     "report": 6, "ablation": 6, "demo": 6, "explain": 6, "export": 6,
     "serve": 7, "cli": 7,
 }  # fmt: skip
-SAME_LAYER = {("datasets", "processors"), ("config", "scorers"), ("training", "evaluation"), ("ablation", "report"), ("cli", "serve")}
+SAME_LAYER = {
+    ("datasets", "processors"),
+    ("config", "scorers"),
+    ("training", "evaluation"),
+    ("ablation", "report"),
+    ("export", "report"),
+    ("cli", "serve"),
+}
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}

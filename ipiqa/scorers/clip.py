@@ -14,9 +14,7 @@ WEIGHT = 2.5  # of the cosine in CLIPScore
 
 
 @register("scorer", "clipscore")
-def clipscore(
-    *, architecture: str = "ViT-B-32-quickgelu", weights: FilePath = "openai"
-) -> tuple[ModelSpec, nn.Module]:
+def clipscore(*, architecture: str = "ViT-B-32-quickgelu", weights: FilePath = "openai") -> tuple[ModelSpec, nn.Module]:
     """Returns CLIPScore (Hessel et al. 2021): 2.5 times the cosine of image and prompt.
 
     It is not cut at 0, no "A photo depicts" is put before the prompt, and images are squashed, not cropped.
@@ -44,10 +42,8 @@ def _zero_shot(name: str, target: Target, architecture: str, weights: str) -> tu
     vision = {} if architecture == "auto" else architecture_settings(architecture, "settings")["vision_cfg"]
     tower = {"name": "clip", "architecture": architecture, "weights": weights, "freeze": "all"}
     section = registry.resolve("model", {"name": name, "image_encoder": tower, "prompt_encoder": tower}, "model")
-    processor = registry.resolve("processor", "squash", "processor")
+    processor, size = registry.resolve("processor", "squash", "processor"), vision.get("image_size", 224)
     set_normalisation(processor, section["image_encoder"])
-    size = vision.get("image_size", 224)
     model: nn.Module = registry.build("model", section, "model", {"image_size": size, "num_targets": 1})
-    return ModelSpec(
-        model=own_section(model, section), image_size=size, processor=processor, targets=(target,)
-    ), model.eval()
+    own = own_section(model, section)
+    return ModelSpec(model=own, image_size=size, processor=processor, targets=(target,)), model

@@ -19,20 +19,17 @@ def download(name: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     repository, _, revision = name.removeprefix(HUB).partition("@")
+    no_access = "no such repository, or none you have access to. For access: hf auth login"
     known: dict[type[Exception], str] = {
-        errors.GatedRepoError: "its owner gives access on request. Ask on its page, then: hf auth login",
-        errors.RepositoryNotFoundError: "there is no such repository, or it is private. For a private one: hf auth login",
+        errors.RepositoryNotFoundError: no_access,
         errors.RevisionNotFoundError: f"it has no revision {revision!r}. Leave out @{revision} for the newest",
-        errors.HFValidationError: "not the name of a repository. Write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION",
-        errors.LocalEntryNotFoundError: "cannot be reached, and was not downloaded before. Check network and HF_ENDPOINT",
+        errors.HFValidationError: "no name of a repository. Write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION",
+        errors.LocalEntryNotFoundError: "not reached, nor downloaded before. Check the network and HF_ENDPOINT",
     }
+    about = {"library_name": "ipiqa", "library_version": __version__}
     try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=PATTERNS, library_name="ipiqa",
-                library_version=__version__,
-            )
-        )  # fmt: skip
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS, **about))
     except Exception as error:  # the hub's client has many of its own for a network that does not answer
+        is_closed = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         problem = next((text for kind, text in known.items() if isinstance(error, kind)), one_line(error))
-        raise DataError(f"ipiqa.load: '{printable(name)}': {problem}.") from None
+        raise DataError(f"ipiqa.load: '{printable(name)}': {no_access if is_closed else problem}.") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +57,17 @@ def load_models(
 
 
 class Loaded(NamedTuple):
-    """A model as it was trained, what it is, and the checkpoint or bundle it came from."""
+    """A model as it was trained, what it is, and the checkpoint or the bundle it came from (None: neither)."""
 
     model: nn.Module
     spec: ModelSpec
-    path: Path | None = None  # None for a registered scorer
+    path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint, such as fold_00 of a run, or of the bundle."""
+        path = (self.path or Path()).absolute()
+        return path if path.is_dir() else path.parent
 
 
 def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Loaded]:
@@ -90,11 +95,7 @@ def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Lo
 def _registered(name: str, settings: str) -> Loaded:
     """Returns the model of a registered scorer, for settings written as "key=value key=value"."""
     with located(f"ipiqa.load: {name}"):
-        try:
-            words = shlex.split(settings)
-        except ValueError as error:
-            raise ConfigError(f"{printable(settings)}: {str(error).lower()}. Close it.") from None
-        section = {"name": name} | dict(map(parse_override, words))
+        section = {"name": name} | dict(map(parse_override, settings.split()))
         spec, model = registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
     return Loaded(model, spec)
 

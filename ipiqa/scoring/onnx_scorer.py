@@ -41,7 +41,9 @@ class OnnxScorer(Scorer):
         try:
             self.spec = ModelSpec.from_dict(json.loads(metadata[METADATA]), where)
         except (KeyError, ValueError, RecursionError):
-            raise DataError(f"{where} was not written by ipiqa. Write one with: ipiqa export MODEL FILE.onnx.") from None
+            raise DataError(
+                f"{where} was not written by ipiqa. Write one with: ipiqa export MODEL FILE.onnx."
+            ) from None
         self.targets, self.image_size, self.trained_on = self.spec.targets, self.spec.image_size, self.spec.training
         shapes = {node.name: node.shape for node in (*self._session.get_inputs(), *self._session.get_outputs())}
         self.needs_prompt = TOKENS in shapes
