@@ -68,6 +68,7 @@ def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
     """Returns the server of an application: `run` it with a list of sockets that listen."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, headers=[*SAFE.items()], ws="none",
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(limits.seconds) + 5,
     )  # fmt: skip
     return uvicorn.Server(config)
@@ -126,15 +127,18 @@ class _Service:
     @contextlib.asynccontextmanager
     async def _received(self, request: Request) -> AsyncIterator[list[Pair]]:
         """Yields the pairs of a request, whose body counts as held until the block ends."""
-        limits, size, declared = self.limits, 0, int(request.headers.get("content-length", "0"))
+        limits, size = self.limits, 0
+        too_large = HTTPException(413, f"body: more than the limit of {limits.upload:,} bytes. Send less at once.")
+        if int(request.headers.get("content-length", "0")) > limits.upload:
+            raise too_large
 
         async def receive() -> Message:
             nonlocal size
             message = await request.receive()
             length = len(message.get("body", b""))
             size, self.held = size + length, self.held + length
-            if max(size, declared) > limits.upload:
-                raise HTTPException(413, f"body: more than the limit of {limits.upload:,} bytes. Send less at once.")
+            if size > limits.upload:
+                raise too_large
             if self.held > 16 * limits.upload:
                 raise HTTPException(429, "body: too many are being received. Try again later.", LATER)
             return message

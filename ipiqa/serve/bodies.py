@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ipiqa.datasets.readers import NOT_TEXT
-from ipiqa.errors import DataError, did_you_mean, shorten
+from ipiqa.errors import ConfigError, DataError, did_you_mean, shorten
 from ipiqa.processors.image import FORMATS
 
 SHAPE = '{"pairs": [{"image": "<a file in base64>", "prompt": "<text>"}, ...]}'
@@ -41,6 +41,11 @@ class Limits:
     queue: int = 256
     seconds: float = 60
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.queue < self.pairs:
+            wrong = f"--max-queue: {self.queue} is less than the {self.pairs} pairs of one request"
+            raise ConfigError(f"{wrong}. Give it at least as many, or lower --max-pairs.")
 
 
 class Pair(NamedTuple):
