@@ -142,7 +142,9 @@ def test_a_file_larger_than_the_limit_is_not_sent(tmp_path: Path) -> None:
         window.open(f"http://127.0.0.1:{port}/")
         window.type("#prompt", "a\ue007")
         window.type("#files", str(tmp_path / "large.png"))
-        window.until("document.querySelector('.card .note')?.textContent === 'the file has 2.1 MB, and the limit is 2 MB.'")
+        window.until(
+            "document.querySelector('.card .note')?.textContent === 'the file has 2.1 MB, and the limit is 2 MB.'"
+        )
 
 
 def test_the_curve_is_the_spread_of_the_scores_trained_on() -> None:
