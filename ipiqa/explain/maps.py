@@ -49,7 +49,7 @@ def heat_maps(scorer: ModelScorer, prepared: torch.Tensor, prompt: str) -> list[
     for kind in folds[0]:  # the folds are of one kind of model
         mean_token, *cells = np.mean([fold[kind] for fold in folds], axis=0)
         maps.append(HeatMap(kind, "", _shares(np.reshape(cells, _grid(scorer.models[0]))), float(mean_token)))
-    return maps if len(maps) == 2 else maps + _gradient_maps(scorer, inputs, tokens)
+    return maps if len(maps) == 2 else maps + gradient_maps(scorer, inputs, tokens)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[K
     return {kind: weights.double().mean(dim=1)[0].cpu().numpy() for kind, weights in out.items()}
 
 
-def _gradient_maps(scorer: ModelScorer, inputs: torch.Tensor, tokens: torch.Tensor) -> list[HeatMap]:
+def gradient_maps(scorer: ModelScorer, inputs: torch.Tensor, tokens: torch.Tensor) -> list[HeatMap]:
     """Returns a map for each target: the length of the gradient to a pixel, its mean over the pixels of a cell."""
     of_target: list[list[np.ndarray]] = [[] for _ in scorer.targets]
     for model in scorer.models:

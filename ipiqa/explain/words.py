@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from ipiqa.prompts import tokenize
 from ipiqa.scoring.model_scorer import ModelScorer
 from ipiqa.scoring.scorer import BATCH_SIZE, Scorer
 
@@ -37,8 +38,7 @@ def leave_one_out(scorer: Scorer, prepared: Any, prompt: str) -> tuple[np.ndarra
     """
     words = prompt.split() if scorer.needs_prompt else []
     words = words if len(words) > 1 else []
-    tokens_of = scorer.tokenize if isinstance(scorer, ModelScorer) else tokenize
-    num_read = _num_read(words, tokens_of)
+    num_read = _num_read(scorer, words) if isinstance(scorer, ModelScorer) else len(words)
     texts = [prompt, *(" ".join(words[:i] + words[i + 1 :]) for i in range(num_read))]
     scores = _scores(scorer, prepared, texts)  # (F, 1 + W, T)
     differences = np.zeros((len(scores), len(words), len(scorer.targets)), np.float32)
@@ -46,17 +46,11 @@ def leave_one_out(scorer: Scorer, prepared: Any, prompt: str) -> tuple[np.ndarra
     return scores[:, 0], Words(tuple(words), differences, num_read)
 
 
-def _num_read(words: Sequence[str], tokens_of: Any) -> int:
-    """Returns the number of words after which more make no difference."""
-    whole = tokens_of([" ".join(words)])
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high) // 2
-        if bool((tokens_of([" ".join(words[:middle])]) == whole).all()):
-            high = middle
-        else:
-            low = middle + 1
-    return high
+def _num_read(scorer: ModelScorer, words: Sequence[str]) -> int:
+    """Returns after how many words further ones change nothing."""
+    whole = scorer.tokenize([" ".join(words)])
+    is_whole = lambda number: torch.equal(scorer.tokenize([" ".join(words[:number])]), whole)  # noqa: E731
+    return bisect_left(range(len(words)), True, key=is_whole)
 
 
 def _scores(scorer: Scorer, prepared: Any, prompts: Sequence[str]) -> np.ndarray:
