@@ -12,6 +12,7 @@ from webdriver import Browser, browser
 
 import ipiqa
 from ipiqa.config.loading import load_config
+from ipiqa.explain import explain
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.serve.bodies import Limits
 from ipiqa.training.cross_validation import run
@@ -74,7 +75,15 @@ def test_images_are_scored_ranked_and_explained(
         window.until("document.querySelectorAll('.maps canvas').length === 2")
         assert window.run("return document.activeElement.id").startswith("why")  # the keyboard is where it was
         words = window.run("return [...document.querySelectorAll('.words')].map(p => p.innerText.split(/\\s+/))")
-        assert len(words) == 2 and words[0][::2] == prompt.split()
+        best = next(path for path in paths if path.name == Path(by_alignment.iloc[0]).name)
+        for shown, expected in zip(
+            words, explain(scorer, best, prompt).words.differences.transpose(2, 0, 1), strict=True
+        ):
+            assert shown[::4] == prompt.split()
+            numbers = [float(text.replace("−", "-")) for text in shown[1::4]]
+            assert numbers == pytest.approx(expected.mean(axis=0), abs=0.00501)
+            assert [*map(float, shown[3::4])] == pytest.approx(expected.std(axis=0, ddof=1), abs=0.00501)
+        assert "Mean of 2 folds" in window.run("return document.querySelector('.why').innerText")
         window.click(".card:last-child [id^=remove]")
         assert len(window.run(NAMES)) == len(paths)
         window.click("#clear")

@@ -24,6 +24,7 @@ from starlette.types import Message
 import ipiqa
 from ipiqa.errors import IpiqaError
 from ipiqa.explain import Explanation, explain
+from ipiqa.explain.picture import caption, notes
 from ipiqa.files import without_nan
 from ipiqa.prompts import num_too_long
 from ipiqa.scoring.scorer import Scorer
@@ -37,8 +38,6 @@ T = TypeVar("T")
 INTERNAL = "internal error: the log of the server has more."
 CUT = "the prompt is longer than the model reads; its last words do not count."
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_FORM = {"image": {"type": "string", "format": "binary"}, "prompt": {"type": "string"}}
-_JSON = {"image": {"type": "string", "format": "byte"}, "prompt": {"type": "string"}}
 
 
 def make_app(scorer: Scorer, limits: Limits | None = None, name: str = "model") -> FastAPI:
@@ -66,10 +65,10 @@ def make_app(scorer: Scorer, limits: Limits | None = None, name: str = "model") 
 
 def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
     """Returns the server of an application: `run` it with a list of sockets that listen."""
+    running = int(2 * limits.seconds) + 5  # seconds that a request may go on, and its answer take to be sent
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, headers=[*SAFE.items()], ws="none",
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(limits.seconds) + 5,
+        timeout_keep_alive=75, timeout_graceful_shutdown=running,
     )  # fmt: skip
     return uvicorn.Server(config)
 
@@ -152,7 +151,7 @@ class _Service:
         finally:
             self.held -= size
 
-    async def _in_time(self, request: Request, work: "asyncio.Future[T]") -> T:
+    async def _in_time(self, request: Request, work: asyncio.Future[T]) -> T:
         """Returns what work results in; it is dropped when its client has gone, or the time is over."""
         gone = asyncio.ensure_future(request.receive())  # the body has been read: the end is all that can come
         try:
@@ -206,11 +205,13 @@ class _Service:
 
 def _as_lists(explained: Explanation) -> dict[str, Any]:
     """Returns the maps and words of an explanation as JSON has them."""
-    maps = [{**vars(heat_map), "weights": heat_map.weights.tolist()} for heat_map in explained.maps]
-    words, names = explained.words, [target.name for target in explained.targets]
-    folds = words.differences.transpose(2, 0, 1).tolist()  # (T, F, W)
-    differences = dict(zip(names, folds, strict=True))
-    return {"maps": maps, "words": {"words": words.words, "num_read": words.num_read, "differences": differences}}
+    maps = []
+    for heat in explained.maps:
+        title, text = caption(heat)
+        maps.append({**vars(heat), "weights": heat.weights.tolist(), "title": title, "caption": text})
+    of_target = zip(explained.targets, explained.words.differences.transpose(2, 0, 1), strict=True)  # (T, F, W)
+    differences = {target.name: folds.tolist() for target, folds in of_target}
+    return {"maps": maps, "words": {**vars(explained.words), "differences": differences}, "notes": notes(explained)}
 
 
 def _on_error(request: Request, error: Exception) -> JSONResponse:
@@ -230,8 +231,12 @@ def _policy(page: str) -> str:
 
 def _takes(several: bool) -> dict[str, Any]:
     """Returns the body that an endpoint takes, as OpenAPI has it."""
-    pairs = {"type": "array", "items": {"type": "object", "properties": _JSON, "required": ["image"]}}
-    form = {name: {"type": "array", "items": item} if several else item for name, item in _FORM.items()}
-    schemas = {"multipart/form-data": form, "application/json": {"pairs": pairs}}
-    content = {kind: {"schema": {"type": "object", "properties": fields}} for kind, fields in schemas.items()}
+    text, most = {"type": "string"}, {} if several else {"maxItems": 1}
+    pair = {"type": "object", "required": ["image"], "properties": {"image": text | {"format": "byte"}, "prompt": text}}
+    of_form = {"image": text | {"format": "binary"}, "prompt": text}
+    fields = {
+        "multipart/form-data": {name: {"type": "array", "items": item, **most} for name, item in of_form.items()},
+        "application/json": {"pairs": {"type": "array", "items": pair, **most}},
+    }
+    content = {kind: {"schema": {"type": "object", "properties": names}} for kind, names in fields.items()}
     return {"requestBody": {"required": True, "content": content}}

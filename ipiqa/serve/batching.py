@@ -76,6 +76,7 @@ class Batcher:
         images, prompts, futures = zip(*batch, strict=True)
         try:
             scores = self.scorer.outputs(images, prompts)  # (F, B, T)
+            results = [scores[:, i] for i in range(len(batch))]
         except Exception as error:
             if len(batch) == 1:
                 futures[0].set_exception(error)
@@ -83,5 +84,5 @@ class Batcher:
                 for pair in batch:
                     self._score([pair])
             return
-        for i, future in enumerate(futures):
-            future.set_result(scores[:, i])
+        for future, result in zip(futures, results, strict=True):
+            future.set_result(result)

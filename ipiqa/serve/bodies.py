@@ -22,25 +22,15 @@ SHAPE = '{"pairs": [{"image": "<a file in base64>", "prompt": "<text>"}, ...]}'
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, and all of them together, may ask for.
+    """What one request, and all of them together, may ask for."""
 
-    Attributes:
-        upload: bytes of a request's body; all that are being answered may have 16 times as many.
-        pixels: of an image, by its header.
-        pairs: in one request.
-        prompt: characters of a prompt.
-        queue: pairs of all requests that are taken on and not yet answered.
-        seconds: for a request to arrive, and again for its answer.
-        batch_size: pairs that are scored together.
-    """
-
-    upload: int = 32 << 20
-    pixels: int = 40_000_000
-    pairs: int = 32
-    prompt: int = 2000
-    queue: int = 256
-    seconds: float = 60
-    batch_size: int = 16
+    upload: int = 32 << 20  # bytes of a request's body; all bodies that are in hand may have 16 times as many
+    pixels: int = 40_000_000  # of an image, by its header
+    pairs: int = 32  # in one request
+    prompt: int = 2000  # characters
+    queue: int = 256  # pairs of all requests that are taken on and not yet answered
+    seconds: float = 60  # for a request to arrive, and again for its answer
+    batch_size: int = 16  # pairs scored together
 
     def __post_init__(self) -> None:
         if self.queue < self.pairs:
@@ -123,7 +113,7 @@ def _of_item(item: Any, where: str) -> Pair:
 
 def _check_key(key: str, where: str = "") -> None:
     if key not in Pair._fields:
-        near = did_you_mean(key, Pair._fields)
+        near = did_you_mean(key[:80], Pair._fields)
         raise HTTPException(400, f"{where}{key[:80]}: unknown.{near} There are: image, prompt.")
 
 
