@@ -80,7 +80,7 @@ def test_images_are_scored_ranked_and_explained(
             words, explain(scorer, best, prompt).words.differences.transpose(2, 0, 1), strict=True
         ):
             assert shown[::4] == prompt.split()
-            numbers = [float(text.replace("−", "-")) for text in shown[1::4]]
+            numbers = [float(text.replace("\u2212", "-")) for text in shown[1::4]]
             assert numbers == pytest.approx(expected.mean(axis=0), abs=0.00501)
             assert [*map(float, shown[3::4])] == pytest.approx(expected.std(axis=0, ddof=1), abs=0.00501)
         assert "Mean of 2 folds" in window.run("return document.querySelector('.why').innerText")
