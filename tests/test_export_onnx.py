@@ -203,6 +203,7 @@ def test_what_cannot_be_loaded_or_written_is_refused_in_one_line(exported: Path,
         "folds: ": load(str(exported), folds=[0]),
         "device: 'tpu' cannot be used": load(str(exported), device="tpu"),
         "device: 'cpu:x' cannot be used": load(str(exported), device="cpu:x"),
+        "model.onnx' can only be scored with": lambda: export_onnx(exported, tmp_path / "again.onnx"),
         "model.onnx' is there already": lambda: export_onnx(run_dir, exported),
     }
     for words, call in calls.items():
