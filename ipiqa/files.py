@@ -25,8 +25,8 @@ logger = logging.getLogger("ipiqa")
 
 # package -> the extra of setup.py that brings it
 EXTRAS = {
-    "braceexpand": "shards", "pyarrow": "shards", "ray": "ray", "fastapi": "app", "uvicorn": "app", "onnx": "export",
-    "onnxscript": "export", "onnxruntime": "export",
+    "braceexpand": "shards", "pyarrow": "shards", "ray": "ray", "fastapi": "app", "python_multipart": "app",
+    "starlette": "app", "uvicorn": "app", "onnx": "export", "onnxscript": "export", "onnxruntime": "export",
 }  # fmt: skip
 
 FORMAT = 1  # of checkpoints; a newer number is refused

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from ipiqa.errors import ConfigError, did_you_mean, shorten
 
-KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task")
+KINDS = ("model", "image_encoder", "prompt_encoder", "fusion", "head", "dataset", "processor", "task", "scorer")
 
 FUNCTIONS = ("loss",)  # kinds of parts without a section: a setting names them
 

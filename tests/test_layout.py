@@ -30,13 +30,20 @@ LAYERS = {
     "errors": 0, "registry": 0, "files": 0, "dist": 0, "prompts": 0,
     "metrics": 1, "processors": 1, "datasets": 1,
     "tasks": 2, "engine": 2, "models": 2,
-    "config": 3,
+    "config": 3, "scorers": 3,
     "build": 4,
     "evaluation": 5, "training": 5, "scoring": 5,
     "report": 6, "ablation": 6, "demo": 6, "explain": 6, "export": 6,
     "serve": 7, "cli": 7,
 }  # fmt: skip
-SAME_LAYER = {("datasets", "processors"), ("training", "evaluation"), ("ablation", "report"), ("cli", "serve")}
+SAME_LAYER = {
+    ("datasets", "processors"),
+    ("config", "scorers"),
+    ("training", "evaluation"),
+    ("ablation", "report"),
+    ("export", "report"),
+    ("cli", "serve"),
+}
 
 # pip's name -> the name to import, where they differ
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}

@@ -43,14 +43,14 @@ def test_lines_of_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
-def test_other_keys_are_carried(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = b'{"pic": "a.png", "prompt": "A", "seed": 7, "tags": ["x"]}\nb.png\tB\n'
+def test_other_keys_are_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b'{"pic": "a.png", "prompt": "A", "seed": 7, "\\ud800": ["x"]}\nb.png\tB\n'
     content += b'{"pic": "c.png", "prompt": "C", "seed": null}'
-    rows = lines(monkeypatch, content, image_column="pic", image_root="else")
-    assert rows.columns == ("seed", "tags") and rows.num_rows is None
+    rows = lines(monkeypatch, content, image_column="pic", image_root=str(tmp_path))
+    assert rows.columns == ("seed", "\\ud800") and rows.num_rows is None
     [part] = rows.parts(9)
     assert [row.carried for row in part.rows()] == [("7", '["x"]'), ("", ""), ("", "")]
-    assert part.rows()[1].source == Path("else/b.png").absolute() and not any(row.problem for row in part.rows())
+    assert part.rows()[1].source == tmp_path / "b.png" and not any(row.problem for row in part.rows())
 
 
 def test_lines_are_read_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +69,9 @@ def test_lines_joined_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_standard_input_that_cannot_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="images: standard input is empty. Write an image a line, with a tab and its"):
         lines(monkeypatch, b"\n \n")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="images: standard input is empty."):
+        opened("-")
     with pytest.raises(ConfigError, match="its first line has no prompt: 'a.png'. Give --prompt TEXT, or"):
         lines(monkeypatch, b"a.png\n")
 

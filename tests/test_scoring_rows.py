@@ -32,7 +32,9 @@ def test_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert brief(rows_of("a.png", needs_prompt=False)) == [("a.png", None, "")]
 
 
-def test_a_folder_in_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_in_order_of_its_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["B.PNG", "a-b/1.jpg", "a/2.webp", "a/b/c.gif", "a.png"]
     images(tmp_path, *names, ".hidden/x.png", "a/._y.png")
     (tmp_path / "note.txt").write_text("")
@@ -45,6 +47,8 @@ def test_a_folder_in_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 files that are no images are left out: 1 txt, 1 no ending" in caplog.text
     assert "1 links to folders are not followed, first 'link'" in caplog.text
     assert [row.image for row in rows_of(tmp_path, prompt="p", limit=3)] == sorted(names)[:3]
+    monkeypatch.chdir(tmp_path)
+    assert rows_of(".", prompt="p") == rows
 
 
 def test_a_folder_that_cannot_be_scored(tmp_path: Path) -> None:
@@ -107,6 +111,7 @@ def test_where_the_images_of_a_table_are(tmp_path: Path, caplog: pytest.LogCaptu
     assert rows_of(table)[1].source == tmp_path / "images" / "a.png"
     images(tmp_path, "a.png")
     assert rows_of(table)[1].source == tmp_path / "a.png" and not caplog.text
+    (tmp_path / "else").mkdir()
     assert rows_of(table, image_root=str(tmp_path / "else"))[1].source == tmp_path / "else" / "a.png"
     assert f"none of its first 2 images is in '{tmp_path}/else'. Name their folder with --image-root" in caplog.text
     absolute = write(tmp_path / "u.csv", [[str(tmp_path / "images" / "a.png"), "p"]], ["path", "caption"])
@@ -151,7 +156,7 @@ def test_tables_are_refused_before_anything_is_scored(tmp_path: Path, case: str)
 
 def test_prompts_that_no_model_should_read(tmp_path: Path) -> None:
     objects = [
-        {"image": "a", "prompt": "\ud800"},
+        {"image": "a", "prompt": "\ud800", "tag": "\udcff"},
         {"image": "b", "prompt": "p" * 20_001},
         {"image": "c\0", "prompt": "p"},
     ]
@@ -161,7 +166,7 @@ def test_prompts_that_no_model_should_read(tmp_path: Path) -> None:
         "the prompt is not UTF-8 text", "the prompt has 20,001 characters, more than 20,000",
         "the name is not UTF-8 text",
     ]  # fmt: skip
-    assert (rows[0].prompt, rows[2].image) == ("\\ud800", "c\\0")
+    assert (rows[0].prompt, rows[2].image, rows[0].carried) == ("\\ud800", "c\\0", ("\\udcff",))
 
 
 def test_long_tables_take_no_memory(tmp_path: Path) -> None:
@@ -192,7 +197,8 @@ def test_a_folder_joined_with_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
         ("a.png", "A", ""), ("b.png", "B", ""), ("c.png", "C", ""), ("in/d.png", "D", ""), ("in/e.png", "E", ""),
         ("none.png", None, f"no prompt in '{table}'"),
     ]  # fmt: skip
-    assert f"prompts: '{table}': 2 of 7 rows name no image there is, first 'e.png'" in caplog.text
+    assert f"prompts: '{table}': 2 of 7 images in it are not there, first 'e.png'" in caplog.text
+    assert f"prompts: '{table}': 1 images in subfolders take the prompt of their file name, first 'in/d" in caplog.text
 
 
 def test_a_table_with_several_prompts_of_an_image(tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_a_table_of_other_images(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "b.png")
     table = write(tmp_path / "t.csv", [["x.png", "X"]], ["image", "prompt"])
     assert message(DataError, tmp_path, prompts=str(table)) == (
-        f"prompts: '{table}' has a prompt of none of the 2 images: the first image is 'a.png', the first row 'x.png'."
+        f"prompts: '{table}' has a prompt for none of the 2 images: the first image is 'a.png', the first row 'x.png'."
     )
 
 
@@ -279,7 +285,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "' is a table and prompts are given: nothing reads it. Leave it out",
     ),
     ("t.csv", {"prompt_member": "x"}, "--prompt-member: '{}/t.csv' is a table: nothing reads it."),
-    ("a.png", {"prompts": "sidecar", "image_root": "x"}, "--image-root: '{}/a.png' is a picture: nothing reads it."),
+    ("a.png", {"prompts": "sidecar", "image_root": "/"}, "--image-root: '{}/a.png' is a picture: nothing reads it."),
     (
         "0.tar",
         {"prompts": "sidecar"},

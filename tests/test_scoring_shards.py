@@ -50,7 +50,9 @@ def test_names_are_as_given_and_parts_work_elsewhere(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_a_part_begins_where_its_samples_are(tmp_path: Path, mode: str, tar_format: int) -> None:
+def test_a_part_begins_where_its_samples_are(
+    tmp_path: Path, mode: str, tar_format: int, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / f"a.tar{'.' + mode[2:] if mode != 'w' else ''}"
     with tarfile.open(path, mode, format=tar_format) as archive:  # type: ignore[call-overload]
         for number in range(7):
@@ -59,6 +61,8 @@ def test_a_part_begins_where_its_samples_are(tmp_path: Path, mode: str, tar_form
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
+    opened(path)
+    assert ("is compressed, and read from its start for each part. Unp" in caplog.text) == (mode != "w")
     for size in (1, 2, 3, 100):
         parts = list(opened(path).parts(size))
         assert [len(part) for part in parts] == [size] * (7 // size) + [7 % size] * (7 % size > 0)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ipiqa.datasets
 import ipiqa.models
 import ipiqa.processors
+import ipiqa.scorers
 import ipiqa.tasks  # noqa: F401
 from ipiqa import registry
 from ipiqa.config import reference, yaml_file

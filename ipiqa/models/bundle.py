@@ -13,7 +13,7 @@ from torch import nn
 from ipiqa import registry
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.files import FORMAT, refuse_newer, write_json, write_text
+from ipiqa.files import FORMAT, refuse_newer, write_json
 from ipiqa.models.weights import Tensors, printable, read_tensors, write_tensors
 from ipiqa.processors.image import SquashProcessor
 
@@ -116,18 +116,9 @@ def own_section(model: nn.Module, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_bundle(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Writes a folder that `read_bundle` and `ipiqa.load` need nothing else beside: settings, weights, a README."""
+    """Writes a folder that `read_bundle` and `ipiqa.load` need nothing else beside: settings and weights."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, spec.to_dict())
-    known, names = spec.training, ", ".join(spec.target_names)
-    write_text(
-        folder / README,
-        f"# {spec.model['name']} at {spec.image_size} px\n\nPredicts {names} of images"
-        f"{' and their prompts' if 'prompt_encoder' in spec.model else ''}, in units of the scores it was trained on"
-        f"{f' ({known.dataset}, {len(known.images)} images)' if known.dataset else ''}.\n\n```python\nimport ipiqa\n\n"
-        'scorer = ipiqa.load("this/folder")\nscores = scorer.score("image.png", "its prompt")  '
-        f"# (1, {len(spec.targets)})\n```\n\n{known.licence}\n",
-    )
 
 
 def read_bundle(folder: Path, where: str) -> tuple[ModelSpec, Tensors]:

@@ -20,7 +20,8 @@ def architecture_settings(name: str, where: str) -> dict[str, Any]:
     """Returns open_clip's settings of an architecture; ConfigError where it does not know the name."""
     import open_clip
 
-    settings = open_clip.get_model_config(name)
+    # a name such as hf-hub:owner/model would be downloaded, by whoever opens a checkpoint that names it
+    settings = None if ":" in name else open_clip.get_model_config(name)
     if settings is None:
         near = did_you_mean(name, open_clip.list_models())
         raise ConfigError(f"{where}.architecture: open_clip knows no {name!r}.{near} List: open_clip.list_models().")

@@ -10,15 +10,16 @@ import jinja2
 MISSING = "-"  # a metric that a target or checkpoint does not have
 
 
-def render(template: str, **context: Any) -> str:
-    """Returns the text of a file in templates/; in HTML, everything that is written into it is escaped."""
+def render(template: str | Path, **context: Any) -> str:
+    """Returns the text of a file in templates/, or elsewhere; in HTML, everything written into it is escaped."""
+    path = Path(__file__).parent / "templates" / template
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(path.parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"md": escaped, "tex": latex_escaped, "tex_figure": latex_figure, "one_line": one_line}
-    return environment.get_template(template).render(context)
+    return environment.get_template(path.name).render(context)
 
 
 def one_line(text: str) -> str:

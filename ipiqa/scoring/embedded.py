@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,31 @@ def embedded_prompt(source: Path | bytes) -> str:
     """Returns the prompt that an image was made from, as its generator has noted it; DataError: there is none."""
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
-            notes = _notes(image)
-            if image.format == "PNG" and not notes.keys() & _READERS.keys():
-                image.load()  # notes may stand behind the pixels
-                notes = _notes(image)
+            if not (notes := _notes(image)).keys() & _READERS.keys():
+                notes = _exif_notes(image) | _notes(image)  # of a PNG it reads the pixels, and the notes behind them
     except Exception as error:  # Pillow's parsers fail in many ways, all of which mean a broken file
         raise DataError(f"the image cannot be read: {one_line(error)}") from error
     problem = "no generator has noted one in the image"
     for name in [name for name in _READERS if name in notes]:
         try:
             if len(notes[name]) > _LONGEST_NOTE:
-                raise ValueError(f"it has more than {_LONGEST_NOTE:,} characters")
+                raise DataError(f"it has more than {_LONGEST_NOTE:,} characters")
             if prompt := _READERS[name](notes[name]).strip(" \t\r\n\0"):
                 return prompt
             problem = f"the note {name!r} has an empty one"
-        except RecursionError:
-            problem = f"the note {name!r} is nested too deep"
-        except ValueError as error:
+        except DataError as error:
             problem = f"the note {name!r}: {error}"
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not JSON, or other JSON
+            problem = f"the note {name!r} is of no known form"
     raise DataError(problem)
 
 
 def _notes(image: Image.Image) -> dict[str, str]:
-    """Returns the texts in an image by their names; those of EXIF by the names they would have in a PNG."""
+    return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+
+
+def _exif_notes(image: Image.Image) -> dict[str, str]:
+    """Returns the notes in EXIF by the names they would have in a PNG."""
     exif = image.getexif()
     notes = {}
     for text in map(exif.get, _CAMERA_TAGS):
@@ -61,7 +64,7 @@ def _notes(image: Image.Image) -> dict[str, str]:
     comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     if comment:
         notes["parameters"] = comment if isinstance(comment, str) else _user_comment(comment)
-    return notes | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+    return notes
 
 
 def _user_comment(content: bytes) -> str:
@@ -83,20 +86,15 @@ def _parameters(text: str) -> str:
         content = json.loads(text)
     except ValueError:
         return re.split(r"^(?:Negative prompt:|Steps: \d)", text, maxsplit=1, flags=re.MULTILINE)[0]
-    if isinstance(content, dict):  # others write JSON under this name
-        content = content.get("sui_image_params", content)
-    return _text_at(content, "prompt")
+    return content.get("sui_image_params", content)["prompt"]  # others write JSON under this name
 
 
 def _invokeai(text: str) -> str:
     content = json.loads(text)
-    if isinstance(content, dict) and "positive_prompt" in content:
-        return _text_at(content, "positive_prompt")
-    image = content.get("image") if isinstance(content, dict) else None
-    prompts = image.get("prompt") if isinstance(image, dict) else None
-    if not isinstance(prompts, list):
-        return _text_at(image, "prompt")
-    return ", ".join(_text_at(prompt, "prompt") for prompt in prompts)
+    if "positive_prompt" in content:
+        return content["positive_prompt"]
+    prompts = content["image"]["prompt"]
+    return prompts if isinstance(prompts, str) else ", ".join(prompt["prompt"] for prompt in prompts)
 
 
 def _dream(text: str) -> str:
@@ -105,87 +103,64 @@ def _dream(text: str) -> str:
     return quoted[1] if quoted else re.split(r"\s-[A-Za-z]", text, maxsplit=1)[0]
 
 
-def _text_at(content: Any, key: str) -> str:
-    if not isinstance(content, dict) or not isinstance(content.get(key), str):
-        raise ValueError(f"it has no text {key!r}")
-    return content[key]
-
-
 def _comfyui(text: str) -> str:
     """Returns the prompt in a workflow: what is encoded for the positive input of its samplers.
 
     Where no sampler leads to one, all nodes with a positive input are asked, then all that encode a text. Several
-    different prompts are a ValueError: the note does not tell which one made the picture.
+    different prompts are a DataError: the note does not tell which one made the picture.
     """
-    try:
-        content = json.loads(text)
-    except ValueError:
-        if text.lstrip().startswith("{"):
-            raise
+    if not text.lstrip().startswith("{"):
         return text  # written by something else
-    listed = content.items() if isinstance(content, dict) else ()
-    workflow = _Workflow({n: node for n, node in listed if isinstance(node, dict) and _inputs(node)})
-    for starts in (workflow.inputs("sampler", "positive", "guider"), workflow.inputs("", "positive"),
-                   [[number, 0] for number in workflow.numbers("textencode")]):  # fmt: skip
-        found = {", ".join(workflow.texts(start, set())): None for start in starts}
-        found.pop("", None)
+    content = {number: node for number, node in json.loads(text).items() if isinstance(node, dict)}
+    nodes = {number: node["inputs"] for number, node in content.items() if isinstance(node.get("inputs"), dict)}
+    kinds = {number: str(content[number].get("class_type")).lower().replace(" ", "") for number in nodes}
+    samplers = [inputs for number, inputs in nodes.items() if "sampler" in kinds[number]]
+    workflow = _Workflow(nodes)
+    for starts in (
+        [inputs[name] for inputs in samplers for name in ("positive", "guider") if name in inputs],
+        [inputs["positive"] for inputs in nodes.values() if "positive" in inputs],
+        [[number, 0] for number in nodes if "textencode" in kinds[number]],
+    ):
+        found = {", ".join(workflow.texts(start, set())) for start in starts} - {""}
         if len(found) > 1:
-            raise ValueError(f"its workflow has {len(found)} different ones")
+            raise DataError(f"its workflow has {len(found)} different ones")
         if found:
-            return next(iter(found))
-    raise ValueError("its workflow encodes no text")
+            return found.pop()
+    raise DataError("its workflow encodes no text")
 
 
+@dataclass
 class _Workflow:
-    """The nodes of a workflow by their numbers. ValueError: one that would take for ever."""
+    """The inputs of a workflow's nodes. A DataError where following them would take for ever."""
 
-    def __init__(self, nodes: dict[str, dict[str, Any]]) -> None:
-        self.nodes = nodes
-        self.left = _MOST_INPUTS
-
-    def numbers(self, kind: str) -> list[str]:
-        """Returns which nodes have a word in the name of their class."""
-        classes = {number: str(node.get("class_type")).lower().replace(" ", "") for number, node in self.nodes.items()}
-        return [number for number, name in classes.items() if kind in name]
-
-    def inputs(self, kind: str, *names: str) -> list[Any]:
-        """Returns the inputs of these names that nodes of a class have."""
-        found = (_inputs(self.nodes[number]) for number in self.numbers(kind))
-        return [inputs[name] for inputs in found for name in names if name in inputs]
+    nodes: dict[str, dict[str, Any]]
+    left: int = _MOST_INPUTS
 
     def texts(self, value: Any, seen: set[str]) -> list[str]:
         """Returns the different texts behind an input, up through nodes that pass on what others have encoded."""
-        if isinstance(value, str):
-            return [value.strip()] if value.strip() else []
         number = _linked(value)
-        if number in seen or number not in self.nodes:
-            return []
+        if isinstance(value, str) or number in seen or number not in self.nodes:
+            return [value.strip()] if isinstance(value, str) and value.strip() else []
         seen.add(number)
-        inputs = _inputs(self.nodes[number])
+        inputs = self.nodes[number]
         self.left -= len(inputs)
         if self.left < 0:
-            raise ValueError("its workflow is too large")
-        found = [self.string(inputs[name]) for name in _TEXTS if name in inputs]
-        if not found:
-            passed = [v for name, v in inputs.items() if name in _PASSED or name.startswith("cond")]
-            found = [text for link in passed for text in self.texts(link, seen)]
-        return list(dict.fromkeys(text.strip() for text in found if text.strip()))
+            raise DataError("its workflow is too large")
+        passed = [value for name, value in inputs.items() if name in _PASSED or name.startswith("cond")]
+        own = [self.string(inputs[name]) for name in _TEXTS if name in inputs]
+        return list(dict.fromkeys(text for link in passed + own for text in self.texts(link, seen)))
 
     def string(self, value: Any) -> str:
-        """Returns a text, or that of the node which holds it; ValueError where it is computed."""
+        """Returns a text, or that of the node which holds it; DataError where it is computed."""
         for _ in range(_LONGEST_CHAIN):
             if isinstance(value, str):
                 return value
-            inputs = _inputs(self.nodes.get(_linked(value), {}))
+            inputs = self.nodes.get(_linked(value), {})
             held = [inputs[name] for name in _HOLDING if isinstance(inputs.get(name), (str, list))]
             if len(held) != 1:
                 break
             value = held[0]
-        raise ValueError("its workflow computes it")
-
-
-def _inputs(node: dict[str, Any]) -> dict[str, Any]:
-    return node["inputs"] if isinstance(node.get("inputs"), dict) else {}
+        raise DataError("its workflow computes it")
 
 
 def _linked(value: Any) -> str:

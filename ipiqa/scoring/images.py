@@ -71,12 +71,22 @@ def _source(image: OneImage) -> Path | bytes | Image.Image:
 
 def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.Tensor:
     """Returns what the model sees of floats (N, 3, H, W) from 0 to 1, on their device; gradients pass."""
-    if not bool(((images >= 0) & (images <= 1)).all()):
-        raise DataError("images: a tensor has values outside 0 to 1, or that are not finite. Give uint8 or 0 to 1.")
+    _check_range(images)
     size = (processor.image_size, processor.image_size)
     if images.shape[2:] != size:
         images = functional.interpolate(images, size, mode=processor.interpolation, antialias=True).clamp(0, 1)
     return (images - processor.mean.to(images.device)) / processor.std.to(images.device)
+
+
+def as_bytes(image: torch.Tensor) -> torch.Tensor:
+    """Returns floats from 0 to 1 as uint8, rounded as they would be in a PNG of them."""
+    _check_range(image)
+    return (image * 255).round().to(torch.uint8)
+
+
+def _check_range(images: torch.Tensor) -> None:
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise DataError("images: a tensor has values outside 0 to 1, or that are not finite. Give uint8 or 0 to 1.")
 
 
 def batch_of(prepared: Sequence[torch.Tensor], processor: SquashProcessor, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ipiqa.datasets.readers import as_text
 from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
+from ipiqa.scoring.completion import legible
 from ipiqa.scoring.rows import Row
 
 
@@ -50,7 +51,7 @@ def _read_object(number: int, text: str, images: Sequence[str], prompts: Sequenc
     except (ValueError, RecursionError) as error:
         return Line(number, here, problem=f"{here} is not a JSON object ({error})")
     image, prompt = (found.pop(next((key for key in keys if key in found), ""), None) for keys in (images, prompts))
-    others = {key: as_text(value) for key, value in found.items()}
+    others = {legible(key): as_text(value) for key, value in found.items()}
     if not isinstance(image, str) or not (prompt is None or isinstance(prompt, str)):
         return Line(number, here, None, others, f"{here} has no text {images[0]!r}, or {prompts[0]!r} is no text")
     return Line(number, image, prompt, others)

@@ -6,15 +6,23 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ipiqa.errors import ConfigError, DataError
+from torch import nn
+
+from ipiqa import registry
+from ipiqa.config.loading import parse_override
+from ipiqa.errors import ConfigError, DataError, did_you_mean, located
 from ipiqa.files import content_sha256
 from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.registry import file_path
+from ipiqa.models.weights import printable
+from ipiqa.scoring.hub import HUB, download
 from ipiqa.scoring.model_scorer import ModelScorer, Precision
 from ipiqa.scoring.scorer import Scorer
+
+ONNX = ".onnx"  # what names of exported graphs end with
 
 
 def load(
@@ -24,7 +32,9 @@ def load(
 
     Args:
         what: a bundle or fold folder, a checkpoint such as best.pt, or a run folder, of which each score is the mean
-            over its folds' best epochs.
+            over its folds' best epochs; a file of `ipiqa export`, FILE.onnx; "hf-hub:OWNER/NAME" or
+            "hf-hub:OWNER/NAME@REVISION"; a registered scorer and its settings, such as
+            "clipscore architecture=RN50-quickgelu".
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1", ...
         amp: precision; "bf16" is faster and changes scores a little.
         folds: which folds of a run folder; None for all.
@@ -32,47 +42,104 @@ def load(
     A file that is missing, damaged or does not say which model it belongs to is a DataError, a device that is not
     there a ConfigError.
     """
-    return load_models(what, device, amp, folds=folds)
+    if not str(what).lower().endswith(ONNX):
+        return load_models(what, device, amp, folds=folds)
+    from ipiqa.scoring.onnx_scorer import OnnxScorer
+
+    if amp != "none" or folds is not None:
+        setting = "folds" if amp == "none" else "amp"
+        raise ConfigError(f"ipiqa.load: {setting}: '{what}' is scored as it was exported. Leave {setting} out.")
+    return OnnxScorer(Path(registry.file_path(str(what), "ipiqa.load")), device=device)
 
 
 def load_models(
     what: str | Path, device: str = "auto", amp: Precision = "none", *, folds: Sequence[int] | None = None
 ) -> ModelScorer:
     """Returns the scorer of models trained by this framework; arguments and errors as for `load`."""
-    specs: list[ModelSpec] = []
-    models = []
-    for path in _checkpoints(what, folds):
+    loaded = read_models(what, folds)
+    return ModelScorer([one.model for one in loaded], [one.spec for one in loaded], device=device, amp=amp)
+
+
+class Loaded(NamedTuple):
+    """A model as it was trained, what it is, and the checkpoint or the bundle it came from (None: neither)."""
+
+    model: nn.Module
+    spec: ModelSpec
+    path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint, such as fold_00 of a run, or of the bundle."""
+        path = (self.path or Path()).absolute()
+        return path if path.is_dir() else path.parent
+
+
+def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Loaded]:
+    """Returns the models of one kind, one per fold, that `what` stands for; arguments and errors as for `load`."""
+    name, _, settings = str(what).partition(" ")
+    if name in registry.list_registered("scorer"):
+        _refuse_folds(folds, what)
+        return [_registered(name, settings)]
+    if str(what).lower().endswith(ONNX) and os.path.isfile(what):  # noqa: PTH113 (is_file raises for a long path)
+        raise DataError(f"ipiqa.load: '{what}' can only be scored with. Give the model it was exported from.")
+    loaded: list[Loaded] = []
+    for path in _checkpoints(_local(what), folds):
         checkpoint, where = read_checkpoint(path, "ipiqa.load"), f"ipiqa.load: '{path}'"
         if (spec := checkpoint.spec) is None:
             how = f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')"
             raise DataError(f"{where} does not say which model it belongs to. Build that from its config: {how}.")
         if not spec.targets:
             raise DataError(f"{where} was pre-trained and scores nothing. Train it on scores first.")
-        specs.append(spec)
-        if problems := ["its targets are others"] * (spec.targets != specs[0].targets) + spec.differences(specs[0]):
+        first = loaded[0].spec if loaded else spec
+        if problems := ["its targets are others"] * (spec.targets != first.targets) + spec.differences(first):
             raise DataError(f"{where}: not of the first fold's model: {problems[0]}. Load it alone.")
-        models.append(spec.build())
-        load_exactly(models[-1], checkpoint.tensors, where, checkpoint.may_miss)
-    return ModelScorer(models, specs, device=device, amp=amp)
+        loaded.append(Loaded(spec.build(), spec, path))
+        load_exactly(loaded[-1].model, checkpoint.tensors, where, checkpoint.may_miss)
+    return loaded
+
+
+def _registered(name: str, settings: str) -> Loaded:
+    """Returns the model of a registered scorer, for settings written as "key=value key=value"."""
+    with located(f"ipiqa.load: {name}"):
+        section = {"name": name} | dict(map(parse_override, settings.split()))
+        spec, model = registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
+    return Loaded(model, spec)
+
+
+def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:
+    if folds is not None:
+        raise ConfigError(f"ipiqa.load: folds: '{what}' is not a run folder. Leave folds out.")
 
 
 def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
-    """Returns 16 hexadecimal digits of the content of the files that `load` reads, or of a name that is no file."""
-    if not os.path.exists(what):  # noqa: PTH110 (exists raises for a long path)
-        return hashlib.sha256(str(what).encode()).hexdigest()[:16]
-    files = []
-    for path in _checkpoints(what, folds):
-        files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path]
-    return hashlib.sha256("".join(content_sha256(files)).encode()).hexdigest()[:16]
+    """Returns 16 hexadecimal digits of the content of the files that `load` reads, and of the name of a scorer."""
+    local, text = _local(what), ""
+    files: list[Path] = []
+    if os.path.exists(local):  # noqa: PTH110 (exists raises for a long path)
+        for path in _checkpoints(local, folds):
+            files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
+    else:
+        text = str(what)
+        files = [Path(word.partition("=")[2]).expanduser() for word in text.split()]
+    hashes = content_sha256([file for file in files if file.is_file()])
+    return hashlib.sha256("".join([*hashes, text]).encode()).hexdigest()[:16]
+
+
+def _local(what: str | Path) -> str | Path:
+    return download(str(what)) if str(what).startswith(HUB) else what
 
 
 def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
     """Returns the checkpoint files, or the bundles, that a path stands for."""
-    path = Path(file_path(str(what), "ipiqa.load"))
+    path = Path(registry.file_path(str(what), "ipiqa.load"))
+    if not os.path.exists(path):  # noqa: PTH110 (exists raises for a long path)
+        scorers = registry.list_registered("scorer")
+        kinds = f"a checkpoint, bundle, run folder, .onnx file, {HUB}OWNER/NAME, or {', '.join(scorers)}"
+        near = did_you_mean(str(what).partition(" ")[0], scorers)
+        raise DataError(f"ipiqa.load: '{printable(what)}' does not exist.{near} Give {kinds}.")
     is_folder = os.path.isdir(path) and not (path / CONFIG).is_file()  # noqa: PTH112 (is_dir raises for a long path)
     if not is_folder or (path / "best.pt").is_file():
-        if folds is not None:
-            raise ConfigError(f"ipiqa.load: folds: '{path}' is not a run folder. Leave folds out.")
+        _refuse_folds(folds, path)
         return [path / "best.pt" if is_folder else path]
     found = [(fold, file) for fold in sorted(path.glob("fold_*")) if (file := _of_fold(fold)) is not None]
     of_fold = {int(number): file for fold, file in found if (number := fold.name[5:]).isdecimal()}

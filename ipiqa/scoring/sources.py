@@ -8,13 +8,12 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ipiqa.datasets.readers import READERS
-from ipiqa.errors import ConfigError, DataError, shorten
+from ipiqa.errors import ConfigError, DataError, did_you_mean, shorten
 from ipiqa.processors.image import ENDINGS
 from ipiqa.registry import file_path
 from ipiqa.scoring.completion import Completion, sidecar
@@ -31,25 +30,19 @@ Kind = Literal["a picture", "a folder", "a table", "shards", "standard input"]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The options of `ipiqa score` that say what its images and prompts are; None where not given.
+    """The options of `ipiqa score` that say what its images and prompts are; None where not given."""
 
-    Attributes:
-        prompt: one text for all images.
-        prompts: file of prompts, or "sidecar" or "embedded".
-        image_column: of a table, where it has none of the usual names.
-        prompt_column: as that.
-        image_root: folder that image names in a table or in standard input are relative to.
-        prompt_member: of a sample in shards: an ending, or "json:p" for the key p of a JSON member.
-        limit: how many images to take, the first.
-    """
-
-    prompt: str | None = None
-    prompts: str | None = None
-    image_column: str | None = None
+    prompt: str | None = None  # one text for all images
+    prompts: str | None = None  # a file of prompts, or "sidecar" or "embedded"
+    image_column: str | None = None  # of a table that has none of the usual names
     prompt_column: str | None = None
-    image_root: str | None = None
-    prompt_member: str | None = None
-    limit: int | None = None
+    image_root: str | None = None  # folder that names in a table or in standard input are relative to
+    prompt_member: str | None = None  # of a sample in shards: an ending, or "json:p" for the key p of a JSON member
+    limit: int | None = None  # how many images to take, the first
+
+    @property
+    def gives_prompts(self) -> bool:
+        return self.prompt is not None or self.prompts is not None
 
     @property
     def joins(self) -> bool:
@@ -78,13 +71,13 @@ def open_rows(images: str, inputs: Inputs, *, needs_prompt: bool) -> Rows:
     _check(images, kind, inputs, needs_prompt)
     complete = Completion(needs_prompt, inputs.prompt, _READ.get(inputs.prompts or ""))
     if kind == "shards":
-        return open_shards(images, inputs.prompt_member or "txt", complete, inputs.limit)
-    rows = _OPEN[kind](Path(file_path(images, "images")), inputs, complete)
-    if not inputs.joins:
-        return rows
-    path = Path(file_path(inputs.prompts or "", "prompts"))
-    complete = replace(complete, lack=f"no prompt in '{path}'")
-    return replace(rows, complete=complete, listing=_joined(rows, path, kind, inputs))
+        return open_shards(file_path(images, "images"), inputs.prompt_member or "txt", complete, inputs.limit)
+    columns, total, listing = _listed(kind, Path(file_path(images, "images")), inputs, needs_prompt)
+    if inputs.joins:
+        path = Path(file_path(inputs.prompts or "", "prompts"))
+        complete = replace(complete, lack=f"no prompt in '{path}'")
+        listing = _joined(listing, total, kind, path, inputs)
+    return ListedRows(columns, total, listing, complete, inputs.limit)
 
 
 def _kind(images: str) -> Kind:
@@ -99,7 +92,7 @@ def _kind(images: str) -> Kind:
 
 def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
     """Raises ConfigError where options cannot be used together, or with what is to be scored."""
-    has_columns, gives = kind in ("a table", "standard input"), inputs.prompt is not None or inputs.prompts is not None
+    has_columns, gives = kind in ("a table", "standard input"), inputs.gives_prompts
     joins_table = inputs.joins and not inputs.joins_lines
     if inputs.prompt is not None and inputs.prompts is not None:
         raise ConfigError("--prompt: given together with --prompts. Give one of them.")
@@ -107,6 +100,11 @@ def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
         raise ConfigError(f"--prompt: {inputs.prompt!r} is no prompt. Give a text.")
     if inputs.limit is not None and inputs.limit < 1:
         raise ConfigError(f"--limit: {inputs.limit} is no number of images. Give 1 or more.")
+    if inputs.joins and Path(str(inputs.prompts)).suffix.lower() not in (".txt", *READERS):
+        known = f"{shorten(inputs.prompts)} is no table, no .txt, and neither sidecar nor embedded"
+        raise ConfigError(f"--prompts: {known}.{did_you_mean(str(inputs.prompts), _READ)} Give one text with --prompt.")
+    if inputs.image_root is not None and not os.path.isdir(file_path(inputs.image_root, "--image-root")):  # noqa: PTH112
+        raise ConfigError(f"--image-root: {shorten(inputs.image_root)} is no folder. Give that of the images.")
     if needs_prompt and not gives and kind in ("a picture", "a folder"):
         raise ConfigError(f"images: '{images}' is {kind}, and the scores depend on prompts. {_WAYS}")
     if kind == "shards" and inputs.prompts not in (None, "embedded"):
@@ -122,64 +120,60 @@ def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
         raise ConfigError(f"--{option.replace('_', '-')}: '{images}' is {kind}{given}: nothing reads it. Leave it out.")
 
 
-def _open_picture(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+Listed = tuple[tuple[str, ...], int | None, Listing]  # names of other columns, number of rows, and the rows
+
+
+def _listed(kind: Kind, path: Path, inputs: Inputs, needs_prompt: bool) -> Listed:
+    if kind == "a folder":
+        root, names = path.absolute(), image_names(path)
+        return (), len(names), lambda: (Row(name, root / name, None) for name in names)
+    if kind == "a table":
+        prompts: Literal["needed", "wanted", "other"] = "needed" if needs_prompt else "wanted"
+        prompts = "other" if inputs.gives_prompts else prompts
+        return open_table(path, inputs.image_column, inputs.prompt_column, inputs.image_root, prompts)
+    if kind == "standard input":
+        return _lines(inputs, needs_prompt)
     if not os.path.isfile(path):  # noqa: PTH113 (Path raises for a long one)
         right = "Give a picture, a folder, a table (.csv, .jsonl, ...), shards (.tar) or - for standard input."
         problem = "is no file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
         raise DataError(f"images: {shorten(str(path))} {problem}. {right}")
-    row = Row(str(path), path.absolute(), None)
-    return ListedRows((), 1, lambda: iter([row]), complete)
+    return (), 1, lambda: iter([Row(str(path), path.absolute(), None)])
 
 
-def _open_folder(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
-    root, names = path.absolute(), image_names(path)
-    return ListedRows((), len(names), lambda: (Row(name, root / name, None) for name in names), complete, inputs.limit)
-
-
-def _open_table(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
-    prompts: Literal["needed", "wanted", "other"] = "needed" if complete.needs_prompt else "wanted"
-    if inputs.prompt is not None or inputs.prompts is not None:
-        prompts = "other"
-    table = open_table(path, inputs.image_column, inputs.prompt_column, inputs.image_root, prompts)
-    return ListedRows(table.columns, table.num_rows, table.listing, complete, inputs.limit)
-
-
-def _open_lines(path: Path, inputs: Inputs, complete: Completion) -> ListedRows:
+def _lines(inputs: Inputs, needs_prompt: bool) -> Listed:
     images = IMAGE_COLUMNS if inputs.image_column is None else (inputs.image_column,)
     prompts = PROMPT_COLUMNS if inputs.prompt_column is None else (inputs.prompt_column,)
-    lines, root = read_lines(sys.stdin.buffer, images, prompts), Path(inputs.image_root or "").absolute()
+    lines = read_lines(sys.stdin.buffer, images, prompts) if sys.stdin is not None else iter([])
+    root = Path(file_path(inputs.image_root or "", "--image-root")).absolute()
     if (first := next(lines, None)) is None:
         raise DataError("images: standard input is empty. Write an image a line, with a tab and its prompt.")
-    if complete.needs_prompt and not (first.prompt or first.problem or inputs.prompt or inputs.prompts):
+    if needs_prompt and not (first.prompt or first.problem or inputs.gives_prompts):
         known = f"its first line has no prompt: {shorten(first.image)}"
         raise ConfigError(f"images: standard input, and the scores depend on prompts: {known}. {_WAYS}")
     columns = tuple(first.others)
     rows = (line.row(columns, root) for line in itertools.chain([first], lines))
-    return ListedRows(columns, None, lambda: rows, complete, inputs.limit)
+    return columns, None, lambda: rows
 
 
-_OPEN: dict[Kind, Callable[[Path, Inputs, Completion], ListedRows]] = {
-    "a picture": _open_picture, "a folder": _open_folder, "a table": _open_table, "standard input": _open_lines,
-}  # fmt: skip
-
-
-def _joined(rows: ListedRows, path: Path, kind: Kind, inputs: Inputs) -> Listing:
+def _joined(before: Listing, total: int | None, kind: Kind, path: Path, inputs: Inputs) -> Listing:
     """Returns a listing with the prompts of a file: of a table by image names, of a .txt one after the other."""
-    before = rows.listing
     if inputs.joins_lines:
-        prompts = read_prompt_lines(path, rows.total or 0)
+        prompts = read_prompt_lines(path, total or 0)
         return lambda: (replace(row, prompt=prompt) for row, prompt in zip(before(), prompts, strict=True))
     has_columns = kind in ("a table", "standard input")
     table = read_prompts(path, None if has_columns else inputs.image_column, inputs.prompt_column)
     if kind in ("a picture", "a folder"):
-        names = {table.name_of(row) for row in before()}
-        if names == {None}:
+        names = {row.image: table.name_of(row) for row in before()}
+        if set(names.values()) == {None}:
             known = f"the first image is {next(before()).image!r}, the first row {next(iter(table.prompts), '')!r}"
-            raise DataError(f"prompts: '{path}' has a prompt of none of the {rows.total} images: {known}.")
-        surplus = [name for name in table.prompts if name not in names]
+            raise DataError(f"prompts: '{path}' has a prompt for none of the {total} images: {known}.")
+        surplus = sorted(table.prompts.keys() - names.values())
         if surplus and kind == "a folder":
-            message = "prompts: '%s': %d of %d rows name no image there is, first %r"
+            message = "prompts: '%s': %d of %d images in it are not there, first %r"
             logger.warning(message, path, len(surplus), len(table.prompts), surplus[0])
+        if bare := [image for image, name in names.items() if "/" in image and name and image.endswith(f"/{name}")]:
+            message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
+            logger.warning(message, path, len(bare), bare[0])
     return lambda: map(table.join, before())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import Literal
 
 from ipiqa.datasets.readers import counted, find_column, stream_rows
 from ipiqa.errors import DataError
-from ipiqa.scoring.rows import Row
+from ipiqa.registry import file_path
+from ipiqa.scoring.rows import Listing, Row
 
 logger = logging.getLogger("ipiqa")
 
@@ -26,65 +28,55 @@ _OR_GIVE = ", or give --prompt TEXT or --prompts FILE, sidecar or embedded"
 _LOOKED_FOR = 100  # images that tell which folder the names of a table are relative to
 
 
-@dataclass(frozen=True)
-class ImageTable:
-    """A table file whose first read found nothing wrong."""
-
-    path: Path
-    positions: tuple[int, ...]  # of the columns of images, of prompts where they are read, and of all others
-    has_prompt: bool
-    columns: tuple[str, ...]  # names of the others
-    num_rows: int
-    root: Path
-
-    def listing(self) -> Iterator[Row]:
-        """Yields all rows."""
-        word, others = counted(self.path), 1 + self.has_prompt
-        for number, cells in stream_rows(self.path, "images", lambda _: list(self.positions)):
-            problem = "" if cells[0].strip() else f"{word} {number} names no image"
-            prompt = cells[1] if self.has_prompt else None
-            yield Row(cells[0], self.root / cells[0], prompt, tuple(cells[others:]), problem)
-
-
 def open_table(
     path: Path, image_column: str | None, prompt_column: str | None, image_root: str | None,
     prompts: Literal["needed", "wanted", "other"],
-) -> ImageTable:  # fmt: skip
-    """Returns a table that was read once to the end; DataError where something is wrong with it.
+) -> tuple[tuple[str, ...], int, Listing]:  # fmt: skip
+    """Returns the other columns, the number of rows and a listing of a table file; DataError: it cannot be used.
 
-    Images are looked for under `image_root`, or else beside the table and in its folder `images`. Columns without a
-    heading are left out. Where others give the `prompts`, the column of prompts is carried as any other.
+    All of it is read once, to know this. Images are looked for under `image_root`, or else beside the table and in its
+    folder `images`. Columns without a heading are left out. With `other` prompts, their column is one of the others.
     """
-    here, has_prompt = f"images: '{path}'", False
+    here = f"images: '{path}'"
+    found: dict[str, list[int]] = {}  # "image", "prompt" and "others" -> positions
     columns: list[str] = []
-    positions: list[int] = []
 
     def choose(heading: Sequence[str]) -> list[int]:
-        chosen = [_find(heading, image_column, IMAGE_COLUMNS, here, "--image-column")]
-        if prompts != "other":
-            try:
-                chosen.append(_find(heading, prompt_column, PROMPT_COLUMNS, here, f"--prompt-column{_OR_GIVE}"))
-            except DataError:
-                if prompts == "needed" or prompt_column is not None:
-                    raise
+        found["image"] = [_find(heading, image_column, IMAGE_COLUMNS, here, "--image-column")]
+        found["prompt"] = []
+        if prompts == "needed" or (prompts == "wanted" and prompt_column is not None):
+            found["prompt"] = [_find(heading, prompt_column, PROMPT_COLUMNS, here, f"--prompt-column{_OR_GIVE}")]
+        elif prompts == "wanted":
+            with contextlib.suppress(DataError):
+                found["prompt"] = [find_column(heading, PROMPT_COLUMNS, here)]
+        chosen = found["image"] + found["prompt"]
         others = [position for position, name in enumerate(heading) if name.strip() and position not in chosen]
-        names = [heading[position] for position in others]
-        if again := [name for name in names if names.count(name) > 1]:
+        columns[:] = [heading[position] for position in others]
+        if again := [name for name in columns if columns.count(name) > 1]:
             raise DataError(f"{here} has {len(again)} columns {again[0]!r}. Rename all but one.")
-        nonlocal has_prompt
-        has_prompt, columns[:], positions[:] = len(chosen) > 1, names, [*chosen, *others]
-        return positions
+        return chosen + others
 
     images = (cells[0] for _, cells in stream_rows(path, "images", choose))
     first = list(itertools.islice(images, _LOOKED_FOR))
     num_rows = len(first) + sum(1 for _ in images)
-    roots = [Path(image_root)] if image_root is not None else [path.parent, path.parent / "images"]
+    roots = (
+        [Path(file_path(image_root, "--image-root"))]
+        if image_root is not None
+        else [path.parent, path.parent / "images"]
+    )
     there = [sum(os.path.isfile(root / name) for name in first) for root in roots]  # noqa: PTH113 (too long a name)
     if not any(there):
-        message = "images: '%s': none of its first %d images is in '%s'. Name their folder with --image-root"
-        logger.warning(message, path, len(first), "' or '".join(map(str, roots)))
+        message = "%s: none of its first %d images is in '%s'. Name their folder with --image-root"
+        logger.warning(message, here, len(first), "' or '".join(map(str, roots)))
     root = roots[there.index(max(there))].absolute()
-    return ImageTable(path, tuple(positions), has_prompt, tuple(columns), num_rows, root)
+
+    def listing() -> Iterator[Row]:
+        start = 1 + len(found["prompt"])
+        for number, cells in stream_rows(path, "images", choose):
+            problem = "" if cells[0].strip() else f"{counted(path)} {number} names no image"
+            yield Row(cells[0], root / cells[0], cells[1] if start > 1 else None, tuple(cells[start:]), problem)
+
+    return tuple(columns), num_rows, listing
 
 
 def _find(heading: Sequence[str], name: str | None, spellings: Sequence[str], here: str, option: str) -> int:
@@ -106,12 +98,9 @@ class PromptTable:
 
         It is the name in the output, the path relative to the table, the whole path or the bare file name.
         """
-        path = os.fspath(row.source) if isinstance(row.source, Path) else row.image
-        names = (
-            lambda: posixpath.normpath(row.image), lambda: os.path.relpath(path, self.path.parent),
-            lambda: path, lambda: posixpath.basename(path),
-        )  # fmt: skip
-        return next((name for make in names if (name := make()) in self.prompts), None)
+        path = str(row.source)
+        names = posixpath.normpath(row.image), os.path.relpath(path, self.path.parent), path, posixpath.basename(path)
+        return next((name for name in names if name in self.prompts), None)
 
     def join(self, row: Row) -> Row:
         """Returns a row with its prompt; several different ones are its problem."""

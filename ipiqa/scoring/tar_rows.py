@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from ipiqa.errors import DataError
 from ipiqa.processors.image import ENDINGS
 from ipiqa.scoring.completion import Completion
 from ipiqa.scoring.rows import Row
+
+logger = logging.getLogger("ipiqa")
 
 MAX_PART_BYTES = 128 << 20  # of undecoded images, which a part holds all at once
 _LOOKED_AT, _FIRST = 10, 20  # shards searched for samples, and how many of these tell whether there are prompts
@@ -89,10 +92,13 @@ def open_shards(pattern: str, prompt_member: str, complete: Completion, limit: i
     shards = find_shards(pattern, "images")
     complete = replace(complete, lack=f"no prompt in its {prompt_member}")
     rows = ShardRows(shards, make_reader(ENDINGS, prompt_member, "--prompt-member"), complete, limit)
+    if compressed := [shard for shard in shards if shard.suffix.lower() != ".tar"]:
+        message = "images: '%s' is compressed, and read from its start for each part. Unpacked to .tar, it is faster"
+        logger.warning(message, compressed[0])
     first: list[Row] = []
     for shard in shards[:_LOOKED_AT]:
         part = ShardPart(0, shard.absolute(), str(shard), rows.reader, complete, Place(0), _FIRST)
-        first += [row for row in part.rows() if row.source != part.shard]
+        first += [row for row in part.rows() if row.source != part.shard] if len(first) < _FIRST else []
     if not any(row.source for row in first):
         endings = ", ".join(ENDINGS)
         raise DataError(f"images: '{pattern}': no sample in its first shards has an image that ends in {endings}.")

@@ -77,6 +77,7 @@ class PromptEncoder(PromptFeatures):
         super().__init__()
         self._section = {"name": "clip_text", **asdict(sizes), **trained}
         self.embed_dim, self.qa_token = sizes.embed_dim, qa_token
+        self.any_length = qa_token == "none"  # a [QA] token needs to know whether the prompt fills the context
         self.token_embedding = nn.Embedding(VOCABULARY, sizes.width)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT_LENGTH, sizes.width))
         self.transformer = Transformer(

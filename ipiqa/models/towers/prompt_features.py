@@ -17,6 +17,7 @@ class PromptFeatures(nn.Module):
     """Prompts -> features of length `embed_dim`, a pure function of prompts and weights (see engine.prompt_cache)."""
 
     embed_dim: int
+    any_length = False  # whether tokens may be cut behind the longest prompt: (B, L), 2 to context, for one feature
     _section: dict[str, Any]  # builds the encoder without any file
 
     def section(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What leaves the house: folders to share with a model card, ONNX files."""

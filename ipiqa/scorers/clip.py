@@ -1,0 +1,49 @@
+"""CLIP as it was published, as a scorer: nothing is trained on scores."""
+
+import torch
+from torch import nn
+
+from ipiqa import registry
+from ipiqa.datasets.table import Target
+from ipiqa.models.bundle import ModelSpec, own_section
+from ipiqa.models.clip_weights import architecture_settings
+from ipiqa.models.towers import set_normalisation
+from ipiqa.registry import FilePath, register
+
+WEIGHT = 2.5  # of the cosine in CLIPScore
+
+
+@register("scorer", "clipscore")
+def clipscore(*, architecture: str = "ViT-B-32-quickgelu", weights: FilePath = "openai") -> tuple[ModelSpec, nn.Module]:
+    """Returns CLIPScore (Hessel et al. 2021): 2.5 times the cosine of image and prompt.
+
+    It is not cut at 0, no "A photo depicts" is put before the prompt, and images are squashed, not cropped.
+
+    Args:
+        architecture: name open_clip knows; "auto" reads a ResNet's sizes off the weights.
+        weights: file or pretrained tag, as for the image encoder `clip`.
+    """
+    target = Target("alignment", 0.0, WEIGHT, f"CLIPScore: {WEIGHT} times the cosine of image and prompt in CLIP")
+    spec, model = _zero_shot("clip_cosine", target, architecture, weights)
+    with torch.no_grad():
+        model.get_parameter("slope").fill_(WEIGHT)
+    return spec, model
+
+
+@register("scorer", "clip_iqa")
+def clip_iqa(*, architecture: str = "RN50-quickgelu", weights: FilePath = "openai") -> tuple[ModelSpec, nn.Module]:
+    """Returns how much nearer an image is to "Good photo." than to "Bad photo." (see the model `clip_antonyms`)."""
+    target = Target("quality", 0.0, 1.0, "CLIP's probability of 'Good photo.' against 'Bad photo.'")
+    return _zero_shot("clip_antonyms", target, architecture, weights)
+
+
+def _zero_shot(name: str, target: Target, architecture: str, weights: str) -> tuple[ModelSpec, nn.Module]:
+    """Returns a zero-shot model on a published CLIP, at the image size that was trained with (224 px for "auto")."""
+    vision = {} if architecture == "auto" else architecture_settings(architecture, "settings")["vision_cfg"]
+    tower = {"name": "clip", "architecture": architecture, "weights": weights, "freeze": "all"}
+    section = registry.resolve("model", {"name": name, "image_encoder": tower, "prompt_encoder": tower}, "model")
+    processor, size = registry.resolve("processor", "squash", "processor"), vision.get("image_size", 224)
+    set_normalisation(processor, section["image_encoder"])
+    model: nn.Module = registry.build("model", section, "model", {"image_size": size, "num_targets": 1})
+    own = own_section(model, section)
+    return ModelSpec(model=own, image_size=size, processor=processor, targets=(target,)), model

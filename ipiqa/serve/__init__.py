@@ -1,0 +1,1 @@
+"""A scorer behind HTTP: an interface for programs, and a page for people."""
