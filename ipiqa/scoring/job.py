@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -98,9 +99,12 @@ def score_parts(
     A row that cannot be scored has an error instead of scores, and changes those of others by rounding alone.
     `after_batch` is called with the number of rows of each batch.
     """
-    with ThreadPoolExecutor(settings.num_workers) as pool:
+    with (
+        ThreadPoolExecutor(settings.num_workers) as pool,
+        closing(_ahead(_batches(scorer, parts, settings.batch_size, pool))) as batches,
+    ):
         scored: ScoredPart | None = None
-        for batch in _ahead(_batches(scorer, parts, settings.batch_size, pool)):
+        for batch in batches:
             if scored is None:
                 scorer.forget_prompts()
                 scored, prompts = ScoredPart(batch.number), Counter[str]()
@@ -127,7 +131,7 @@ def _batches(scorer: Scorer, parts: Iterable[Part], size: int, pool: ThreadPoolE
         yield _Batch(part.number, [], [])
 
 
-def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
     """Yields batches that a thread of its own makes before they are asked for."""
     with ThreadPoolExecutor(1) as reader:
         waiting = deque(reader.submit(next, batches, None) for _ in range(AHEAD))
