@@ -119,7 +119,7 @@ def serving(scorer: Scorer, limits: Any = None) -> Iterator[int]:
     from ipiqa.serve.app import make_app, make_server
     from ipiqa.serve.bodies import Limits
 
-    limits = limits or Limits()
+    limits, before = limits or Limits(), working_threads()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         server = make_server(make_app(scorer, limits, "toy"), limits)
@@ -131,7 +131,11 @@ def serving(scorer: Scorer, limits: Any = None) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join(TIMEOUT)
-            assert not thread.is_alive()
+            assert not thread.is_alive() and working_threads() == before
+
+
+def working_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ipiqa-")}
 
 
 def eventually(condition: Any) -> None:

@@ -89,7 +89,10 @@ def test_scores_are_those_of_the_direct_call(model: Client, toy: tuple[Scorer, l
     expected = scorer.frame(paths, prompts)
     contents = [path.read_bytes() for path in paths]
     as_form = model.form(*(("image", content) for content in contents), *(("prompt", text) for text in prompts))
-    pairs = [{"image": b64(content), "prompt": text} for content, text in zip(contents, prompts, strict=True)]
+    pairs = [
+        {"image": base64.encodebytes(content).decode(), "prompt": text}
+        for content, text in zip(contents, prompts, strict=True)
+    ]
     as_json = model.json({"pairs": pairs})
     for answer in (as_form, as_json):
         assert answer.status == 200 and answer.content["warnings"] == [] and answer.content["model"] == "toy"
@@ -240,6 +243,11 @@ def test_what_is_not_understood_is_refused_in_one_line(
     assert small.form(("image", png()), ("prompt", "a")).status == 200  # on the same connection
 
 
+def test_json_that_is_too_deep_for_its_reader_is_refused(model: Client) -> None:
+    answer = model.json(b'{"pairs": ' + b"[" * 60_000)
+    assert answer.status == 400 and answer.content["error"].startswith("body: no JSON (")
+
+
 def test_a_decompression_bomb_is_not_decoded(model: Client) -> None:
     def bomb(side: int) -> bytes:
         """A PNG of many pixels in few bytes."""
@@ -303,8 +311,11 @@ def test_bodies_together_are_limited(scorer: WidthScorer) -> None:
             eventually(lambda: client.form(("image", png(30)), ("prompt", "a")).status == 200)
 
 
-def test_a_full_queue_a_late_answer_and_a_slow_body_are_refused(scorer: WidthScorer) -> None:
+def test_a_full_queue_a_late_answer_and_a_slow_body_are_refused(
+    scorer: WidthScorer, caplog: pytest.LogCaptureFixture
+) -> None:
     limits = Limits(pairs=3, queue=4, seconds=1, batch_size=2)
+    scorer.texts("the first one loads the tokenizer", 1)
     with serving(scorer, limits) as port, Client(port) as client, Client(port) as other:
         answers: list[Any] = []
         waits = threading.Thread(target=lambda: answers.append(other.form(("image", png()), ("prompt", "wait"))))
@@ -329,6 +340,7 @@ def test_a_full_queue_a_late_answer_and_a_slow_body_are_refused(scorer: WidthSco
         assert scorer.batches == [["wait"], ["a"]]  # what was late has been dropped
         with raw(port, "Content-Length: 100", b"x") as connection:
             assert b" 408 " in connection.recv(1000)
+    assert not caplog.records  # of a server under load, the log says nothing
 
 
 def test_what_a_client_that_has_gone_asked_for_is_dropped(scorer: WidthScorer) -> None:
