@@ -26,6 +26,7 @@ for package in ("fastapi", "python_multipart", "uvicorn"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[app]'")
 
 BOUNDARY = "a-boundary-of-the-tests"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 TIMEOUT = 60  # seconds
 
 
@@ -107,7 +108,7 @@ class Client:
         )
 
     def form(self, *fields: tuple[str, str | bytes], path: str = "/v1/score") -> Answer:
-        return self.ask(path, form(*fields), f"multipart/form-data; boundary={BOUNDARY}")
+        return self.ask(path, form(*fields), FORM)
 
     def json(self, content: Any, path: str = "/v1/score") -> Answer:
         return self.ask(path, content if isinstance(content, bytes) else json.dumps(content), "application/json")
