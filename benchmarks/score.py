@@ -46,9 +46,8 @@ TINY = (32, {"layers": [1, 1, 1, 1], "width": 4, "embed_dim": 8}, {"width": 8, "
 BATCH_SIZE = 32
 
 
-def make_scorer(image_size: int, image_tower: dict[str, Any], text_tower: dict[str, Any], amp: str) -> ModelScorer:
-    """Returns a scorer with random weights."""
-    torch.manual_seed(0)
+def make_spec(image_size: int, image_tower: dict[str, Any], text_tower: dict[str, Any]) -> ModelSpec:
+    """Returns what a model of these sizes is built from."""
     section = {
         "name": "ipiqa",
         "image_encoder": {"name": "clip_resnet", **image_tower},
@@ -58,16 +57,22 @@ def make_scorer(image_size: int, image_tower: dict[str, Any], text_tower: dict[s
     }
     processor = registry.resolve("processor", "squash", "processor")
     model = registry.resolve("model", section, "model")
-    spec = ModelSpec(model=model, image_size=image_size, processor=processor, targets=TARGETS)
+    return ModelSpec(model=model, image_size=image_size, processor=processor, targets=TARGETS)
+
+
+def make_scorer(image_size: int, image_tower: dict[str, Any], text_tower: dict[str, Any], amp: str) -> ModelScorer:
+    """Returns a scorer with random weights."""
+    torch.manual_seed(0)
+    spec = make_spec(image_size, image_tower, text_tower)
     return ModelScorer([spec.build()], [spec], device="cpu", amp=amp)
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Writes JPEG pictures of 512 px: smooth colours and some noise, as large as those of a photo."""
+def make_images(folder: Path, count: int, size: int = 512) -> None:
+    """Writes JPEG pictures: smooth colours and some noise, as large as those of a photo."""
     random = np.random.default_rng(0)
     for number in range(count):
         small = Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-        pixels = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC)) + random.normal(0, 6, (512, 512, 3))
+        pixels = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)) + random.normal(0, 6, (size, size, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.jpg", quality=92)
 
 

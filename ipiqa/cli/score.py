@@ -9,12 +9,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipiqa.cli.arguments import add_command, path, whole_number
 from ipiqa.cli.train import parse_folds
+from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:
     from ipiqa.engine.stop import StopSignals
@@ -28,6 +29,7 @@ logger = logging.getLogger("ipiqa")
 
 LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 SHOWN = 5  # rows of a dry run
+_OF_RAY = ("address", "concurrency", "num_cpus", "num_gpus")  # arguments of --engine ray
 
 
 def add_commands(commands: Any) -> None:
@@ -64,6 +66,23 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--amp", default="none", metavar="NAME", help="none, bf16, or fp16 on a GPU; default none")
     folds = "folds of a run whose mean is taken; default all"
     parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=folds)
+    _add_engine(parser)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `--engine ray`."""
+    group = parser.add_argument_group("several processes or machines")
+    engine = "local: this process; ray: processes on a Ray cluster or this machine (extra [ray]); default local"
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
+    address = "cluster's host:port, or auto on one of its machines; default RAY_ADDRESS, or else this machine"
+    group.add_argument("--address", metavar="HOST:PORT", help=address)
+    count = whole_number("--concurrency", 1, 2**16)
+    group.add_argument("--concurrency", type=count, metavar="N", help="processes; default as many as find room")
+    cpus = whole_number("--num-cpus", 1, 2**16)
+    more = "cores of a process; default 1, or with GPUs all of a machine shared out"
+    group.add_argument("--num-cpus", type=cpus, metavar="N", help=more)
+    gpus = whole_number("--num-gpus", 0, 2**10)
+    group.add_argument("--num-gpus", type=gpus, metavar="N", help="GPUs of a process; default 1 where there are any")
 
 
 def _batch_size(text: str) -> int | None:
@@ -83,7 +102,14 @@ def score(arguments: argparse.Namespace) -> int:
     out = None if arguments.out in (None, "-") else Path(arguments.out)
     if out is not None:
         check_output(out, overwrite=arguments.overwrite or arguments.dry_run)
-    scorer = load(arguments.model, arguments.device, arguments.amp, folds=arguments.folds)
+    if arguments.engine != "ray" and (unread := [name for name in _OF_RAY if getattr(arguments, name) is not None]):
+        raise ConfigError(f"--{unread[0].replace('_', '-')}: nothing reads it. Add --engine ray, or leave it out.")
+    on_ray = arguments.engine == "ray" and not arguments.dry_run
+    if on_ray and out is None:
+        raise ConfigError("--engine ray: its scores go to a file. Give one as --out.")
+    if on_ray and arguments.device != "auto":
+        raise ConfigError("--device: with --engine ray it is --num-gpus that chooses, 0 for the CPU. Leave it out.")
+    scorer = load(arguments.model, "cpu" if on_ray else arguments.device, arguments.amp, folds=arguments.folds)
     inputs = Inputs(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Inputs)})
     rows = open_rows(arguments.images, inputs, needs_prompt=scorer.needs_prompt)
     columns = Columns.of(rows.columns, score_columns(scorer))
@@ -92,7 +118,10 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _show(rows, columns)
     recorded = None if out is None else PartsFolder.of(out).job().get("batch_size")
-    batch_size = arguments.batch_size or recorded or auto_batch_size(scorer)
+    batch_size = arguments.batch_size or recorded
+    if on_ray and out is not None:
+        return _write_on_ray(rows, columns, batch_size, out, arguments)
+    batch_size = batch_size or auto_batch_size(scorer)
     settings = Settings(columns.scores, batch_size, arguments.num_workers or num_threads())
     if out is None:
         return _print(scorer, rows, columns, settings, as_csv=arguments.out == "-")
@@ -116,24 +145,55 @@ def _print(scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, *, 
 def _write(
     scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, out: Path, arguments: argparse.Namespace
 ) -> int:
-    """Writes scores to a file; when it is stopped, what is scored is kept."""
-    from ipiqa.engine.stop import Interrupted, StopSignals
+    """Writes scores to a file, computed in this process."""
     from ipiqa.scoring.job import device_type, score_parts
-    from ipiqa.scoring.parts import score_to_file
+
+    def score_pending(parts: Iterator[Part], folder: PartsFolder, progress: Callable[[int], None]) -> None:
+        for scored in score_parts(scorer, parts, settings, progress):
+            folder.write(scored)
 
     job = _identity(device_type(scorer), columns, settings, arguments)
+    return _write_parts(rows, columns, settings, out, job, score_pending, overwrite=arguments.overwrite)
+
+
+def _write_on_ray(
+    rows: Rows, columns: Columns, batch_size: int | None, out: Path, arguments: argparse.Namespace
+) -> int:
+    """Writes scores to a file, computed by processes on a Ray cluster."""
+    from ipiqa.scoring.job import Settings, usual_batch_size
+    from ipiqa.scoring.ray_engine import Pool, Task, connected, score_on_ray
+
+    with connected(arguments.address or os.environ.get("RAY_ADDRESS")):
+        pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
+        batch_size = batch_size or usual_batch_size(pool.device)
+        settings = Settings(columns.scores, batch_size, arguments.num_workers or pool.num_cpus)
+        job = _identity(pool.device, columns, settings, arguments)
+
+        def score_pending(parts: Iterator[Part], folder: PartsFolder, progress: Callable[[int], None]) -> None:
+            model = arguments.model
+            model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (else a name)
+            task = Task(model, arguments.folds, pool.device, arguments.amp, settings, job, folder.absolute())
+            score_on_ray(parts, task, pool, rows.num_rows, progress)
+
+        return _write_parts(rows, columns, settings, out, job, score_pending, overwrite=arguments.overwrite)
+
+
+def _write_parts(
+    rows: Rows, columns: Columns, settings: Settings, out: Path, job: dict[str, Any],
+    score_pending: Callable[[Iterator[Part], PartsFolder, Callable[[int], None]], None], *, overwrite: bool,
+) -> int:  # fmt: skip
+    """Writes scores to a file; when it is stopped, what is scored is kept."""
+    from ipiqa.engine.stop import Interrupted, StopSignals
+    from ipiqa.scoring.parts import score_to_file
+
     try:
         with StopSignals() as stop:
             progress = Progress(rows.num_rows, stop)
-
-            def score_pending(parts: Iterator[Part], folder: PartsFolder) -> None:
-                for scored in score_parts(scorer, parts, settings, progress.add):
-                    folder.write(scored)
-
-            parts = rows.parts(settings.part_size)
             summary = score_to_file(
-                out, columns, parts, score_pending, job, overwrite=arguments.overwrite, skipped=progress.skip
-            )
+                out, columns, rows.parts(settings.part_size),
+                lambda parts, folder: score_pending(parts, folder, progress.add),
+                job, overwrite=overwrite, skipped=progress.skip,
+            )  # fmt: skip
     except Interrupted as error:
         print(f"ipiqa: stopped {error}. Go on with the same command", file=sys.stderr)
         return 128 + error.signal_number

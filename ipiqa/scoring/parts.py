@@ -21,7 +21,7 @@ from ipiqa.scoring.rows import Part, digest
 from ipiqa.scoring.writers import Columns, write_output
 
 JOB, LOCK = "job.json", "job.lock"
-_OURS = ("part-*.jsonl", "output.*", ".*.tmp")  # what lies there besides; the last of killed processes
+_OURS = ("part-*.jsonl", "tries-*", "output.*", ".*.tmp")  # what lies there; the last of killed processes
 MOST_FAILURES = 20  # that are kept to be shown
 
 
