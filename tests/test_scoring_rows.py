@@ -275,9 +275,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {},
         "is a folder, and the scores depend on prompts. Give --prompt TEXT, or --prompts with a table of images an",
     ),
-    ("a.png", {"prompt": "p", "prompts": "x"}, "--prompt: given together with --prompts. Give one of them."),
     ("a.png", {"prompt": " "}, "--prompt: ' ' is no prompt. Give a text."),
-    ("a.png", {"prompt": "p", "limit": 0}, "--limit: 0 is no number of images. Give 1 or more."),
+    (
+        "a.png",
+        {"prompts": "sidecars"},
+        "'sidecars' is no table, no .txt, and neither sidecar nor embedded. Did you mean 'si",
+    ),
+    ("t.csv", {"image_root": "gone"}, "--image-root: 'gone' is no folder. Give that of the images."),
     ("", {"prompt": "p", "image_column": "x"}, "--image-column: '{}/' is a folder: nothing reads it. Leave it out."),
     (
         "t.csv",

@@ -76,7 +76,8 @@ def score(arguments: argparse.Namespace) -> int:
     from ipiqa.scoring.job import Settings, auto_batch_size, score_columns
     from ipiqa.scoring.loading import load
     from ipiqa.scoring.parts import PartsFolder
-    from ipiqa.scoring.sources import Inputs, open_rows
+    from ipiqa.scoring.rows import Inputs
+    from ipiqa.scoring.sources import open_rows
     from ipiqa.scoring.writers import Columns, check_output
 
     out = None if arguments.out in (None, "-") else Path(arguments.out)
