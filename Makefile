@@ -11,7 +11,7 @@ DEMO := output/demo
 
 help:
 	@echo 'make install        make $(VENV) and install IP-IQA in it (PyTorch is large: minutes)'
-	@echo 'make demo           make the demo images, train over 3 folds, print the table and the report'
+	@echo 'make demo           make the demo images, train over 3 folds, score four pictures, say why'
 	@echo 'make demo-ablation  the same without prompts, and the two runs side by side'
 	@echo 'make test           the test suite; make test-slow runs the long tests it leaves out'
 	@echo 'make test-cuda      the tests that need an NVIDIA GPU, which skip where there is none'
@@ -38,6 +38,9 @@ demo: install
 	$(BIN)/ipiqa demo-encoders --cfg-path ipiqa/projects/demo/ipiqa.yaml
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/ipiqa.yaml --num_cv 3 \
 	  $$(test ! -f $(DEMO)/ipiqa/config.yaml || echo --resume)
+	$(BIN)/ipiqa score $(DEMO)/ipiqa cache/demo/images --prompts cache/demo/data.csv --limit 4
+	$(BIN)/ipiqa explain $(DEMO)/ipiqa cache/demo/images/fresco_normal_001.jpg \
+	  "one purple triangle right of three blue triangles, pencil sketch" --out $(DEMO)/why.png
 
 demo-ablation: demo
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/image_only.yaml --num_cv 3 \

@@ -26,6 +26,7 @@ for package in ("fastapi", "python_multipart", "uvicorn"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[app]'")
 
 BOUNDARY = "a-boundary-of-the-tests"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 TIMEOUT = 60  # seconds
 
 
@@ -107,7 +108,7 @@ class Client:
         )
 
     def form(self, *fields: tuple[str, str | bytes], path: str = "/v1/score") -> Answer:
-        return self.ask(path, form(*fields), f"multipart/form-data; boundary={BOUNDARY}")
+        return self.ask(path, form(*fields), FORM)
 
     def json(self, content: Any, path: str = "/v1/score") -> Answer:
         return self.ask(path, content if isinstance(content, bytes) else json.dumps(content), "application/json")
@@ -119,7 +120,7 @@ def serving(scorer: Scorer, limits: Any = None) -> Iterator[int]:
     from ipiqa.serve.app import make_app, make_server
     from ipiqa.serve.bodies import Limits
 
-    limits = limits or Limits()
+    limits, before = limits or Limits(), working_threads()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         server = make_server(make_app(scorer, limits, "toy"), limits)
@@ -131,7 +132,11 @@ def serving(scorer: Scorer, limits: Any = None) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join(TIMEOUT)
-            assert not thread.is_alive()
+            assert not thread.is_alive() and working_threads() == before
+
+
+def working_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ipiqa-")}
 
 
 def eventually(condition: Any) -> None:

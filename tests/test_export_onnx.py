@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,15 @@ def test_the_file_says_what_it_is_and_has_a_frozen_tower_once(exported: Path, ru
     assert exported.stat().st_size < 1.3 * bundle  # nearly all of a fold is its embedding of tokens
 
 
-def test_a_file_whose_scores_are_off_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = write(tmp_path / "bundle", {"name": "image_only", "image_encoder": RESNET, "head": "linear"})
-    forward = onnx_export._Graph.forward
-    monkeypatch.setattr(onnx_export._Graph, "forward", lambda self, image: forward(self, image) + 0.001)
-    with pytest.raises(DataError, match=r"off by 0.0002 of their scale, more than 0.0001. It is not kept"):
-        export_onnx(bundle, tmp_path / "out" / "model.onnx")
+def test_a_file_whose_scores_are_off_is_not_kept(
+    exported: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_write", lambda scorer, path: shutil.copy(exported, path))
+    assert export_onnx(run_dir, tmp_path / "same.onnx") < 1e-5
+    for fold in (0, 1):
+        write(tmp_path / "run" / f"fold_0{fold}", IPIQA, seed=7 + fold)
+    with pytest.raises(DataError, match=r"off by 0\.\d+ of their scale, more than 0.0001. It is not kept"):
+        export_onnx(tmp_path / "run", tmp_path / "out" / "model.onnx")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -203,6 +207,7 @@ def test_what_cannot_be_loaded_or_written_is_refused_in_one_line(exported: Path,
         "folds: ": load(str(exported), folds=[0]),
         "device: 'tpu' cannot be used": load(str(exported), device="tpu"),
         "device: 'cpu:x' cannot be used": load(str(exported), device="cpu:x"),
+        "model.onnx' can only be scored with": lambda: export_onnx(exported, tmp_path / "again.onnx"),
         "model.onnx' is there already": lambda: export_onnx(run_dir, exported),
     }
     for words, call in calls.items():

@@ -13,6 +13,7 @@ from ipiqa.errors import IpiqaError
 from ipiqa.models.ipiqa import Image2Prompt
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 from ipiqa.registry import build, resolve
+from ipiqa.scoring.loading import model_sha256
 
 IMAGES = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a red tree", "two cats", "a house " * 60]
@@ -77,3 +78,15 @@ def test_a_misspelt_scorer_is_refused_in_one_line(name: str, message: str) -> No
 def test_folds_are_for_runs(tiny_rn50: Path) -> None:
     with pytest.raises(IpiqaError, match=r"folds: 'clipscore weights=.*' is not a run folder"):
         ipiqa.load(f"clipscore weights={tiny_rn50}", folds=[0])
+
+
+def test_a_job_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt", "model.onnx"):
+        (tmp_path / name).write_bytes(b"0")
+    names = [f"clipscore weights={tmp_path}/a.pt", f"clipscore weights={tmp_path}/b.pt", f"{tmp_path}/model.onnx"]
+    before = [model_sha256(name) for name in names]
+    assert len({*before, model_sha256("clip_iqa"), model_sha256("clipscore")}) == 5
+    for name in ("a.pt", "model.onnx.data"):
+        (tmp_path / name).write_bytes(b"1")
+    after = [model_sha256(name) for name in names]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]

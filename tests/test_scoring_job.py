@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import pickle
 import threading
@@ -361,6 +362,22 @@ def test_a_damaged_part_is_scored_again(tmp_path: Path, content: str) -> None:
     folder = PartsFolder(tmp_path)
     (tmp_path / "part-0000000.jsonl").write_text(content)
     assert not folder.has(Part(0, tuple(bytes_rows(1)), ANY))
+
+
+def test_a_full_disk_is_named(
+    scorer: Scorer, listed: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = Job(scorer, tmp_path / "out.csv", listed)
+    with pytest.raises(Interrupted):
+        job.run(6)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
+        patch.setattr("os.fsync", full)
+        job.run()
+    assert caught.value.filename == f"{tmp_path}/out.csv.parts/part-0000001.jsonl"
+    assert job.run().rows == COUNT and job.skipped == [64]
 
 
 def test_failures_are_summed_up_of_earlier_parts_too(tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import base64
 import hashlib
 import json
 import re
-import select
-import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -19,19 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import BOUNDARY, TIMEOUT, Client, WidthScorer, eventually, form, images_of, png, serving
+from serving import FORM, TIMEOUT, Client, WidthScorer, form, images_of, png, serving
 from toy import write_config
 
 import ipiqa
 from ipiqa.config.loading import load_config
-from ipiqa.errors import ConfigError
 from ipiqa.explain import explain
 from ipiqa.files import write_text
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.serve.bodies import Limits
 from ipiqa.training.cross_validation import run
 
-FORM = f"multipart/form-data; boundary={BOUNDARY}"
 PAGE = Path(ipiqa.__file__).parent / "serve" / "page.html"
 SMALL = Limits(upload=20_000, pixels=10_000, pairs=3, prompt=50, queue=4, seconds=TIMEOUT, batch_size=2)
 
@@ -89,7 +84,10 @@ def test_scores_are_those_of_the_direct_call(model: Client, toy: tuple[Scorer, l
     expected = scorer.frame(paths, prompts)
     contents = [path.read_bytes() for path in paths]
     as_form = model.form(*(("image", content) for content in contents), *(("prompt", text) for text in prompts))
-    pairs = [{"image": b64(content), "prompt": text} for content, text in zip(contents, prompts, strict=True)]
+    pairs = [
+        {"image": base64.encodebytes(content).decode(), "prompt": text}
+        for content, text in zip(contents, prompts, strict=True)
+    ]
     as_json = model.json({"pairs": pairs})
     for answer in (as_form, as_json):
         assert answer.status == 200 and answer.content["warnings"] == [] and answer.content["model"] == "toy"
@@ -240,6 +238,11 @@ def test_what_is_not_understood_is_refused_in_one_line(
     assert small.form(("image", png()), ("prompt", "a")).status == 200  # on the same connection
 
 
+def test_json_that_is_too_deep_for_its_reader_is_refused(model: Client) -> None:
+    answer = model.json(b'{"pairs": ' + b"[" * 60_000)
+    assert answer.status == 400 and answer.content["error"].startswith("body: no JSON (")
+
+
 def test_a_decompression_bomb_is_not_decoded(model: Client) -> None:
     def bomb(side: int) -> bytes:
         """A PNG of many pixels in few bytes."""
@@ -267,102 +270,6 @@ def test_no_file_of_the_server_can_be_read(model: Client, tmp_path: Path) -> Non
         answer = model.ask(path)
         assert answer.status == 404 and answer.content == {"error": "Not Found"}
     assert model.ask("/v1/score").status == 405
-
-
-# -------------------------------------------------------------------------------------------------------------- limits
-
-
-def raw(port: int, head: str, body: bytes = b"", kind: str = "application/json") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    connection.sendall(f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{head}\r\n\r\n".encode() + body)
-    return connection
-
-
-def test_a_body_without_a_length_is_cut_at_the_limit(small: Client) -> None:
-    with raw(small.port, "Transfer-Encoding: chunked") as connection:
-        for _ in range(30):
-            connection.sendall(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
-        assert b" 413 " in connection.recv(1000)
-    with raw(small.port, f"Content-Length: {10**15}") as connection:  # not a byte of it is waited for
-        assert b" 413 " in connection.recv(1000)
-    with raw(small.port, "Content-Encoding: gzip\r\nContent-Length: 3", b"abc") as connection:
-        assert b" 415 " in connection.recv(1000)
-
-
-def test_bodies_together_are_limited(scorer: WidthScorer) -> None:
-    limits = Limits(upload=20_000, queue=256, seconds=TIMEOUT)
-    with serving(scorer, limits) as port:
-        started = [raw(port, "Content-Length: 20000", b"x" * 19_000) for _ in range(18)]
-        # 16 bodies of 19,000 bytes fit in 16 times 20,000 bytes
-        eventually(lambda: len(select.select(started, [], [], 0)[0]) == 2)
-        for connection in select.select(started, [], [], 0.3)[0]:
-            assert b" 429 " in connection.recv(1000)
-        for connection in started:
-            connection.close()
-        with Client(port) as client:
-            eventually(lambda: client.form(("image", png(30)), ("prompt", "a")).status == 200)
-
-
-def test_a_full_queue_a_late_answer_and_a_slow_body_are_refused(scorer: WidthScorer) -> None:
-    limits = Limits(pairs=3, queue=4, seconds=1, batch_size=2)
-    with serving(scorer, limits) as port, Client(port) as client, Client(port) as other:
-        answers: list[Any] = []
-        waits = threading.Thread(target=lambda: answers.append(other.form(("image", png()), ("prompt", "wait"))))
-        waits.start()
-        assert scorer.entered.wait(TIMEOUT)
-        pair = [("image", png())] * 3
-        late = threading.Thread(target=lambda: answers.append(client.form(*pair, ("prompt", "late"))))
-        late.start()
-        time.sleep(0.3)
-        with Client(port) as third:
-            answers.append(third.form(*pair, ("prompt", "never")))
-        waits.join(TIMEOUT)
-        late.join(TIMEOUT)
-        full, *others = answers
-        assert full.content["error"] == "queue: 4 pairs wait, and the limit is 4. Try again later."
-        assert full.headers["retry-after"] == "1"
-        assert [(a.status, a.content["error"]) for a in others] == [
-            (503, "not answered within 1 s. Try again later.")
-        ] * 2
-        scorer.may_go_on.set()
-        assert client.form(("image", png()), ("prompt", "a")).status == 200
-        assert scorer.batches == [["wait"], ["a"]]  # what was late has been dropped
-        with raw(port, "Content-Length: 100", b"x") as connection:
-            assert b" 408 " in connection.recv(1000)
-
-
-def test_what_a_client_that_has_gone_asked_for_is_dropped(scorer: WidthScorer) -> None:
-    body = form(("image", png()), ("prompt", "gone"))
-    with ThreadPoolExecutor(1) as pool, serving(scorer) as port, Client(port) as client:
-        waits = pool.submit(client.form, ("image", png()), ("prompt", "wait"))
-        assert scorer.entered.wait(TIMEOUT)
-        raw(port, f"Content-Length: {len(body)}", body, FORM).close()
-        time.sleep(0.5)
-        scorer.may_go_on.set()
-        assert waits.result().status == 200
-        assert client.form(("image", png()), ("prompt", "next")).status == 200
-    assert scorer.batches == [["wait"], ["next"]]
-
-
-def test_a_server_that_is_stopped_answers_what_runs(scorer: WidthScorer) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        with serving(scorer) as port:
-            clients = Client(port), Client(port)
-            first = pool.submit(clients[0].form, ("image", png(40)), ("prompt", "wait"))
-            assert scorer.entered.wait(TIMEOUT)
-            second = pool.submit(clients[1].form, ("image", png(50)), ("prompt", "a"))
-            time.sleep(0.5)
-            threading.Timer(0.5, scorer.may_go_on.set).start()
-        assert [a.result().content["scores"][0]["size"]["score"] for a in (first, second)] == [40, 50]
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", port), 5)
-    for client in clients:
-        client.connection.close()
-
-
-def test_limits_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--max-queue: 8 is less than the 9 pairs of one request"):
-        Limits(pairs=9, queue=8)
 
 
 # ------------------------------------------------------------------------------------------------ browsers and programs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY, error_of
@@ -76,9 +78,34 @@ def test_a_missing_package_is_named_with_its_extra(
     assert "pip install -e '.[app]'" in err
 
 
-def test_a_model_is_called_as_its_run_is() -> None:
-    assert name_of("output/agiqa3k/ipiqa/") == "ipiqa" == name_of("x/ipiqa/best.pt")
-    assert name_of("x/ipiqa/fold_03/best.pt") == "ipiqa/fold_03" == name_of("x/ipiqa/fold_03")
+def test_a_model_is_called_as_its_run_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert name_of("output/toy/") == name_of(f"{folder}/output/toy") == "toy"
+    assert name_of("output/toy/fold_01/best.pt") == name_of("output/toy/fold_01") == "toy/fold_01"
+    assert (
+        name_of("clipscore weights=a/b.pt") == "clipscore" and name_of("hf-hub:owner/name@1") == "hf-hub:owner/name@1"
+    )
+
+
+@pytest.mark.parametrize(("address", "warns"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("::", True)])
+def test_a_server_that_others_reach_is_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, warns: bool
+) -> None:
+    listener, ran = SimpleNamespace(getsockname=lambda: (address, 8000)), []
+    monkeypatch.setattr("ipiqa.cli.serve.listen", lambda host, port: contextlib.nullcontext(listener))
+    monkeypatch.setattr("ipiqa.serve.app.make_server", lambda app, limits: SimpleNamespace(run=ran.append))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", str(folder / "output" / "toy"), "--host", address]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ran == [[listener]]
+    shown = capsys.readouterr()
+    assert (
+        shown.out
+        == f"Serving toy at http://{'[' + address + ']' if ':' in address else address}:8000/ (Ctrl-C stops it)\n"
+    )
+    assert shown.err == f"ipiqa: warning: --host {address}: all who reach this machine can use the server\n" * warns
 
 
 @pytest.mark.slow

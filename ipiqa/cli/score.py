@@ -37,7 +37,8 @@ def add_commands(commands: Any) -> None:
         "printed. With a file as --out, a job that was stopped goes on when the same command is given again."
     )
     parser = add_command(commands, "score", score, "score images against prompts with a trained model", more)
-    parser.add_argument("model", type=path("model"), metavar="MODEL", help="run folder, fold folder, bundle or best.pt")
+    models = "run folder, best.pt, bundle, .onnx file, hf-hub:OWNER/NAME, or a name such as clipscore"
+    parser.add_argument("model", type=path("model"), metavar="MODEL", help=models)
     images = "picture, folder, table, shards such as 'data/{000..099}.tar', or - for lines of standard input"
     parser.add_argument("images", type=path("images"), metavar="IMAGES", help=images)
     prompts = parser.add_mutually_exclusive_group()

@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
         "stops it when the running requests are answered."
     )
     parser = add_command(commands, "serve", serve, "score images that are sent over HTTP", more)
-    what = "run folder (the mean of its folds), fold folder, checkpoint or bundle"
+    what = "run folder, best.pt, bundle, .onnx file, hf-hub:OWNER/NAME, or a name such as clipscore"
     parser.add_argument("model", type=path("serve"), metavar="MODEL", help=what)
     own = "address to listen on (default 127.0.0.1: only this machine reaches it; 0.0.0.0: every machine may)"
     parser.add_argument("--host", default="127.0.0.1", help=own)
@@ -66,9 +66,7 @@ def serve(arguments: argparse.Namespace) -> int:
             print(f"ipiqa: warning: --host {address}: all who reach this machine can use the server", file=sys.stderr)
         at = f"[{address}]" if ":" in address else address
         print(f"Serving {name_of(arguments.model)} at http://{at}:{port}/ (Ctrl-C stops it)", flush=True)
-        signal.signal(
-            signal.SIGTERM, lambda *_: None
-        )  # the server takes the signal, and passes it on when it has ended
+        signal.signal(signal.SIGTERM, lambda *_: None)  # the server, which takes it, passes it on when it has ended
         make_server(make_app(scorer, limits, name_of(arguments.model)), limits).run([listener])
     return 0
 
@@ -85,7 +83,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def name_of(model: str) -> str:
-    """Returns what to call a model: the name of its run folder, and of its fold where there is one."""
+    """Returns what to call a model: the name of its file or run folder, of its fold too where it is one."""
     folder = Path(model).resolve()
+    if not folder.exists():
+        return model.partition(" ")[0]  # on a hub, or a registered scorer, whose settings are left out
     folder = folder.parent if folder.name == "best.pt" else folder
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("fold_") else folder.name

@@ -22,6 +22,8 @@ from ipiqa.scoring.hub import HUB, download
 from ipiqa.scoring.model_scorer import ModelScorer, Precision
 from ipiqa.scoring.scorer import Scorer
 
+ONNX = ".onnx"  # what names of exported graphs end with
+
 
 def load(
     what: str | Path, device: str = "auto", amp: Precision = "none", *, folds: Sequence[int] | None = None
@@ -40,13 +42,13 @@ def load(
     A file that is missing, damaged or does not say which model it belongs to is a DataError, a device that is not
     there a ConfigError.
     """
-    if not str(what).lower().endswith(".onnx"):
+    if not str(what).lower().endswith(ONNX):
         return load_models(what, device, amp, folds=folds)
     from ipiqa.scoring.onnx_scorer import OnnxScorer
 
     if amp != "none" or folds is not None:
         setting = "folds" if amp == "none" else "amp"
-        raise ConfigError(f"ipiqa.load: {setting}: '{what}' has those it was exported with. Leave {setting} out.")
+        raise ConfigError(f"ipiqa.load: {setting}: '{what}' is scored as it was exported. Leave {setting} out.")
     return OnnxScorer(Path(registry.file_path(str(what), "ipiqa.load")), device=device)
 
 
@@ -78,8 +80,10 @@ def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Lo
     if name in registry.list_registered("scorer"):
         _refuse_folds(folds, what)
         return [_registered(name, settings)]
+    if str(what).lower().endswith(ONNX) and os.path.isfile(what):  # noqa: PTH113 (is_file raises for a long path)
+        raise DataError(f"ipiqa.load: '{what}' can only be scored with. Give the model it was exported from.")
     loaded: list[Loaded] = []
-    for path in _checkpoints(download(str(what)) if str(what).startswith(HUB) else what, folds):
+    for path in _checkpoints(_local(what), folds):
         checkpoint, where = read_checkpoint(path, "ipiqa.load"), f"ipiqa.load: '{path}'"
         if (spec := checkpoint.spec) is None:
             how = f"ipiqa.build_model(CONFIG, 'run.checkpoint={path}')"
@@ -108,13 +112,21 @@ def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:
 
 
 def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
-    """Returns 16 hexadecimal digits of the content of the files that `load` reads, or of a name that is no file."""
-    if not os.path.exists(what):  # noqa: PTH110 (exists raises for a long path)
-        return hashlib.sha256(str(what).encode()).hexdigest()[:16]
-    files = []
-    for path in _checkpoints(what, folds):
-        files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path]
-    return hashlib.sha256("".join(content_sha256(files)).encode()).hexdigest()[:16]
+    """Returns 16 hexadecimal digits of the content of the files that `load` reads, and of the name of a scorer."""
+    local, text = _local(what), ""
+    files: list[Path] = []
+    if os.path.exists(local):  # noqa: PTH110 (exists raises for a long path)
+        for path in _checkpoints(local, folds):
+            files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
+    else:
+        text = str(what)
+        files = [Path(word.partition("=")[2]).expanduser() for word in text.split()]
+    hashes = content_sha256([file for file in files if file.is_file()])
+    return hashlib.sha256("".join([*hashes, text]).encode()).hexdigest()[:16]
+
+
+def _local(what: str | Path) -> str | Path:
+    return download(str(what)) if str(what).startswith(HUB) else what
 
 
 def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:

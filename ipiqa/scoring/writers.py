@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,9 @@ def write_csv(file: IO[str], columns: Columns, chunks: Chunks) -> None:
 
 def write_jsonl(file: IO[str], columns: Columns, chunks: Chunks) -> None:
     """Writes a JSON object a line: null where there is nothing."""
-    for rows in chunks:
-        file.writelines(
-            json.dumps(dict(zip(columns.names, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
-        )
+    names = columns.names
+    for row in itertools.chain.from_iterable(chunks):
+        file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
 
 
 def write_parquet(file: IO[bytes], columns: Columns, chunks: Chunks) -> None:
@@ -86,20 +86,11 @@ def write_parquet(file: IO[bytes], columns: Columns, chunks: Chunks) -> None:
     pyarrow, parquet = (require_package(name, "--out") for name in ("pyarrow", "pyarrow.parquet"))
     kinds = [pyarrow.float32() if name in columns.scores else pyarrow.string() for name in columns.names]
     schema = pyarrow.schema([*zip(columns.names, kinds, strict=True)])
+    rows = itertools.chain.from_iterable(chunks)
     with parquet.ParquetWriter(file, schema) as writer:
-        waiting: list[list[Cell]] = []
-
-        def write() -> None:
-            if waiting:
-                arrays = [pyarrow.array(c, k) for c, k in zip(zip(*waiting, strict=True), kinds, strict=True)]
-                writer.write_table(pyarrow.table(arrays, schema=schema))
-                waiting.clear()
-
-        for rows in chunks:
-            waiting += rows
-            if len(waiting) >= ROW_GROUP:
-                write()
-        write()
+        while group := [*itertools.islice(rows, ROW_GROUP)]:
+            arrays = [pyarrow.array(c, k) for c, k in zip(zip(*group, strict=True), kinds, strict=True)]
+            writer.write_table(pyarrow.table(arrays, schema=schema))
 
 
 WRITERS: dict[str, Callable[[Any, Columns, Chunks], None]] = {

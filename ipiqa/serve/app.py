@@ -162,6 +162,7 @@ class _Service:
         finally:
             work.cancel()
             gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)  # or the log would tell of what nobody awaited
 
     async def _score_pair(self, pair: Pair) -> np.ndarray | str:
         """Returns the scores (F, T) of a pair, or why it has none."""
