@@ -63,8 +63,7 @@ def usual_batch_size(device: str) -> int:
 
 def auto_batch_size(scorer: Scorer) -> int:
     """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size = usual_batch_size(device_type(scorer))
-    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
+    size, grey = usual_batch_size(device_type(scorer)), scorer.prepare(Image.new("RGB", (64, 64), "grey"))
     while device_type(scorer) != "cpu" and size > 1:
         try:
             scorer.outputs([grey] * size, ["a"] * size)

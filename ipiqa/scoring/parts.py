@@ -52,8 +52,10 @@ class PartsFolder:
             with locked(self.path / LOCK, advice="Wait for its end, or give another --out."):
                 before = self.job()
                 if before and before != job and not overwrite:
+                    name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
+                    known = f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
                     how = "Go on with the command of that job, or give another --out, or --overwrite."
-                    raise ConfigError(f"--out: '{self.path}' is of another job: {_difference(before, job)}. {how}")
+                    raise ConfigError(f"--out: '{self.path}' is of another job: {known}. {how}")
                 if before != job:
                     self.remove()
                     write_json(self.path / JOB, job)
@@ -107,12 +109,6 @@ class PartsFolder:
         return self.path / f"part-{number:07d}.jsonl"
 
 
-def _difference(before: dict[str, Any], job: dict[str, Any]) -> str:
-    """Returns the first setting in which two jobs differ."""
-    name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
-    return f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
-
-
 def versions() -> dict[str, str]:
     """Returns the versions of what decides scores."""
     return {"ipiqa": ipiqa.__version__, "torch": torch.__version__, "pillow": PIL.__version__}
@@ -144,14 +140,8 @@ def score_to_file(
 
     Stopped and called again, it goes on after the last whole part, to the same bytes.
 
-    Args:
-        out: the file; its suffix chooses the form.
-        columns: of the file.
-        parts: all rows.
-        score: scores parts, in whatever processes, and has the folder write each.
-        job: what decides the scores besides the rows; as JSON keeps it.
-        overwrite: whether another job's parts are removed.
-        skipped: called with the number of rows of each part that is there already.
+    `score` scores parts, in whatever processes, and has the folder write each; `job` is what decides the scores besides
+    the rows, as JSON keeps it; `skipped` is called with the number of rows of each part that is there already.
     """
     folder, count = PartsFolder.of(out), 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -133,8 +134,5 @@ def legible(text: str) -> str:
 
 def digest(rows: list[Row]) -> str:
     """Returns 16 hexadecimal digits that tell whether a part is still the same: names, prompts and other cells."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for row in rows:
-        for text in (row.image, row.prompt or "", *row.carried, row.problem):
-            hashed.update(text.encode("utf-8", "surrogateescape") + b"\0")
-    return hashed.hexdigest()
+    content = json.dumps([(row.image, row.prompt, row.carried, row.problem) for row in rows])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

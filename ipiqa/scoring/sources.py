@@ -32,15 +32,10 @@ def sidecar(source: Path | bytes) -> str:
     assert isinstance(source, Path)
     path = source.with_suffix(".txt")
     try:
-        with path.open("rb") as file:
-            prompt = file.read(MAX_PROMPT_BYTES).decode("utf-8-sig").strip()
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            return file.read(MAX_PROMPT_BYTES).strip()
     except OSError as error:
         raise DataError(f"'{path.name}' cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"'{path.name}' is not UTF-8 text") from error
-    if not prompt:
-        raise DataError(f"'{path.name}' is empty")
-    return prompt
 
 
 _READ = {"sidecar": sidecar, "embedded": embedded_prompt}

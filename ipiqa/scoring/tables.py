@@ -156,10 +156,6 @@ def join_table(rows: Rows, path: Path, inputs: Inputs, *, of_folder: bool) -> Ro
         if not any(names.values()):
             known = f"the first image is {next(iter(names))!r}, the first row {next(iter(prompts), '')!r}"
             raise DataError(f"prompts: '{path}' has a prompt for none of the {len(names)} images: {known}.")
-        surplus = sorted(prompts.keys() - names.values())
-        if surplus and len(names) > 1:
-            message = "prompts: '%s': %d of %d images in it are not there, first %r"
-            logger.warning(message, path, len(surplus), len(prompts), surplus[0])
         if bare := [image for image, name in names.items() if name and image.endswith(f"/{name}")]:
             message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
             logger.warning(message, path, len(bare), bare[0])
@@ -184,13 +180,7 @@ def _read_prompts(path: Path, image_column: str | None, prompt_column: str | Non
 
 def join_lines(rows: Rows, path: Path) -> Rows:
     """Returns rows with the prompts of a text file, one a line; all of the text where there is one image."""
-    count = rows.num_rows or 0
-    try:
-        text = path.read_text(encoding="utf-8-sig").rstrip("\n")
-    except OSError as error:
-        raise DataError(f"prompts: '{path}' cannot be read: {error.strerror}. Check the path.") from error
-    except ValueError as error:
-        raise DataError(f"prompts: '{path}' is not UTF-8 text. Save it again as UTF-8.") from error
+    text, count = path.read_text(encoding="utf-8-sig", errors="surrogateescape").rstrip("\n"), rows.num_rows or 0
     prompts = text.split("\n") if count > 1 else [text]
     if len(prompts) != count:
         wanted = f"{count} lines, for the images in their order, or a table of images and prompts"
