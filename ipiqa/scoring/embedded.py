@@ -31,12 +31,12 @@ def embedded_prompt(source: Path | bytes) -> str:
     """Returns the prompt that an image was made from, as its generator has noted it; DataError: there is none."""
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
-            if not (notes := _notes(image)).keys() & _READERS.keys():
-                notes = _exif_notes(image) | _notes(image)  # of a PNG it reads the pixels, and the notes behind them
+            if not (notes := image.info).keys() & _READERS.keys():
+                notes = _exif_notes(image) | image.info  # of a PNG it reads the pixels, and the notes behind them
     except Exception as error:  # Pillow's parsers fail in many ways, all of which mean a broken file
         raise DataError(f"the image cannot be read: {one_line(error)}") from error
     problem = "no generator has noted one in the image"
-    for name in [name for name in _READERS if name in notes]:
+    for name in [name for name in _READERS if isinstance(notes.get(name), str)]:
         try:
             if len(notes[name]) > _LONGEST_NOTE:
                 raise DataError(f"it has more than {_LONGEST_NOTE:,} characters")
@@ -48,10 +48,6 @@ def embedded_prompt(source: Path | bytes) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not JSON, or other JSON
             problem = f"the note {name!r} is of no known form"
     raise DataError(problem)
-
-
-def _notes(image: Image.Image) -> dict[str, str]:
-    return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
 
 
 def _exif_notes(image: Image.Image) -> dict[str, str]:

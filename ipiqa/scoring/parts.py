@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +79,18 @@ class PartsFolder:
     def has(self, part: Part) -> bool:
         """Returns whether a part is written and still of the same rows."""
         try:
-            with self._file(part.number).open(encoding="utf-8") as file:
-                found = json.loads(file.readline())["digest"]
-        except (OSError, ValueError, LookupError, TypeError):
+            return self.read(part.number).digest == digest(part.rows())
+        except (OSError, ValueError, TypeError):
             return False
-        return bool(found == digest(list(part.rows())))
 
     def write(self, scored: ScoredPart) -> None:
-        """Writes a part atomically: a line with its digest and counts, then one of JSON a row."""
-        head = asdict(scored)
-        rows = head.pop("rows")
+        """Writes a part atomically."""
         with replacing(self._file(scored.number)) as file:
-            file.writelines(json.dumps(line) + "\n" for line in (head, *rows))
+            json.dump(vars(scored), file)
 
     def read(self, number: int) -> ScoredPart:
         """Returns a part that is written."""
-        with self._file(number).open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            return ScoredPart(**head, rows=[json.loads(line) for line in file])
+        return ScoredPart(**json.loads(self._file(number).read_text(encoding="utf-8")))
 
     def remove(self) -> None:
         """Removes the parts; the folder goes when the claim ends."""

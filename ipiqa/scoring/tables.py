@@ -106,21 +106,17 @@ def read_lines(file: BinaryIO, inputs: Inputs, columns: list[str]) -> Iterator[R
         if not text.strip():
             continue
         here, problem, found = f"line {number}", "", dict[Any, Any]()
-        image: Any
-        prompt: Any
-        image, tab, prompt = text.partition("\t")
         if text.lstrip().startswith("{"):
             try:
                 found = json.loads(text)
             except (ValueError, RecursionError) as error:
                 problem = f"{here} is not a JSON object ({error})"
-            image, prompt = (
-                found.pop(next(filter(found.__contains__, keys), None), None) for keys in (images, prompts)
-            )
-            if not problem and not (isinstance(image, str) and isinstance(prompt, str | None)):
-                problem = f"{here} has no text {images[0]!r}, or {prompts[0]!r} is no text"
-        elif not tab:
-            prompt = None
+        else:
+            found[images[0]], tab, rest = text.partition("\t")
+            found |= {prompts[0]: rest} if tab else {}
+        image, prompt = (found.pop(next(filter(found.__contains__, keys), None), None) for keys in (images, prompts))
+        if not problem and not (isinstance(image, str) and isinstance(prompt, str | None)):
+            problem = f"{here} has no text {images[0]!r}, or {prompts[0]!r} is no text"
         if problem:
             image, prompt = here, None
         elif not image.strip():
