@@ -6,7 +6,7 @@ import csv
 import errno
 import json
 import pickle
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,12 @@ class Fake(Scorer):
     trained_on = Training()
 
     def __init__(self, fits: int = 10**9, before_outputs: Callable[[], object] = lambda: None) -> None:
-        self.fits, self.before_outputs, self.asked = fits, before_outputs, []
+        self.fits, self.before_outputs = fits, before_outputs
+        self.asked: list[Any] = []  # values of each batch, "forget" between them
         self.prepared: list[int] = []
+
+    def forget_prompts(self) -> None:
+        self.asked.append("forget")
 
     def prepare(self, image: OneImage) -> Any:
         value = image[0] if isinstance(image, bytes) else 0
@@ -180,23 +184,31 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_images_of_the_next_part_are_prepared_while_the_model_computes_and_only_so_many() -> None:
-    settings, read = Settings(("value",), 4, 2), threading.Event()  # parts of 16
-
-    def listing() -> Iterator[Row]:
-        for row in bytes_rows(*range(250)):
-            if row.image == "19":
-                read.set()
-            yield row
+    settings, deadline = Settings(("value",), 4, 2), time.monotonic() + 10  # parts of 16
 
     def before_outputs() -> None:
-        if len(scorer.asked) == 3:  # the last batch of the first part
-            assert read.wait(10), "the next part is not read"
+        if len(scorer.asked) == 4:  # before the last batch of the first part
+            while len(scorer.prepared) < 20:
+                assert time.monotonic() < deadline, "the next part is not read"
 
     scorer = Fake(before_outputs=before_outputs)
-    scored = score_parts(scorer, Rows((), None, listing, ANY).parts(settings.part_size), settings)
-    assert len(next(scored).rows) == 16 and len(scorer.asked) == 4
+    scored = score_parts(scorer, Rows((), None, lambda: iter(bytes_rows(*range(250))), ANY).parts(16), settings)
+    assert len(next(scored).rows) == 16 and len(scorer.asked) == 5
     scored.close()  # type: ignore[attr-defined]
     assert 20 <= len(scorer.prepared) <= 32
+
+
+def test_every_part_is_scored_as_by_a_new_process() -> None:
+    scorer = Fake()
+    rows = Rows((), None, lambda: iter(bytes_rows(*range(10))), ANY)
+    assert len([*score_parts(scorer, rows.parts(4), Settings(("value",), 2, 1))]) == 3
+    assert scorer.asked == ["forget", [0, 1], [2, 3], "forget", [4, 5], [6, 7], "forget", [8, 9]]
+
+
+@pytest.mark.parametrize(("batch_size", "part_size"), [(1, 128), (32, 128), (100, 400), (128, 512)])
+def test_parts_are_whole_batches(batch_size: int, part_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "ROWS_PER_PART", 128)
+    assert Settings((), batch_size, 1).part_size == part_size
 
 
 def test_long_prompts_are_counted_by_rows(scorer: Scorer, listed: list[Row]) -> None:
