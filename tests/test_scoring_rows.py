@@ -197,6 +197,7 @@ def test_a_folder_joined_with_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
         ("a.png", "A", ""), ("b.png", "B", ""), ("c.png", "C", ""), ("in/d.png", "D", ""), ("in/e.png", "E", ""),
         ("none.png", None, f"no prompt in '{table}'"),
     ]  # fmt: skip
+    assert f"prompts: '{table}': 2 of 7 images in it are not there, first 'e.png'" in caplog.text
     assert f"prompts: '{table}': 1 images in subfolders take the prompt of their file name, first 'in/d" in caplog.text
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from ipiqa.errors import DataError
 
 T = TypeVar("T")
-UNREADABLE, TWICE, WITHOUT_PROMPT = "unreadable tar", "twice in their shard", "without prompt"
+UNREADABLE, TWICE = "unreadable tar", "twice in their shard"
 MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
 _CHECKSUM = slice(148, 156)  # of a head
 
@@ -82,7 +82,7 @@ class Sample:
     name: str  # 'shard.tar/name.png', without ending where there is no image
     image: Any  # its file: bytes, a TarMember, or None where it cannot be used
     prompt: str  # "" where there is none
-    problem: str = ""  # why it cannot be used for training
+    problem: str = ""  # why it cannot be used, but for its prompt
     is_twice: bool = False  # whether there are more members of its name, of which the first is taken
 
 
@@ -106,8 +106,8 @@ class ShardReader:
         for number, sample in enumerate(itertools.islice(everything, limit)):
             if number % num_parts != part:
                 continue
-            if sample.problem:
-                skipped.add(sample.problem, sample.name)
+            if problem := sample.problem or "without prompt" * (not sample.prompt):
+                skipped.add(problem, sample.name)
             else:
                 yield number, sample
 
@@ -123,10 +123,8 @@ class ShardReader:
                     members[ending] = content
             ending = next((ending for ending in self.images if ending in members), "")
             image, prompt = members.get(ending), self._prompt(members.get(self.prompt) or b"")
-            problem = "" if prompt else WITHOUT_PROMPT
-            if not ending:
-                problem = "without image"
-            elif image is None or members.get(self.prompt, b"") is None:
+            problem = "" if ending else "without image"
+            if ending and (image is None or members.get(self.prompt, b"") is None):
                 problem = "too large"
             yield Sample(f"{name}.{ending}" if ending else name, image, prompt, problem, is_twice)
 

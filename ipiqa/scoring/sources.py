@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ipiqa.datasets.readers import READERS
-from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
+from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES, TWICE, UNREADABLE, ShardReader, Skipped
+from ipiqa.datasets.shards import find_shards, make_reader
 from ipiqa.errors import ConfigError, DataError, did_you_mean, shorten
 from ipiqa.processors.image import ENDINGS
 from ipiqa.registry import file_path
 from ipiqa.scoring.embedded import embedded_prompt
 from ipiqa.scoring.rows import Completion, Inputs, Row, Rows
 from ipiqa.scoring.tables import WAYS, join_lines, join_table, open_lines, open_table
-from ipiqa.scoring.tar_rows import open_shards
 
 logger = logging.getLogger("ipiqa")
 
 Kind = Literal["a picture", "a folder", "a table", "shards", "standard input"]
 
-_SHARDS = re.compile(r"\.(tar|tgz|tar\.\w+)\Z", re.IGNORECASE)
+_TAR = re.compile(r"\.(tar|tgz|tar\.\w+)\Z", re.IGNORECASE)
+_SHARDS, _FIRST = 10, 20  # shards searched for samples, and how many of these tell whether there are prompts
 
 
 def sidecar(source: Path | bytes) -> str:
@@ -51,7 +54,7 @@ def open_rows(images: str, inputs: Inputs, *, needs_prompt: bool) -> Rows:
     lack = f"no prompt in '{inputs.prompts}'" if joins else "no prompt"
     complete = Completion(needs_prompt, _READ.get(inputs.prompts or ""), lack)
     if kind == "shards":
-        rows = open_shards(images, inputs, complete)
+        rows = _open_shards(images, inputs, complete)
     elif kind == "standard input":
         rows = open_lines(inputs, complete)
     else:
@@ -72,7 +75,7 @@ def _kind(images: str) -> Kind:
     if os.path.isdir(path):  # noqa: PTH112 (Path raises for a long one)
         return "a folder"
     ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    return "a table" if ending in READERS else "shards" if _SHARDS.search(path.rstrip("}")) else "a picture"
+    return "a table" if ending in READERS else "shards" if _TAR.search(path.rstrip("}")) else "a picture"
 
 
 def _is_text(inputs: Inputs) -> bool:
@@ -117,6 +120,34 @@ def _open_images(path: Path, kind: Kind, complete: Completion) -> Rows:
         problem = "is no file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
         raise DataError(f"images: {shorten(str(path))} {problem}. {right}")
     return Rows((), 1, lambda: iter([Row(str(path), path.absolute(), None)]), complete)
+
+
+def _open_shards(pattern: str, inputs: Inputs, complete: Completion) -> Rows:
+    """Returns the samples of the shards that a pattern names; DataError: no shard there is has samples, or prompts."""
+    member = inputs.prompt_member or "txt"
+    shards, reader = find_shards(pattern, "images"), make_reader(ENDINGS, member, "--prompt-member")
+    rows = itertools.islice(_samples_of(shards[:_SHARDS], reader), _FIRST)
+    first = [(not isinstance(row.source, Path), row.prompt) for row in rows]
+    if not any(has_image for has_image, _ in first):
+        endings = ", ".join(ENDINGS)
+        raise DataError(f"images: '{pattern}': no sample in its first shards has an image that ends in {endings}.")
+    if complete.needs_prompt and not inputs.gives_prompts and not any(prompt for _, prompt in first):
+        known = f"none of the first {len(first)} samples has a prompt in its {member}"
+        more = "Name the right member with --prompt-member, or give --prompt TEXT or --prompts embedded."
+        raise DataError(f"images: '{pattern}': {known}. {more}")
+    return Rows((), None, lambda: _samples_of(shards, reader), replace(complete, lack=f"no prompt in its {member}"))
+
+
+def _samples_of(shards: list[Path], reader: ShardReader) -> Iterator[Row]:
+    """Yields a row for each sample of one shard after the other, and one for the rest that is lost of a damaged one."""
+    for shard in shards:
+        skipped, name = Skipped(), ""
+        for sample in reader.read(shard, skipped, images=False):
+            name, source = sample.name, shard.absolute() if sample.image is None else sample.image
+            yield Row(name, source, sample.prompt or None, (), TWICE if sample.is_twice else sample.problem)
+        if skipped.counts[UNREADABLE]:
+            lost = f": what follows '{name}' is lost" if name else ""
+            yield Row(str(shard), shard.absolute(), None, (), UNREADABLE + lost)
 
 
 def image_names(folder: Path) -> list[str]:

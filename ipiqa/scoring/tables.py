@@ -152,6 +152,10 @@ def join_table(rows: Rows, path: Path, inputs: Inputs, *, of_folder: bool) -> Ro
         if not any(names.values()):
             known = f"the first image is {next(iter(names))!r}, the first row {next(iter(prompts), '')!r}"
             raise DataError(f"prompts: '{path}' has a prompt for none of the {len(names)} images: {known}.")
+        surplus = sorted(prompts.keys() - names.values())
+        if surplus and len(names) > 1:
+            message = "prompts: '%s': %d of %d images in it are not there, first %r"
+            logger.warning(message, path, len(surplus), len(prompts), surplus[0])
         if bare := [image for image, name in names.items() if name and image.endswith(f"/{name}")]:
             message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
             logger.warning(message, path, len(bare), bare[0])
