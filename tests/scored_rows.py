@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ipiqa.scoring.rows import Row, Rows, digest
-from ipiqa.scoring.sources import Inputs, open_rows
+from ipiqa.scoring.rows import Inputs, Row, Rows, digest
+from ipiqa.scoring.sources import open_rows
 
 
 def images(folder: Path, *names: str) -> Path:

@@ -136,7 +136,7 @@ def test_check_counts_samples_and_names_shards(tmp_path: Path) -> None:
     dataset = make(f"{tmp_path}/00[02].tar", val_shards=f"{tmp_path}/001.tar")
     findings = dataset.check(SquashProcessor(8))
     assert findings.problems == [
-        f"{tmp_path}/002.tar: 2 members skipped: 1 not decodable, 1 without image; first '{tmp_path}/002.tar: b'"
+        f"{tmp_path}/002.tar: 2 members skipped: 1 not decodable, 1 without image; first '{tmp_path}/002.tar/b.png'"
     ]
     assert findings.summary == [
         "shards: 2 shards, 4 usable samples, 2 members skipped",

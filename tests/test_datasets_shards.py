@@ -242,7 +242,7 @@ def test_damaged_members_are_counted_and_passed_over(tmp_path: Path, caplog: pyt
         }  # fmt: skip
         line = "dataset.val_shards: 11 members skipped: 2 not decodable, 3 without prompt, "
         assert caplog.text.count("members skipped") == 1 and line in caplog.text
-        assert f"; first '{tmp_path}/000.tar: 0000'" in caplog.text
+        assert f"; first '{tmp_path}/000.tar/0000.png'" in caplog.text
     stream = train(dataset, num_workers=2)
     assert len(seen(stream)) == 40 and sum(stream.skipped.counts.values()) >= 1
 
@@ -272,7 +272,7 @@ def test_no_usable_image_at_all(tmp_path: Path, num_workers: int) -> None:
         assert message.startswith(
             f"dataset.{setting}: no usable image in 3 shards. 3 members skipped: 3 not decodable;"
         )
-        assert "\n" not in message and ".tar: a'" in message
+        assert "\n" not in message and ".tar/a.png'" in message
 
 
 def test_too_few_samples(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_wrong_endings_are_told_at_once(tmp_path: Path) -> None:
         train(dataset)
     assert str(caught.value) == (
         "dataset.shards: 9 of 25 shards were looked at, and none has a sample of png or jpg or jpeg or webp with a "
-        f"caption: 9 members skipped: 9 without prompt; first '{tmp_path}/000.tar: 0000'. "
+        f"caption: 9 members skipped: 9 without prompt; first '{tmp_path}/000.tar/0000.png'. "
         "Set dataset.image and dataset.prompt to the endings in your shards."
     )
 
@@ -321,7 +321,7 @@ def test_members_of_any_claimed_size_are_not_read(tmp_path: Path) -> None:
                      + bytes(header) + end)  # fmt: skip
     skipped = Skipped()
     tracemalloc.start()
-    names = [sample.name[-4:] for _, sample in READER.samples([path], skipped)]
+    names = [sample.name[-8:-4] for _, sample in READER.samples([path], skipped)]
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert names == ["0000", "0003"] and skipped.counts == {"too large": 2}

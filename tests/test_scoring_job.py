@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import pickle
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,13 @@ from ipiqa.scoring.images import OneImage
 from ipiqa.scoring.job import Settings, auto_batch_size, score_columns, score_part, score_parts
 from ipiqa.scoring.loading import model_sha256
 from ipiqa.scoring.parts import PartsFolder, Summary, score_to_file
-from ipiqa.scoring.rows import ListedPart, ListedRows, Part, Row
+from ipiqa.scoring.rows import Completion, Part, Row, Rows, legible
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.scoring.writers import Columns
 
 COUNT = 150  # rows: two parts of 64 and one of 22
 LONG = "tree " * 90
-
-
-def same(row: Row) -> Row:
-    return row
+ANY, PROMPTED = Completion(needs_prompt=False), Completion(needs_prompt=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +60,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return rows
 
 
-def rows_of(listed: Sequence[Row], columns: tuple[str, ...] = ("note",)) -> ListedRows:
-    return ListedRows(columns, len(listed), lambda: iter(listed), same)
+def rows_of(listed: Sequence[Row], complete: Completion = PROMPTED) -> Rows:
+    return Rows(("note",), len(listed), lambda: iter(listed), complete)
 
 
 def settings_of(scorer: Scorer, batch_size: int = 16, num_workers: int = 2) -> Settings:
@@ -141,7 +138,8 @@ def test_rows_that_fail_change_others_by_rounding_alone(scorer: Scorer, listed: 
         20: Row("empty", listed[20].source, " \n"),
         21: Row("known.png", listed[21].source, "a", problem="line 7 names no image"),
         **{i: Row("bytes", b"GIF87", "a") for i in range(32, 48)},  # a whole batch
-        149: Row("odd\udcff.png", Path("odd\udcff.png"), "a"),
+        148: Row("odd\udcff.png", Path("odd\udcff.png"), "a"),
+        149: Row("odd.png", Path("odd\udcff/odd.png"), "a"),
     }
     rows = [bad.get(i, row) for i, row in enumerate(listed)]
     settings = settings_of(scorer)
@@ -151,20 +149,21 @@ def test_rows_that_fail_change_others_by_rounding_alone(scorer: Scorer, listed: 
     )
     for i, (before, after) in enumerate(zip(good, mixed, strict=True)):
         if i in bad:
-            assert after[-7:-1] == [None] * 6 and after[0] == bad[i].image
+            assert after[-7:-1] == [None] * 6 and after[0] == legible(bad[i].image)
         else:
             assert after[:3] == before[:3] and after[-1] is None
             np.testing.assert_allclose(after[3:-1], before[3:-1], rtol=1e-3, atol=1e-3)
     errors = {i: str(mixed[i][-1]) for i in bad}
     assert "is not an image: it starts with b'this is no" in errors[3] and "No such file" in errors[4]
-    assert errors[20] == "no prompt, on which the scores depend" and errors[21] == "line 7 names no image"
-    assert "'image in memory'" in errors[40] and "odd\\udcff.png" in errors[149]
+    assert errors[20] == "no prompt" and errors[21] == "line 7 names no image"
+    assert "'image in memory'" in errors[40] and "'odd\\udcff/odd.png'" in errors[149]
+    assert errors[148] == "the name is not UTF-8 text"
     assert not any("\n" in error for error in errors.values())
 
 
 def test_what_a_model_cannot_score_fails_alone() -> None:
     scorer = Fake()
-    part = ListedPart(0, tuple(bytes_rows(1, 254, 3, 253, 255, 6, 7, 8)), same)
+    part = Part(0, tuple(bytes_rows(1, 254, 3, 253, 255, 6, 7, 8)), ANY)
     scored = score_part(scorer, part, Settings(("value",), 8, 1))
     assert [row[2] for row in scored.rows] == [1, None, 3, None, None, 6, 7, 8]
     errors = [str(row[3]) for row in scored.rows if row[3]]
@@ -173,7 +172,7 @@ def test_what_a_model_cannot_score_fails_alone() -> None:
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Fake(fits=3)
-    part = ListedPart(0, tuple(bytes_rows(*range(10))), same)
+    part = Part(0, tuple(bytes_rows(*range(10))), ANY)
     assert [row[2] for row in score_part(scorer, part, Settings(("value",), 10, 1)).rows] == [*range(10)]
     assert auto_batch_size(scorer) == 32
     monkeypatch.setattr(scorer, "device", torch.device("cuda"), raising=False)
@@ -184,28 +183,23 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_images_of_the_next_part_are_prepared_while_the_model_computes_and_only_so_many() -> None:
-    settings, read = Settings(("value",), 4, 2), threading.Event()  # parts of 16
-
-    def listing() -> Iterator[Row]:
-        for row in bytes_rows(*range(250)):
-            if row.image == "19":
-                read.set()
-            yield row
+    settings, deadline = Settings(("value",), 4, 2), time.monotonic() + 10  # parts of 16
 
     def before_outputs() -> None:
         if len(scorer.asked) == 4:  # before the last batch of the first part
-            assert read.wait(10), "the next part is not read"
+            while len(scorer.prepared) < 20:
+                assert time.monotonic() < deadline, "the next part is not read"
 
     scorer = Fake(before_outputs=before_outputs)
-    scored = score_parts(scorer, ListedRows((), None, listing, same).parts(settings.part_size), settings)
+    scored = score_parts(scorer, Rows((), None, lambda: iter(bytes_rows(*range(250))), ANY).parts(16), settings)
     assert len(next(scored).rows) == 16 and len(scorer.asked) == 5
     scored.close()  # type: ignore[attr-defined]
-    assert 20 <= len(scorer.prepared) <= 16 + job.AHEAD * 4
+    assert 20 <= len(scorer.prepared) <= 32
 
 
 def test_every_part_is_scored_as_by_a_new_process() -> None:
     scorer = Fake()
-    rows = ListedRows((), None, lambda: iter(bytes_rows(*range(10))), same)
+    rows = Rows((), None, lambda: iter(bytes_rows(*range(10))), ANY)
     assert len([*score_parts(scorer, rows.parts(4), Settings(("value",), 2, 1))]) == 3
     assert scorer.asked == ["forget", [0, 1], [2, 3], "forget", [4, 5], [6, 7], "forget", [8, 9]]
 
@@ -218,7 +212,7 @@ def test_parts_are_whole_batches(batch_size: int, part_size: int, monkeypatch: p
 
 def test_long_prompts_are_counted_by_rows(scorer: Scorer, listed: list[Row]) -> None:
     rows = [Row(row.image, row.source, LONG if i % 3 else row.prompt) for i, row in enumerate(listed[:9])]
-    part = ListedPart(0, tuple(rows), same)
+    part = Part(0, tuple(rows), ANY)
     assert score_part(scorer, part, settings_of(scorer)).num_too_long == 6
 
 
@@ -246,7 +240,7 @@ class Job:
             for scored in score_parts(self.scorer, parts, settings, after_batch):
                 folder.write(scored)
 
-        rows = rows_of(self.listed)
+        rows = rows_of(self.listed, PROMPTED if self.scorer.needs_prompt else ANY)
         self.skipped.clear()
         return score_to_file(
             self.out, Columns.of(rows.columns, settings.columns), rows.parts(settings.part_size), score, self.facts,
@@ -317,7 +311,7 @@ def test_a_folder_is_of_one_job_at_a_time(tmp_path: Path) -> None:
 def test_a_damaged_part_is_scored_again(tmp_path: Path, content: str) -> None:
     folder = PartsFolder(tmp_path)
     (tmp_path / "part-0000000.jsonl").write_text(content)
-    assert not folder.has(ListedPart(0, tuple(bytes_rows(1)), same))
+    assert not folder.has(Part(0, tuple(bytes_rows(1)), ANY))
 
 
 def test_a_full_disk_is_named(

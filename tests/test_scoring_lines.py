@@ -15,9 +15,8 @@ from scored_rows import brief, opened
 from test_datasets_tables import write
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.scoring.lines import read_lines
-from ipiqa.scoring.rows import Rows
-from ipiqa.scoring.tables import IMAGE_COLUMNS, PROMPT_COLUMNS
+from ipiqa.scoring.rows import Inputs, Rows
+from ipiqa.scoring.tables import read_lines
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, content: bytes, **options: Any) -> Rows:
@@ -85,7 +84,7 @@ objects = st.dictionaries(keys, plain | st.lists(plain) | st.dictionaries(keys, 
 @given(st.lists(st.binary(max_size=40) | objects.map(lambda value: json.dumps(value).encode()), max_size=5))
 def test_any_line_is_a_row_or_its_problem(content: list[bytes]) -> None:
     joined = b"\n".join(content)
-    found = [line.row((), Path("/")) for line in read_lines(io.BytesIO(joined), IMAGE_COLUMNS, PROMPT_COLUMNS)]
+    found = list(read_lines(io.BytesIO(joined), Inputs(), []))
     assert len(found) == sum(1 for line in joined.decode("utf-8-sig", "surrogateescape").split("\n") if line.strip())
     assert all(row.problem or row.image.strip() for row in found)
 

@@ -237,13 +237,8 @@ def test_a_line_for_each_image(tmp_path: Path) -> None:
         f"prompts: '{path}' has 2 lines for 3 images. Give 3 lines, for the images in their order, or a table of "
         "images and prompts."
     )
-    path.write_bytes(b"\xff\xfe")
-    assert (
-        message(DataError, tmp_path, prompts=str(path))
-        == f"prompts: '{path}' is not UTF-8 text. Save it again as UTF-8."
-    )
-    path.unlink()
-    assert message(DataError, tmp_path, prompts=str(path)).startswith(f"prompts: '{path}' cannot be read: No such file")
+    path.write_bytes(b"A\ncaf\xe9\nC")
+    assert brief(rows_of(tmp_path, prompts=str(path)))[1] == ("b.png", "caf\\udce9", "the prompt is not UTF-8 text")
 
 
 def test_text_files_beside_the_images(tmp_path: Path) -> None:
@@ -254,12 +249,12 @@ def test_text_files_beside_the_images(tmp_path: Path) -> None:
     assert brief(rows_of(tmp_path, prompts="sidecar")) == [
         ("a.png", "a cat", ""),
         ("b.jpg", None, "no prompt: 'b.txt' cannot be read: No such file or directory"),
-        ("c.png", None, "no prompt: 'c.txt' is empty"),
-        ("d.png", None, "no prompt: 'd.txt' is not UTF-8 text"),
+        ("c.png", "", "no prompt"),
+        ("d.png", "caf\\udce9", "the prompt is not UTF-8 text"),
         ("e.png", None, "no prompt: 'e.txt' cannot be read: Is a directory"),
         ("f.v2.png", "two\nlines", ""),
     ]
-    assert brief(rows_of(tmp_path, prompts="sidecar", needs_prompt=False))[2] == ("c.png", None, "")
+    assert brief(rows_of(tmp_path, prompts="sidecar", needs_prompt=False))[2] == ("c.png", "", "")
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -275,9 +270,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {},
         "is a folder, and the scores depend on prompts. Give --prompt TEXT, or --prompts with a table of images an",
     ),
-    ("a.png", {"prompt": "p", "prompts": "x"}, "--prompt: given together with --prompts. Give one of them."),
     ("a.png", {"prompt": " "}, "--prompt: ' ' is no prompt. Give a text."),
-    ("a.png", {"prompt": "p", "limit": 0}, "--limit: 0 is no number of images. Give 1 or more."),
+    (
+        "a.png",
+        {"prompts": "sidecars"},
+        "'sidecars' is no table, no .txt, and neither sidecar nor embedded. Did you mean 'si",
+    ),
+    ("t.csv", {"image_root": "gone"}, "--image-root: 'gone' is no folder. Give that of the images."),
     ("", {"prompt": "p", "image_column": "x"}, "--image-column: '{}/' is a folder: nothing reads it. Leave it out."),
     (
         "t.csv",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import random
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -18,7 +20,6 @@ from test_scoring_embedded import png as png_with_notes
 
 from ipiqa.datasets import shard_reader
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.scoring import tar_rows
 from ipiqa.scoring.rows import Row
 
 LOST = "unreadable tar: what follows {!r} is lost"
@@ -26,8 +27,9 @@ LOST = "unreadable tar: what follows {!r} is lost"
 
 def sample_of(row: Row) -> tuple[int, int]:
     """Returns shard and number of a sample, as its image tells."""
-    assert isinstance(row.source, bytes)
-    red, green, _ = Image.open(io.BytesIO(row.source)).getpixel((3, 3))  # type: ignore[misc]
+    content = row.file()
+    assert isinstance(content, bytes)
+    red, green, _ = Image.open(io.BytesIO(content)).getpixel((3, 3))  # type: ignore[misc]
     return red, green
 
 
@@ -45,14 +47,13 @@ def test_names_are_as_given_and_parts_work_elsewhere(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     [part] = opened("a.tar").parts(9)
     monkeypatch.chdir("/")
-    assert part.rows() == [Row("a.tar/in/1.png", b"2", "p")]
+    [row] = part.rows()
+    assert (row.image, row.file(), row.prompt) == ("a.tar/in/1.png", b"2", "p")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_a_part_begins_where_its_samples_are(
-    tmp_path: Path, mode: str, tar_format: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_samples_are_read_where_they_are(tmp_path: Path, mode: str, tar_format: int) -> None:
     path = tmp_path / f"a.tar{'.' + mode[2:] if mode != 'w' else ''}"
     with tarfile.open(path, mode, format=tar_format) as archive:  # type: ignore[call-overload]
         for number in range(7):
@@ -61,8 +62,6 @@ def test_a_part_begins_where_its_samples_are(
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
-    opened(path)
-    assert ("is compressed, and read from its start for each part. Unp" in caplog.text) == (mode != "w")
     for size in (1, 2, 3, 100):
         parts = list(opened(path).parts(size))
         assert [len(part) for part in parts] == [size] * (7 // size) + [7 % size] * (7 % size > 0)
@@ -85,19 +84,23 @@ def test_finding_the_parts_reads_no_images(tmp_path: Path, monkeypatch: pytest.M
             return content
 
     monkeypatch.setattr(Path, "open", lambda path, mode: Counting(str(path)))
-    assert [len(part) for part in rows.parts(6)] == [6, 6, 6, 2]
+    parts = list(rows.parts(6))
+    assert [len(part) for part in parts] == [6, 6, 6, 2]
     assert 20 * 1024 < read < 300_000
+    assert parts[3].rows()[1].file() == b"x" * (1 << 20) and read > 1 << 20
 
 
-def test_a_part_holds_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_rows, "MAX_PART_BYTES", 2_500_000)
-    content = [(f"{n}.png", b"x" * (3_000_000 if n == 4 else 1_000_000)) for n in range(7)]
-    parts = list(opened(write_tar(tmp_path / "a.tar", content), prompt="p").parts(100))
-    assert [len(part) for part in parts] == [2, 2, 1, 2]
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_part_holds_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setattr("ipiqa.scoring.rows.MAX_PART_BYTES", 1_500_000)
+    content = [(f"{n}.png", random.Random(n).randbytes(3_000_000 if n == 4 else 1_000_000)) for n in range(7)]
+    path = write_tar(tmp_path / ("a.tar" if mode == "w" else "a.tgz"), content, mode)
+    rows = opened(path, prompt="p")
     tracemalloc.start()
-    assert all(part.rows() for part in parts)
-    assert tracemalloc.get_traced_memory()[1] < 12e6
+    sizes = [len(part.rows()) for part in rows.parts(100)]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert sizes == ([7] if mode == "w" else [2, 2, 1, 2]) and peak < (1e6 if mode == "w" else 15e6)
 
 
 def test_prompts_of_samples(tmp_path: Path) -> None:
@@ -115,8 +118,8 @@ def test_prompts_of_samples(tmp_path: Path) -> None:
     assert brief(rows_of(path, prompt_member="json:p")) == of_json
     assert brief(rows_of(path, prompt="all")) == [(name(n), "all", "") for n in (1, 2, 3)]
     lack = "no prompt: no generator has noted one in the image"
-    expected = [(name(1), "noted", ""), (name(2), None, lack), (name(3), "c", "")]
-    assert brief(rows_of(path, prompts="embedded"))[:2] == expected[:2]
+    expected = [(name(1), "noted", ""), (name(2), None, lack), (name(3), None, lack)]
+    assert brief(rows_of(path, prompts="embedded")) == expected
     assert brief(rows_of(path, needs_prompt=False)) == [(name(1), "a", ""), (name(2), None, ""), (name(3), "c", "")]
 
 
@@ -155,7 +158,7 @@ def test_the_lost_rest_of_a_shard_is_a_row(tmp_path: Path, case: str) -> None:
     rows = rows_of(tmp_path / "*.tar", needs_prompt=False)
     samples = [(0, n) for n in range(num_samples)] + [(1, n) for n in range(5)]
     assert [sample_of(row) for row in rows if not row.problem] == samples
-    assert brief(rows)[num_samples] == (str(path), None, LOST.format(last))
+    assert brief(rows)[num_samples] == (str(path), None, LOST.format(f"{path}/{last}.png"))
     assert len(rows) == len(samples) + 1
     assert len(rows_of(tmp_path / "*.tar", needs_prompt=False, limit=num_samples)) == num_samples
 
@@ -170,11 +173,17 @@ def test_a_shard_that_is_no_tar_is_a_row(tmp_path: Path, content: bytes) -> None
 
 
 def test_a_shard_that_changes_meanwhile(tmp_path: Path) -> None:
-    path = Path(write_tar(tmp_path / "a.tar", [*pair(0, 0), *pair(0, 1), *pair(0, 2)]))
-    first, second = opened(path).parts(2)
-    write_tar(path, pair(0, 0))
-    changed = (str(path), None, "the shard has changed while it was scored")
-    assert brief(first.rows())[1:] == [changed] and brief(second.rows()) == [changed]
+    path = write_tar(tmp_path / "a.tar", [*pair(0, 0), *pair(0, 1), *pair(0, 2)])
+    [part] = opened(path).parts(3)
+    write_tar(path, [*pair(0, 0), ("0001.jpg", png(0, 1)), ("0001.txt", b"0 1")])
+    first, *others = part.rows()
+    assert sample_of(first) == (0, 0)
+    for row in others:
+        with pytest.raises(DataError, match=re.escape(f"'{path}' has changed since its head was read")):
+            row.file()
+    path.unlink()
+    with pytest.raises(DataError, match=re.escape(f"'{path}' cannot be read: No such file or directory")):
+        first.file()
 
 
 def test_shards_that_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import logging
 import os
 import sys
@@ -96,7 +97,8 @@ def score(arguments: argparse.Namespace) -> int:
     from ipiqa.scoring.job import Settings, auto_batch_size, score_columns
     from ipiqa.scoring.loading import load
     from ipiqa.scoring.parts import PartsFolder
-    from ipiqa.scoring.sources import Inputs, open_rows
+    from ipiqa.scoring.rows import Inputs
+    from ipiqa.scoring.sources import open_rows
     from ipiqa.scoring.writers import Columns, check_output
 
     out = None if arguments.out in (None, "-") else Path(arguments.out)
@@ -221,18 +223,15 @@ def _show(rows: Rows, columns: Columns) -> int:
 
     first: list[list[Cell]] = []
     count = missing = unusable = 0
-    for part in rows.parts(1024):
-        for row in part.rows():
-            count += 1
-            unusable += bool(row.problem)
-            missing += not row.problem and isinstance(row.source, Path) and not row.source.is_file()
-            if count <= SHOWN:
-                first.append([row.image, row.prompt, row.problem or None])
+    for row in itertools.chain.from_iterable(part.rows() for part in rows.parts(1024)):
+        count += 1
+        unusable += bool(row.problem)
+        missing += not row.problem and isinstance(row.source, Path) and not row.source.is_file()
+        if count <= SHOWN:
+            first.append([row.image, row.prompt, row.problem or None])
     write_aligned(sys.stdout, Columns((), ()), [first])
-    print(
-        "...\n" * (count > SHOWN)
-        + f"{count} rows: {missing} images are missing, {unusable} rows are unusable otherwise"
-    )
+    more = "...\n" * (count > SHOWN)
+    print(f"{more}{count} rows: {missing} images are missing, {unusable} rows are unusable otherwise")
     print(f"columns: {', '.join(columns.names)}")
     return 0
 
@@ -259,30 +258,26 @@ class Progress:
     def __init__(self, total: int | None, stop: StopSignals | None = None) -> None:
         from ipiqa.engine.log import progress_bar
 
-        self.total, self.stop = total, stop
+        self.total, self.stop, self.skipped, self.scored = total, stop, 0, 0
         self.bar = progress_bar("scoring", total, unit="image")
-        self.skipped, self.scored = 0, 0
         self.started = self.logged = time.monotonic()
 
     def skip(self, count: int) -> None:
-        """Counts rows that an earlier job has scored, as `add`."""
+        """Counts rows that an earlier job has scored, as `add`; they do not count for the speed."""
         self.skipped += count
         self.bar.n += count
-        self.bar.initial = self.bar.last_print_n = self.bar.n  # they do not count for its speed
-        self._stop_if_asked()
+        self.bar.initial = self.bar.last_print_n = self.bar.n
+        self.add(0)
 
     def add(self, count: int) -> None:
         """Counts rows just scored; raises Interrupted where a signal came."""
+        from ipiqa.engine.stop import Interrupted
+
         self.scored += count
         self.bar.update(count)
         if self.bar.disable and time.monotonic() - self.logged > LOG_EVERY:
             self.logged = time.monotonic()
             logger.info("scored %d of %s rows, %s", self.skipped + self.scored, self.total or "?", self.in_words())
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        from ipiqa.engine.stop import Interrupted
-
         if self.stop is not None and self.stop.signal_number is not None:
             raise Interrupted(f"after {self.skipped + self.scored} rows", self.stop.signal_number)
 

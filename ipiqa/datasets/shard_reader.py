@@ -12,16 +12,19 @@ import json
 import operator
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from ipiqa.errors import DataError
+
 T = TypeVar("T")
-TWICE, WITHOUT_PROMPT = "twice in their shard", "without prompt"
+UNREADABLE, TWICE = "unreadable tar", "twice in their shard"
 MAX_IMAGE_BYTES, MAX_PROMPT_BYTES = 64 << 20, 1 << 20  # larger members are not read: a header may claim any size
+_CHECKSUM = slice(148, 156)  # of a head
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Skipped:
     """What could not be used."""
 
     counts: Counter[str] = field(default_factory=Counter)  # reason -> members, or shards whose whole rest is lost
-    first: str = ""  # where the first of them was, as 'shard.tar: name'
+    first: str = ""  # where the first of them was, as 'shard.tar/name'
 
     def add(self, reason: str, where: str) -> None:
         self.merge(Skipped(Counter([reason]), where))
@@ -51,31 +54,36 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An undecoded image and its prompt; `name` is 'shard.tar: name'."""
+class TarMember:
+    """The content of a file in a plain tar, to be read when it is wanted, in any process."""
 
-    name: str
-    image: bytes
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in its shard a sample begins: a byte, and how many samples to pass over from there."""
-
+    shard: Path  # absolute
     start: int
-    passed: int = 0
+    size: int
+    checksum: bytes  # in its head, the block before it
+
+    def read(self) -> bytes:
+        """Returns the content; DataError: it is not there any more."""
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(self.start - tarfile.BLOCKSIZE)
+                head, content = file.read(tarfile.BLOCKSIZE), file.read(self.size)
+        except OSError as error:
+            raise DataError(f"'{self.shard}' cannot be read: {error.strerror}") from error
+        if head[_CHECKSUM] != self.checksum or len(content) != self.size:
+            raise DataError(f"'{self.shard}' has changed since its head was read")
+        return content
 
 
 @dataclass(frozen=True)
-class _Member:
-    """A file in a tar: key of its sample, content (None: not read), the byte where it begins (None: not known)."""
+class Sample:
+    """An image and its prompt."""
 
-    key: str
-    ending: str
-    content: bytes | None
-    start: int | None
-    size: int
+    name: str  # 'shard.tar/name.png', without ending where there is no image
+    image: Any  # its file: bytes, a TarMember, or None where it cannot be used
+    prompt: str  # "" where there is none
+    problem: str = ""  # why it cannot be used, but for its prompt
+    is_twice: bool = False  # whether there are more members of its name, of which the first is taken
 
 
 @dataclass(frozen=True)
@@ -94,83 +102,62 @@ class ShardReader:
         Of `num_parts` readers that share these shards, each takes every num_parts-th of the first `limit` samples.
         """
         broken = skipped if part == 0 else Skipped()
-        everything = ((shard, *sample) for shard in shards for sample in self._samples(shard, broken))
-        for number, (shard, key, members) in enumerate(itertools.islice(everything, limit)):
+        everything = itertools.chain.from_iterable(self.read(shard, broken) for shard in shards)
+        for number, sample in enumerate(itertools.islice(everything, limit)):
             if number % num_parts != part:
                 continue
-            sample, problem = self._usable(f"{shard}: {key}", members)
-            if problem:
+            if problem := sample.problem or "without prompt" * (not sample.prompt):
                 skipped.add(problem, sample.name)
             else:
                 yield number, sample
 
-    def read(self, shard: Path, place: Place, count: int) -> Iterator[tuple[str, Sample, str]]:
-        """Yields up to `count` samples from a place on: name of its image, or else of all of it, content, problem."""
-        skipped = Skipped()
-        samples = self._samples(shard, skipped, place.start)
-        for key, members in itertools.islice(samples, place.passed, place.passed + count):
-            sample, problem = self._usable(key, members)
-            problem = TWICE if skipped.take().counts[TWICE] else problem
-            yield key + next((f".{ending}" for ending in self.images if ending in members), ""), sample, problem
-
-    def scan(self, shard: Path, skipped: Skipped) -> Iterator[tuple[str, Place, int]]:
-        """Yields name, place and size in bytes of each sample; of a plain tar only the heads are read."""
-        groups = itertools.groupby(self._members(shard, skipped, read=False), key=operator.attrgetter("key"))
-        for passed, (key, group) in enumerate(groups):
-            members = list(group)
-            start = members[0].start
-            yield key, Place(0, passed) if start is None else Place(start), sum(member.size for member in members)
-
-    def _usable(self, name: str, members: Mapping[str, bytes | None]) -> tuple[Sample, str]:
-        """Returns what a sample holds, and why it cannot be used, or ""."""
-        ending = next((ending for ending in self.images if ending in members), "")
-        image = members.get(ending)
-        prompt = self._prompt(members.get(self.prompt) or b"")
-        problem = "" if prompt else WITHOUT_PROMPT
-        if not ending:
-            problem = "without image"
-        elif image is None or members.get(self.prompt, b"") is None:
-            problem = "too large"
-        return Sample(name, image or b"", prompt), problem
-
-    def _samples(self, shard: Path, skipped: Skipped, start: int = 0) -> Iterator[tuple[str, dict[str, bytes | None]]]:
-        """Yields the samples of a shard: name, and ending -> content, None where that is too large."""
-        for key, group in itertools.groupby(self._members(shard, skipped, start), key=operator.attrgetter("key")):
-            members: dict[str, bytes | None] = {}
-            for member in group:
-                if member.ending in members:
-                    skipped.add(TWICE, f"{shard}: {key}.{member.ending}")
+    def read(self, shard: Path, skipped: Skipped, *, images: bool = True) -> Iterator[Sample]:
+        """Yields all samples of a shard; `skipped` counts what is lost. Without `images`, a plain tar's stay there."""
+        for key, group in itertools.groupby(self._members(shard, skipped, images), key=operator.itemgetter(0)):
+            name, members, is_twice = f"{shard}/{key}", dict[str, Any](), False
+            for _, ending, content in group:
+                if ending in members:
+                    is_twice = True
+                    skipped.add(TWICE, f"{name}.{ending}")
                 else:
-                    members[member.ending] = member.content
-            yield key, members
+                    members[ending] = content
+            ending = next((ending for ending in self.images if ending in members), "")
+            image, prompt = members.get(ending), self._prompt(members.get(self.prompt) or b"")
+            problem = "" if ending else "without image"
+            if ending and (image is None or members.get(self.prompt, b"") is None):
+                problem = "too large"
+            yield Sample(f"{name}.{ending}" if ending else name, image, prompt, problem, is_twice)
 
-    def _members(self, shard: Path, skipped: Skipped, start: int = 0, *, read: bool = True) -> Iterator[_Member]:
-        """Yields the members that are wanted, in their order, from a byte on; with or without their contents."""
+    def _members(self, shard: Path, skipped: Skipped, images: bool) -> Iterator[tuple[str, str, Any]]:
+        """Yields (key, ending, content) of the members that are wanted, in their order."""
         try:
             with shard.open("rb") as file:
-                seeks = not read and file.read(512)[257:262] == b"ustar"  # what is compressed can only be read
+                seeks = not images and file.read(512)[257:262] == b"ustar"  # what is compressed has no places
                 end = file.seek(0, io.SEEK_END)
-                file.seek(start)
-                mode: Literal["r:", "r|", "r|*"] = "r:" if seeks else "r|" if start else "r|*"
-                with tarfile.open(fileobj=file, mode=mode, tarinfo=_Entry) as archive:
+                file.seek(0)
+                with tarfile.open(fileobj=file, mode="r:" if seeks else "r|*", tarinfo=_Entry) as archive:
                     for entry in archive:
                         archive.members = []  # type: ignore[attr-defined]  # or the archive would remember every one
-                        if seeks and not entry.issparse() and not 0 <= entry.size <= end - entry.offset_data:
+                        has_place = seeks and not entry.issparse()
+                        if has_place and not 0 <= entry.size <= end - entry.offset_data:
                             raise tarfile.ReadError("cut off")
                         stem, dot, ending = entry.name.rpartition("/")[2].partition(".")
                         ending = ending.lower()
                         if not (stem and dot and entry.isreg()) or ending not in (*self.images, self.prompt):
                             continue
-                        most = MAX_PROMPT_BYTES if ending == self.prompt else MAX_IMAGE_BYTES
-                        is_fit = 0 <= entry.size <= most
-                        opened = archive.extractfile(entry) if read and is_fit else None
-                        content = None if opened is None else opened.read()
-                        key, place = entry.name[: -len(ending) - 1], entry.offset if seeks else None
-                        yield _Member(key, ending, content, place, entry.size if is_fit else 0)
+                        content: bytes | TarMember | None = None
+                        if not 0 <= entry.size <= (MAX_PROMPT_BYTES if ending == self.prompt else MAX_IMAGE_BYTES):
+                            pass
+                        elif has_place and ending != self.prompt:
+                            checksum = entry.checksum  # type: ignore[attr-defined]
+                            content = TarMember(shard.absolute(), entry.offset_data, entry.size, checksum)
+                        elif opened := archive.extractfile(entry):
+                            content = opened.read()
+                        yield entry.name[: -len(ending) - 1], ending, content
                     if shard.suffix == ".tar" and not _read_to_its_end(file):
-                        skipped.add("unreadable tar", str(shard))
+                        skipped.add(UNREADABLE, str(shard))
         except Exception:  # a damaged archive breaks tarfile and the decompressors below it in many ways
-            skipped.add("unreadable tar", str(shard))
+            skipped.add(UNREADABLE, str(shard))
 
     def _prompt(self, content: bytes) -> str:
         """Returns the prompt in a member, "" where there is none."""
@@ -184,11 +171,14 @@ class ShardReader:
 class _Entry(tarfile.TarInfo):
     """The head of a member. tarfile reads names and notes that have members of their own whole, into memory."""
 
+    checksum: bytes
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
         entry = super().frombuf(buf, encoding, errors)
         if entry.type in b"LKxgX" and entry.size > MAX_PROMPT_BYTES:
             raise tarfile.ReadError("a name of any size")
+        entry.checksum = bytes(buf[_CHECKSUM])
         return entry
 
 

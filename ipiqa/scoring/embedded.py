@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,28 @@ from ipiqa.errors import DataError
 from ipiqa.processors.image import FORMATS, one_line
 
 _LONGEST_NOTE = 4_000_000  # characters; a workflow of a thousand nodes has fewer
+_MOST_INPUTS = 100_000
 _EXIF_IFD, _USER_COMMENT, _CAMERA_TAGS = 0x8769, 0x9286, (0x010E, 0x010F, 0x0110)
 # names of inputs of ComfyUI's nodes: texts to be encoded, texts only held, and what others have encoded
 _TEXTS = ("text", "text_g", "text_l", "clip_g", "clip_l", "t5xxl", "prompt")
-_HOLDING = ("text", "value", "string", "prompt")
+_HELD = ("text", "value", "string", "prompt")
 _PASSED = ("positive", "guider", "")
-_MOST_INPUTS, _LONGEST_CHAIN = 100_000, 100
 
 
 def embedded_prompt(source: Path | bytes) -> str:
     """Returns the prompt that an image was made from, as its generator has noted it; DataError: there is none."""
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
-            if not (notes := _notes(image)).keys() & _READERS.keys():
-                notes = _exif_notes(image) | _notes(image)  # of a PNG it reads the pixels, and the notes behind them
+            if not (notes := image.info).keys() & _READERS.keys():
+                notes = _exif_notes(image) | image.info  # of a PNG it reads the pixels, and the notes behind them
     except Exception as error:  # Pillow's parsers fail in many ways, all of which mean a broken file
         raise DataError(f"the image cannot be read: {one_line(error)}") from error
     problem = "no generator has noted one in the image"
-    for name in [name for name in _READERS if name in notes]:
+    for name in [name for name in _READERS if isinstance(notes.get(name), str)]:
         try:
             if len(notes[name]) > _LONGEST_NOTE:
                 raise DataError(f"it has more than {_LONGEST_NOTE:,} characters")
-            if prompt := _READERS[name](notes[name]).strip(" \t\r\n\0"):
+            if prompt := _READERS[name](notes[name]).replace("\0", "").strip():
                 return prompt
             problem = f"the note {name!r} has an empty one"
         except DataError as error:
@@ -50,10 +50,6 @@ def embedded_prompt(source: Path | bytes) -> str:
     raise DataError(problem)
 
 
-def _notes(image: Image.Image) -> dict[str, str]:
-    return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
-
-
 def _exif_notes(image: Image.Image) -> dict[str, str]:
     """Returns the notes in EXIF by the names they would have in a PNG."""
     exif = image.getexif()
@@ -61,8 +57,7 @@ def _exif_notes(image: Image.Image) -> dict[str, str]:
     for text in map(exif.get, _CAMERA_TAGS):
         if isinstance(text, str) and text[:7].lower() == "prompt:":  # how ComfyUI writes a WebP
             notes["prompt"] = text[7:]
-    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    if comment:
+    if comment := exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT):
         notes["parameters"] = comment if isinstance(comment, str) else _user_comment(comment)
     return notes
 
@@ -71,13 +66,11 @@ def _user_comment(content: bytes) -> str:
     """Returns an EXIF comment, which names its encoding in its first 8 bytes, but not the order of UTF-16's."""
     code, text = content[:8], content[8:]
     if code != b"UNICODE\0":
-        known = code in (b"ASCII\0\0\0", bytes(8))
-        return (text if known else content).decode("utf-8", "backslashreplace")
-    text = text[: len(text) // 2 * 2]
+        return (text if code in (b"ASCII\0\0\0", bytes(8)) else content).decode("utf-8", "backslashreplace")
     if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return text.decode("utf-16", "replace")
     is_big = text[::2].count(0) >= text[1::2].count(0)  # the names of settings are ASCII, whatever the prompt is
-    return text.decode("utf-16-be" if is_big else "utf-16-le", "replace")
+    return text[: len(text) // 2 * 2].decode("utf-16-be" if is_big else "utf-16-le", "replace")
 
 
 def _parameters(text: str) -> str:
@@ -89,39 +82,23 @@ def _parameters(text: str) -> str:
     return content.get("sui_image_params", content)["prompt"]  # others write JSON under this name
 
 
-def _invokeai(text: str) -> str:
-    content = json.loads(text)
-    if "positive_prompt" in content:
-        return content["positive_prompt"]
-    prompts = content["image"]["prompt"]
-    return prompts if isinstance(prompts, str) else ", ".join(prompt["prompt"] for prompt in prompts)
-
-
-def _dream(text: str) -> str:
-    """Returns the prompt in a command line of InvokeAI: in quotes, before the first option."""
-    quoted = re.match(r'\s*"(.*?)"\s*(?:-\w|\Z)', text, re.DOTALL)
-    return quoted[1] if quoted else re.split(r"\s-[A-Za-z]", text, maxsplit=1)[0]
-
-
 def _comfyui(text: str) -> str:
     """Returns the prompt in a workflow: what is encoded for the positive input of its samplers.
 
-    Where no sampler leads to one, all nodes with a positive input are asked, then all that encode a text. Several
-    different prompts are a DataError: the note does not tell which one made the picture.
+    Where no sampler leads to one, all nodes with a positive input are asked. Several different prompts are a DataError:
+    the note does not tell which one made the picture.
     """
     if not text.lstrip().startswith("{"):
         return text  # written by something else
     content = {number: node for number, node in json.loads(text).items() if isinstance(node, dict)}
     nodes = {number: node["inputs"] for number, node in content.items() if isinstance(node.get("inputs"), dict)}
-    kinds = {number: str(content[number].get("class_type")).lower().replace(" ", "") for number in nodes}
-    samplers = [inputs for number, inputs in nodes.items() if "sampler" in kinds[number]]
+    samplers = [nodes[number] for number in nodes if "sampler" in str(content[number].get("class_type")).lower()]
     workflow = _Workflow(nodes)
     for starts in (
         [inputs[name] for inputs in samplers for name in ("positive", "guider") if name in inputs],
         [inputs["positive"] for inputs in nodes.values() if "positive" in inputs],
-        [[number, 0] for number in nodes if "textencode" in kinds[number]],
     ):
-        found = {", ".join(workflow.texts(start, set())) for start in starts} - {""}
+        found = {", ".join(workflow.texts(start, _TEXTS, set())) for start in starts} - {""}
         if len(found) > 1:
             raise DataError(f"its workflow has {len(found)} different ones")
         if found:
@@ -136,39 +113,31 @@ class _Workflow:
     nodes: dict[str, dict[str, Any]]
     left: int = _MOST_INPUTS
 
-    def texts(self, value: Any, seen: set[str]) -> list[str]:
-        """Returns the different texts behind an input, up through nodes that pass on what others have encoded."""
-        number = _linked(value)
-        if isinstance(value, str) or number in seen or number not in self.nodes:
-            return [value.strip()] if isinstance(value, str) and value.strip() else []
+    def texts(self, value: Any, names: Sequence[str], seen: set[str]) -> list[str]:
+        """Returns the different texts behind an input: those with these names, of the nodes that lead to it."""
+        if isinstance(value, str):
+            return [value.strip()] if value.strip() else []
+        number = str(value[0]) if isinstance(value, list) and len(value) == 2 else ""  # of the node it is linked to
+        if number in seen or number not in self.nodes:
+            return []
         seen.add(number)
-        inputs = self.nodes[number]
-        self.left -= len(inputs)
+        self.left -= len(self.nodes[number])
         if self.left < 0:
             raise DataError("its workflow is too large")
-        passed = [value for name, value in inputs.items() if name in _PASSED or name.startswith("cond")]
-        own = [self.string(inputs[name]) for name in _TEXTS if name in inputs]
-        return list(dict.fromkeys(text for link in passed + own for text in self.texts(link, seen)))
-
-    def string(self, value: Any) -> str:
-        """Returns a text, or that of the node which holds it; DataError where it is computed."""
-        for _ in range(_LONGEST_CHAIN):
-            if isinstance(value, str):
-                return value
-            inputs = self.nodes.get(_linked(value), {})
-            held = [inputs[name] for name in _HOLDING if isinstance(inputs.get(name), (str, list))]
-            if len(held) != 1:
-                break
-            value = held[0]
-        raise DataError("its workflow computes it")
+        found: list[str] = []
+        for name, link in sorted(self.nodes[number].items(), key=lambda item: item[0] in names):
+            if name in names and isinstance(link, (str, list)):
+                own = self.texts(link, _HELD, seen if names is _HELD else set())
+                if isinstance(link, list) and len(own) != 1:
+                    raise DataError("its workflow computes it")
+                found += own
+            elif name in _PASSED or name.startswith("cond"):
+                found += self.texts(link, names, seen)
+        return list(dict.fromkeys(found))
 
 
-def _linked(value: Any) -> str:
-    """Returns the number of the node that an input is linked to, "" where it is not linked."""
-    return str(value[0]) if isinstance(value, list) and len(value) == 2 else ""
-
-
-_READERS: dict[str, Callable[[str], str]] = {
-    "parameters": _parameters, "prompt": _comfyui, "invokeai_metadata": _invokeai, "sd-metadata": _invokeai,
-    "Dream": _dream,
-}  # fmt: skip
+_READERS = {
+    "parameters": _parameters,
+    "prompt": _comfyui,
+    "invokeai_metadata": lambda text: json.loads(text)["positive_prompt"],
+}

@@ -19,14 +19,9 @@ Images = OneImage | Sequence[OneImage]  # a tensor (N, 3, H, W) is N images
 
 def listed(images: Images) -> list[OneImage]:
     """Returns images one by one."""
-    one = isinstance(images, (str, Path, bytes, Image.Image))
-    one = one or (isinstance(images, torch.Tensor) and images.ndim != 4)
-    return [images] if one else list(images)  # type: ignore[list-item,arg-type]
-
-
-def name_of(image: OneImage, number: int) -> str:
-    """Returns what to call an image: its path, or its number among the others."""
-    return str(image) if isinstance(image, (str, Path)) else f"image {number}"
+    if isinstance(images, torch.Tensor):
+        return [images] if images.ndim != 4 else list(images)
+    return [images] if isinstance(images, (str, Path, bytes, Image.Image)) else list(images)
 
 
 def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
@@ -42,7 +37,7 @@ def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
 def picture(image: OneImage) -> Image.Image:
     """Returns an image in RGB, upright and in its own size; DataError where it cannot be used."""
     if isinstance(image, torch.Tensor) and image.is_floating_point():
-        image = (image * 255).round().to(torch.uint8)
+        image = as_bytes(image)
     return upright(_source(image))
 
 

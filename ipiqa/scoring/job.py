@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,11 @@ from PIL import Image
 
 from ipiqa.errors import DataError, IpiqaError
 from ipiqa.prompts import num_too_long
-from ipiqa.scoring.rows import Part, Row, digest
+from ipiqa.scoring.rows import Part, Row, digest, legible
 from ipiqa.scoring.scorer import Scorer
 
 Cell = str | float | None
 
-AHEAD = 3  # batches that are read and decoded before the model asks for them
 BATCHES_PER_PART, ROWS_PER_PART = 4, 128  # at least: whoever is stopped loses a part
 
 
@@ -49,15 +46,6 @@ class ScoredPart:
     rows: list[list[Cell]] = field(default_factory=list)  # image, prompt, carried cells, scores or Nones, error or None
 
 
-@dataclass
-class _Batch:
-    """Rows of one part whose images are being decoded; one without rows ends its part."""
-
-    number: int  # of the part
-    rows: list[Row]
-    prepared: list[Future[Any]]  # as the scorer prepares images, or a DataError
-
-
 def score_columns(scorer: Scorer) -> tuple[str, ...]:
     """Returns the names of the columns that scores have, which are known when something is scored: a grey image."""
     return tuple(scorer.columns(scorer.score_folds(Image.new("RGB", (64, 64), "grey"), "a")))
@@ -75,8 +63,7 @@ def usual_batch_size(device: str) -> int:
 
 def auto_batch_size(scorer: Scorer) -> int:
     """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size = usual_batch_size(device_type(scorer))
-    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
+    size, grey = usual_batch_size(device_type(scorer)), scorer.prepare(Image.new("RGB", (64, 64), "grey"))
     while device_type(scorer) != "cpu" and size > 1:
         try:
             scorer.outputs([grey] * size, ["a"] * size)
@@ -94,83 +81,63 @@ def score_part(scorer: Scorer, part: Part, settings: Settings) -> ScoredPart:
 def score_parts(
     scorer: Scorer, parts: Iterable[Part], settings: Settings, after_batch: Callable[[int], None] = lambda count: None
 ) -> Iterator[ScoredPart]:
-    """Yields the scores of one part after the other, while the images of what follows are decoded.
+    """Yields the scores of one part after the other, while the images of the next part are decoded.
 
     A row that cannot be scored has an error instead of scores, and changes those of others by rounding alone.
     `after_batch` is called with the number of rows of each batch.
     """
-    with (
-        ThreadPoolExecutor(settings.num_workers) as pool,
-        closing(_ahead(_batches(scorer, parts, settings.batch_size, pool))) as batches,
-    ):
-        scored: ScoredPart | None = None
-        for batch in batches:
-            if scored is None:
+    waiting = iter(parts)
+    with ThreadPoolExecutor(settings.num_workers) as pool, ThreadPoolExecutor(1) as reader:
+
+        def begin() -> tuple[int, list[Row], list[Future[Any]]] | None:
+            if (part := next(waiting, None)) is None:
+                return None
+            rows = part.rows()
+            return part.number, rows, [pool.submit(_prepare, scorer, row) for row in rows]
+
+        following = reader.submit(begin)
+        try:
+            while (begun := following.result()) is not None:
+                following = reader.submit(begin)
+                number, rows, prepared = begun
+                scored = ScoredPart(number, digest(rows))
                 scorer.forget_prompts()
-                scored, prompts = ScoredPart(batch.number), Counter[str]()
-                rows: list[Row] = []
-            if batch.rows:
-                scored.rows += _score(scorer, batch, settings.columns)
-                rows += [replace(row, source=b"") for row in batch.rows]  # without the content of files
-                prompts.update(row.prompt for row in batch.rows if row.prompt and not row.problem)
-                after_batch(len(batch.rows))
-            else:
-                scored.digest = digest(rows)
+                for start in range(0, len(rows), settings.batch_size):
+                    batch = slice(start, start + settings.batch_size)
+                    results = [future.result() for future in prepared[batch]]
+                    scored.rows += _score(scorer, rows[batch], results, len(settings.columns))
+                    after_batch(len(rows[batch]))
                 if scorer.needs_prompt:
+                    prompts = Counter(row.prompt for row in rows if row.prompt and not row.problem)
                     scored.num_too_long = sum(count * num_too_long([text]) for text, count in prompts.items())
                 yield scored
-                scored = None
-
-
-def _batches(scorer: Scorer, parts: Iterable[Part], size: int, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
-    """Yields batches, which never hold rows of two parts, and begins to decode them."""
-    for part in parts:
-        rows = iter(part.rows())
-        while batch := list(islice(rows, size)):
-            yield _Batch(part.number, batch, [pool.submit(_prepare, scorer, row) for row in batch])
-        yield _Batch(part.number, [], [])
-
-
-def _ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
-    """Yields batches that a thread of its own makes before they are asked for."""
-    with ThreadPoolExecutor(1) as reader:
-        waiting = deque(reader.submit(next, batches, None) for _ in range(AHEAD))
-        try:
-            while (batch := waiting.popleft().result()) is not None:
-                waiting.append(reader.submit(next, batches, None))
-                yield batch
         finally:
-            reader.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _prepare(scorer: Scorer, row: Row) -> Any:
     """Returns an image as the scorer takes it, or why the row cannot be scored."""
-    if row.problem:
-        return DataError(row.problem)
-    if scorer.needs_prompt and not (row.prompt or "").strip():
-        return DataError("no prompt, on which the scores depend")
     try:
-        return scorer.prepare(row.source)
+        return DataError(row.problem) if row.problem else scorer.prepare(row.file())
     except IpiqaError as error:
         return DataError(str(error))
 
 
-def _score(scorer: Scorer, batch: _Batch, columns: Sequence[str]) -> list[list[Cell]]:
-    """Returns the output of a batch."""
-    results: dict[int, Any] = {i: future.result() for i, future in enumerate(batch.prepared)}
-    places = [i for i, image in results.items() if not isinstance(image, DataError)]
-    images, prompts = [results[i] for i in places], [batch.rows[i].prompt or "" for i in places]
-    results |= zip(places, _outputs(scorer, images, prompts), strict=True)
-    if places := [i for i in places if not isinstance(results[i], DataError)]:
-        columns_of = scorer.columns(np.stack([results[i] for i in places], axis=1)).values()
-        # float(str()): the shortest digits that mean this float32, in every format
-        cells = zip(*([float(str(value)) for value in values] for values in columns_of), strict=True)
-        results |= zip(places, cells, strict=True)
+def _score(scorer: Scorer, rows: list[Row], results: list[Any], num_columns: int) -> list[list[Cell]]:
+    """Returns the output of a batch of rows, whose images are prepared, or a DataError."""
+    good = [i for i, image in enumerate(results) if not isinstance(image, DataError)]
+    outputs = _outputs(scorer, [results[i] for i in good], [rows[i].prompt or "" for i in good])
+    for i, scores in zip(good, outputs, strict=True):
+        results[i] = scores
+    if good := [i for i in good if not isinstance(results[i], DataError)]:
+        columns = scorer.columns(np.stack([results[i] for i in good], axis=1)).values()
+        for i, *values in zip(good, *columns, strict=True):
+            results[i] = [float(str(value)) for value in values]  # the shortest digits that mean this float32
     out: list[list[Cell]] = []
-    for row, result in zip(batch.rows, results.values(), strict=True):
+    for row, result in zip(rows, results, strict=True):
         failed = isinstance(result, DataError)
-        error = str(result).encode("utf-8", "backslashreplace").decode() if failed else None  # it may name odd paths
-        out.append([row.image, row.prompt, *row.carried, *([None] * len(columns) if failed else result), error])
+        error = legible(str(result)) if failed else None  # it may name odd paths
+        out.append([row.image, row.prompt, *row.carried, *([None] * num_columns if failed else result), error])
     return out
 
 

@@ -72,9 +72,8 @@ class ModelScorer(Scorer):
             reduction: over the images.
         """
         if not isinstance(images, torch.Tensor) or not images.is_floating_point() or images.shape[-3:-2] != (3,):
-            raise DataError(
-                "images: no floats of shape (N, 3, H, W). A loss has gradients to floats from 0 to 1 alone."
-            )
+            wanted = "A loss has gradients to floats from 0 to 1 alone"
+            raise DataError(f"images: no floats of shape (N, 3, H, W). {wanted}.")
         pixels = images if images.ndim == 4 else images[None]
         texts = self.texts(prompts, len(pixels))
         scores = self._forward(normalise_floats(pixels.float().to(self.device), self.processor), texts).mean(dim=0)
@@ -84,9 +83,8 @@ class ModelScorer(Scorer):
 
     def _forward(self, inputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Returns scores (F, B, T), fp32, of normalised images (B, 3, S, S)."""
-        tokens = (
-            self.tokenize(prompts) if any(self._caches) or self.needs_prompt else torch.zeros(len(prompts), 1).long()
-        )
+        reads = self.needs_prompt or any(self._caches)
+        tokens = self.tokenize(prompts) if reads else torch.zeros(len(prompts), 1).long()
         with autocast(self.device, self.amp):
             both = zip(self.models, self._caches, strict=True)
             return torch.stack([model(inputs, cache(tokens) if cache else tokens).float() for model, cache in both])

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,10 @@ class PartsFolder:
             with locked(self.path / LOCK, advice="Wait for its end, or give another --out."):
                 before = self.job()
                 if before and before != job and not overwrite:
+                    name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
+                    known = f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
                     how = "Go on with the command of that job, or give another --out, or --overwrite."
-                    raise ConfigError(f"--out: '{self.path}' is of another job: {_difference(before, job)}. {how}")
+                    raise ConfigError(f"--out: '{self.path}' is of another job: {known}. {how}")
                 if before != job:
                     self.remove()
                     write_json(self.path / JOB, job)
@@ -77,24 +79,18 @@ class PartsFolder:
     def has(self, part: Part) -> bool:
         """Returns whether a part is written and still of the same rows."""
         try:
-            with self._file(part.number).open(encoding="utf-8") as file:
-                found = json.loads(file.readline())["digest"]
-        except (OSError, ValueError, LookupError, TypeError):
+            return self.read(part.number).digest == digest(part.rows())
+        except (OSError, ValueError, TypeError):
             return False
-        return bool(found == digest(list(part.rows())))
 
     def write(self, scored: ScoredPart) -> None:
-        """Writes a part atomically: a line with its digest and counts, then one of JSON a row."""
-        head = asdict(scored)
-        rows = head.pop("rows")
+        """Writes a part atomically."""
         with replacing(self._file(scored.number)) as file:
-            file.writelines(json.dumps(line) + "\n" for line in (head, *rows))
+            json.dump(vars(scored), file)
 
     def read(self, number: int) -> ScoredPart:
         """Returns a part that is written."""
-        with self._file(number).open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            return ScoredPart(**head, rows=[json.loads(line) for line in file])
+        return ScoredPart(**json.loads(self._file(number).read_text(encoding="utf-8")))
 
     def remove(self) -> None:
         """Removes the parts; the folder goes when the claim ends."""
@@ -105,12 +101,6 @@ class PartsFolder:
 
     def _file(self, number: int) -> Path:
         return self.path / f"part-{number:07d}.jsonl"
-
-
-def _difference(before: dict[str, Any], job: dict[str, Any]) -> str:
-    """Returns the first setting in which two jobs differ."""
-    name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
-    return f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
 
 
 def versions() -> dict[str, str]:
@@ -144,14 +134,8 @@ def score_to_file(
 
     Stopped and called again, it goes on after the last whole part, to the same bytes.
 
-    Args:
-        out: the file; its suffix chooses the form.
-        columns: of the file.
-        parts: all rows.
-        score: scores parts, in whatever processes, and has the folder write each.
-        job: what decides the scores besides the rows; as JSON keeps it.
-        overwrite: whether another job's parts are removed.
-        skipped: called with the number of rows of each part that is there already.
+    `score` scores parts, in whatever processes, and has the folder write each; `job` is what decides the scores besides
+    the rows, as JSON keeps it; `skipped` is called with the number of rows of each part that is there already.
     """
     folder, count = PartsFolder.of(out), 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.models.bundle import Training
 from ipiqa.prompts import num_too_long
-from ipiqa.scoring.images import Images, OneImage, listed, name_of
+from ipiqa.scoring.images import Images, OneImage, listed
 
 if TYPE_CHECKING:
     import pandas
@@ -69,11 +70,9 @@ class Scorer(ABC):
         texts = self.texts(prompts, len(all_images))
         if not all_images:
             return np.zeros((1, 0, len(self.targets)), np.float32)
-        out = []
-        for start in range(0, len(all_images), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            out.append(self.outputs([self.prepare(image) for image in all_images[part]], texts[part]))
-        return np.concatenate(out, axis=1)
+        parts = [slice(start, start + BATCH_SIZE) for start in range(0, len(all_images), BATCH_SIZE)]
+        outputs = [self.outputs([self.prepare(image) for image in all_images[part]], texts[part]) for part in parts]
+        return np.concatenate(outputs, axis=1)
 
     def frame(self, images: Images, prompts: str | Sequence[str] | None = None) -> pandas.DataFrame:
         """Returns one row an image: image, prompt, and for each target the score and what `columns` adds to it.
@@ -85,7 +84,7 @@ class Scorer(ABC):
 
         all_images = listed(images)
         texts = self.texts(prompts, len(all_images))
-        names = [name_of(image, number) for number, image in enumerate(all_images)]
+        names = [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(all_images)]
         columns = self.columns(self.score_folds(all_images, texts))
         return pandas.DataFrame({"image": names, "prompt": texts} | columns)
 
@@ -116,9 +115,8 @@ class Scorer(ABC):
         """
         names = [target.name for target in self.targets]
         if by is not None and by not in names:
-            raise ConfigError(
-                f"by: no target is called {by!r}.{did_you_mean(by, names)} There are: {', '.join(names)}."
-            )
+            known = f"{did_you_mean(by, names)} There are: {', '.join(names)}."
+            raise ConfigError(f"by: no target is called {by!r}.{known}")
         frame = self.frame(images, prompt)
         low, span = self.scales()
         key = (frame[names].to_numpy() - low) / span  # (N, T)
@@ -148,7 +146,6 @@ class Scorer(ABC):
                 raise DataError(f"prompts: row {row}: {text!r:.60} is no prompt. Give each image a text, none empty.")
         if self.needs_prompt and not self._has_warned and (number := num_too_long(texts)):
             self._has_warned = True
-            logger.warning(
-                "prompts: %d of %d are longer than the model reads; their last words do not count", number, count
-            )
+            message = "prompts: %d of %d are longer than the model reads; their last words do not count"
+            logger.warning(message, number, count)
         return texts

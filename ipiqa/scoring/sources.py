@@ -6,60 +6,42 @@ import itertools
 import logging
 import os
 import re
-import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ipiqa.datasets.readers import READERS
+from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES, TWICE, UNREADABLE, ShardReader, Skipped
+from ipiqa.datasets.shards import find_shards, make_reader
 from ipiqa.errors import ConfigError, DataError, did_you_mean, shorten
 from ipiqa.processors.image import ENDINGS
 from ipiqa.registry import file_path
-from ipiqa.scoring.completion import Completion, sidecar
 from ipiqa.scoring.embedded import embedded_prompt
-from ipiqa.scoring.lines import read_lines
-from ipiqa.scoring.rows import ListedRows, Listing, Row, Rows
-from ipiqa.scoring.tables import IMAGE_COLUMNS, PROMPT_COLUMNS, open_table, read_prompt_lines, read_prompts
-from ipiqa.scoring.tar_rows import open_shards
+from ipiqa.scoring.rows import Completion, Inputs, Row, Rows
+from ipiqa.scoring.tables import WAYS, join_lines, join_table, open_lines, open_table
 
 logger = logging.getLogger("ipiqa")
 
 Kind = Literal["a picture", "a folder", "a table", "shards", "standard input"]
 
+_TAR = re.compile(r"\.(tar|tgz|tar\.\w+)\Z", re.IGNORECASE)
+_SHARDS, _FIRST = 10, 20  # shards searched for samples, and how many of these tell whether there are prompts
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The options of `ipiqa score` that say what its images and prompts are; None where not given."""
 
-    prompt: str | None = None  # one text for all images
-    prompts: str | None = None  # a file of prompts, or "sidecar" or "embedded"
-    image_column: str | None = None  # of a table that has none of the usual names
-    prompt_column: str | None = None
-    image_root: str | None = None  # folder that names in a table or in standard input are relative to
-    prompt_member: str | None = None  # of a sample in shards: an ending, or "json:p" for the key p of a JSON member
-    limit: int | None = None  # how many images to take, the first
-
-    @property
-    def gives_prompts(self) -> bool:
-        return self.prompt is not None or self.prompts is not None
-
-    @property
-    def joins(self) -> bool:
-        """Whether prompts come from a file."""
-        return self.prompts is not None and self.prompts not in _READ
-
-    @property
-    def joins_lines(self) -> bool:
-        """Whether that file has one a line, for the images in their order."""
-        return self.joins and str(self.prompts).lower().endswith(".txt")
+def sidecar(source: Path | bytes) -> str:
+    """Returns the prompt in the text file beside an image: `cat.txt` of `cat.png`; DataError: there is none."""
+    assert isinstance(source, Path)
+    path = source.with_suffix(".txt")
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            return file.read(MAX_PROMPT_BYTES).strip()
+    except OSError as error:
+        raise DataError(f"'{path.name}' cannot be read: {error.strerror}") from error
 
 
 _READ = {"sidecar": sidecar, "embedded": embedded_prompt}
-_WAYS = (
-    "Give --prompt TEXT, or --prompts with a table of images and prompts, a .txt of one a line, sidecar or embedded."
-)
-_SHARDS = re.compile(r"\.(tar|tgz|tar\.\w+)\Z", re.IGNORECASE)
 
 
 def open_rows(images: str, inputs: Inputs, *, needs_prompt: bool) -> Rows:
@@ -67,50 +49,58 @@ def open_rows(images: str, inputs: Inputs, *, needs_prompt: bool) -> Rows:
 
     What is wrong with all of it is a ConfigError or DataError, what is wrong with one row that row's problem.
     """
-    kind = _kind(images)
+    path, kind, joins = Path(file_path(images, "images")), _kind(images), inputs.prompts not in (None, *_READ)
     _check(images, kind, inputs, needs_prompt)
-    complete = Completion(needs_prompt, inputs.prompt, _READ.get(inputs.prompts or ""))
+    lack = f"no prompt in '{inputs.prompts}'" if joins else "no prompt"
+    complete = Completion(needs_prompt, _READ.get(inputs.prompts or ""), lack)
     if kind == "shards":
-        return open_shards(file_path(images, "images"), inputs.prompt_member or "txt", complete, inputs.limit)
-    columns, total, listing = _listed(kind, Path(file_path(images, "images")), inputs, needs_prompt)
-    if inputs.joins:
-        path = Path(file_path(inputs.prompts or "", "prompts"))
-        complete = replace(complete, lack=f"no prompt in '{path}'")
-        listing = _joined(listing, total, kind, path, inputs)
-    return ListedRows(columns, total, listing, complete, inputs.limit)
+        rows = _open_shards(images, inputs, complete)
+    elif kind == "standard input":
+        rows = open_lines(inputs, complete)
+    else:
+        rows = open_table(path, inputs, complete) if kind == "a table" else _open_images(path, kind, complete)
+    if inputs.prompt is not None:
+        rows = rows.map(lambda row: replace(row, prompt=inputs.prompt))
+    elif joins:
+        prompts = Path(file_path(inputs.prompts or "", "prompts"))
+        of_folder = kind in ("a picture", "a folder")
+        rows = join_lines(rows, prompts) if _is_text(inputs) else join_table(rows, prompts, inputs, of_folder=of_folder)
+    return rows if inputs.limit is None else rows.first(inputs.limit)
 
 
 def _kind(images: str) -> Kind:
     path = file_path(images, "images")
-    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
     if images == "-":
         return "standard input"
     if os.path.isdir(path):  # noqa: PTH112 (Path raises for a long one)
         return "a folder"
-    return "a table" if ending in READERS else "shards" if _SHARDS.search(path.rstrip("}")) else "a picture"
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    return "a table" if ending in READERS else "shards" if _TAR.search(path.rstrip("}")) else "a picture"
+
+
+def _is_text(inputs: Inputs) -> bool:
+    """Returns whether prompts stand in a file line by line, for the images in their order."""
+    return str(inputs.prompts).lower().endswith(".txt")
 
 
 def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
     """Raises ConfigError where options cannot be used together, or with what is to be scored."""
-    has_columns, gives = kind in ("a table", "standard input"), inputs.gives_prompts
-    joins_table = inputs.joins and not inputs.joins_lines
-    if inputs.prompt is not None and inputs.prompts is not None:
-        raise ConfigError("--prompt: given together with --prompts. Give one of them.")
+    prompts, gives, root = str(inputs.prompts), inputs.gives_prompts, inputs.image_root
+    joins_table = Path(prompts).suffix.lower() in READERS
+    has_columns = kind in ("a table", "standard input")
     if needs_prompt and inputs.prompt is not None and not inputs.prompt.strip():
         raise ConfigError(f"--prompt: {inputs.prompt!r} is no prompt. Give a text.")
-    if inputs.limit is not None and inputs.limit < 1:
-        raise ConfigError(f"--limit: {inputs.limit} is no number of images. Give 1 or more.")
-    if inputs.joins and Path(str(inputs.prompts)).suffix.lower() not in (".txt", *READERS):
-        known = f"{shorten(inputs.prompts)} is no table, no .txt, and neither sidecar nor embedded"
-        raise ConfigError(f"--prompts: {known}.{did_you_mean(str(inputs.prompts), _READ)} Give one text with --prompt.")
-    if inputs.image_root is not None and not os.path.isdir(file_path(inputs.image_root, "--image-root")):  # noqa: PTH112
-        raise ConfigError(f"--image-root: {shorten(inputs.image_root)} is no folder. Give that of the images.")
+    if inputs.prompts is not None and not (prompts in _READ or joins_table or _is_text(inputs)):
+        known = f"{shorten(prompts)} is no table, no .txt, and neither sidecar nor embedded"
+        raise ConfigError(f"--prompts: {known}.{did_you_mean(prompts, _READ)} Give one text with --prompt.")
+    if root is not None and not os.path.isdir(file_path(root, "--image-root")):  # noqa: PTH112
+        raise ConfigError(f"--image-root: {shorten(root)} is no folder. Give that of the images.")
     if needs_prompt and not gives and kind in ("a picture", "a folder"):
-        raise ConfigError(f"images: '{images}' is {kind}, and the scores depend on prompts. {_WAYS}")
+        raise ConfigError(f"images: '{images}' is {kind}, and the scores depend on prompts. {WAYS}.")
     if kind == "shards" and inputs.prompts not in (None, "embedded"):
-        raise ConfigError(f"--prompts: {inputs.prompts!r} cannot be joined with shards. Name their member of prompts.")
-    if kind == "standard input" and inputs.joins_lines:
-        raise ConfigError(f"--prompts: '{inputs.prompts}' may have too few lines. Write lines of image<TAB>prompt.")
+        raise ConfigError(f"--prompts: {prompts!r} cannot be joined with shards. Name their member of prompts.")
+    if kind == "standard input" and _is_text(inputs):
+        raise ConfigError(f"--prompts: '{prompts}' may have too few lines. Write lines of image<TAB>prompt.")
     is_read = {
         "image_column": has_columns or joins_table, "prompt_column": (has_columns and not gives) or joins_table,
         "image_root": has_columns, "prompt_member": kind == "shards" and not gives,
@@ -120,61 +110,44 @@ def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
         raise ConfigError(f"--{option.replace('_', '-')}: '{images}' is {kind}{given}: nothing reads it. Leave it out.")
 
 
-Listed = tuple[tuple[str, ...], int | None, Listing]  # names of other columns, number of rows, and the rows
-
-
-def _listed(kind: Kind, path: Path, inputs: Inputs, needs_prompt: bool) -> Listed:
+def _open_images(path: Path, kind: Kind, complete: Completion) -> Rows:
+    """Returns the rows of a folder or of one picture."""
     if kind == "a folder":
         root, names = path.absolute(), image_names(path)
-        return (), len(names), lambda: (Row(name, root / name, None) for name in names)
-    if kind == "a table":
-        prompts: Literal["needed", "wanted", "other"] = "needed" if needs_prompt else "wanted"
-        prompts = "other" if inputs.gives_prompts else prompts
-        return open_table(path, inputs.image_column, inputs.prompt_column, inputs.image_root, prompts)
-    if kind == "standard input":
-        return _lines(inputs, needs_prompt)
+        return Rows((), len(names), lambda: (Row(name, root / name, None) for name in names), complete)
     if not os.path.isfile(path):  # noqa: PTH113 (Path raises for a long one)
         right = "Give a picture, a folder, a table (.csv, .jsonl, ...), shards (.tar) or - for standard input."
         problem = "is no file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
         raise DataError(f"images: {shorten(str(path))} {problem}. {right}")
-    return (), 1, lambda: iter([Row(str(path), path.absolute(), None)])
+    return Rows((), 1, lambda: iter([Row(str(path), path.absolute(), None)]), complete)
 
 
-def _lines(inputs: Inputs, needs_prompt: bool) -> Listed:
-    images = IMAGE_COLUMNS if inputs.image_column is None else (inputs.image_column,)
-    prompts = PROMPT_COLUMNS if inputs.prompt_column is None else (inputs.prompt_column,)
-    lines = read_lines(sys.stdin.buffer, images, prompts) if sys.stdin is not None else iter([])
-    root = Path(file_path(inputs.image_root or "", "--image-root")).absolute()
-    if (first := next(lines, None)) is None:
-        raise DataError("images: standard input is empty. Write an image a line, with a tab and its prompt.")
-    if needs_prompt and not (first.prompt or first.problem or inputs.gives_prompts):
-        known = f"its first line has no prompt: {shorten(first.image)}"
-        raise ConfigError(f"images: standard input, and the scores depend on prompts: {known}. {_WAYS}")
-    columns = tuple(first.others)
-    rows = (line.row(columns, root) for line in itertools.chain([first], lines))
-    return columns, None, lambda: rows
+def _open_shards(pattern: str, inputs: Inputs, complete: Completion) -> Rows:
+    """Returns the samples of the shards that a pattern names; DataError: no shard there is has samples, or prompts."""
+    member = inputs.prompt_member or "txt"
+    shards, reader = find_shards(pattern, "images"), make_reader(ENDINGS, member, "--prompt-member")
+    rows = itertools.islice(_samples_of(shards[:_SHARDS], reader), _FIRST)
+    first = [(not isinstance(row.source, Path), row.prompt) for row in rows]
+    if not any(has_image for has_image, _ in first):
+        endings = ", ".join(ENDINGS)
+        raise DataError(f"images: '{pattern}': no sample in its first shards has an image that ends in {endings}.")
+    if complete.needs_prompt and not inputs.gives_prompts and not any(prompt for _, prompt in first):
+        known = f"none of the first {len(first)} samples has a prompt in its {member}"
+        more = "Name the right member with --prompt-member, or give --prompt TEXT or --prompts embedded."
+        raise DataError(f"images: '{pattern}': {known}. {more}")
+    return Rows((), None, lambda: _samples_of(shards, reader), replace(complete, lack=f"no prompt in its {member}"))
 
 
-def _joined(before: Listing, total: int | None, kind: Kind, path: Path, inputs: Inputs) -> Listing:
-    """Returns a listing with the prompts of a file: of a table by image names, of a .txt one after the other."""
-    if inputs.joins_lines:
-        prompts = read_prompt_lines(path, total or 0)
-        return lambda: (replace(row, prompt=prompt) for row, prompt in zip(before(), prompts, strict=True))
-    has_columns = kind in ("a table", "standard input")
-    table = read_prompts(path, None if has_columns else inputs.image_column, inputs.prompt_column)
-    if kind in ("a picture", "a folder"):
-        names = {row.image: table.name_of(row) for row in before()}
-        if set(names.values()) == {None}:
-            known = f"the first image is {next(before()).image!r}, the first row {next(iter(table.prompts), '')!r}"
-            raise DataError(f"prompts: '{path}' has a prompt for none of the {total} images: {known}.")
-        surplus = sorted(table.prompts.keys() - names.values())
-        if surplus and kind == "a folder":
-            message = "prompts: '%s': %d of %d images in it are not there, first %r"
-            logger.warning(message, path, len(surplus), len(table.prompts), surplus[0])
-        if bare := [image for image, name in names.items() if "/" in image and name and image.endswith(f"/{name}")]:
-            message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
-            logger.warning(message, path, len(bare), bare[0])
-    return lambda: map(table.join, before())
+def _samples_of(shards: list[Path], reader: ShardReader) -> Iterator[Row]:
+    """Yields a row for each sample of one shard after the other, and one for the rest that is lost of a damaged one."""
+    for shard in shards:
+        skipped, name = Skipped(), ""
+        for sample in reader.read(shard, skipped, images=False):
+            name, source = sample.name, shard.absolute() if sample.image is None else sample.image
+            yield Row(name, source, sample.prompt or None, (), TWICE if sample.is_twice else sample.problem)
+        if skipped.counts[UNREADABLE]:
+            lost = f": what follows '{name}' is lost" if name else ""
+            yield Row(str(shard), shard.absolute(), None, (), UNREADABLE + lost)
 
 
 def image_names(folder: Path) -> list[str]:
@@ -182,7 +155,7 @@ def image_names(folder: Path) -> list[str]:
 
     Hidden files and folders are left out, other files are counted in the log. DataError: there is no image.
     """
-    names, others, links = [], Counter[str](), list[str]()
+    names, links, others = list[str](), list[str](), Counter[str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"images: the folder '{error.filename}' cannot be read: {error.strerror}.")
@@ -190,15 +163,13 @@ def image_names(folder: Path) -> list[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links += [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
-        start = Path(parent).relative_to(folder).as_posix()
-        for name in files:
-            if name.startswith("."):
-                continue
-            ending = name.rpartition(".")[2].lower()
-            if ending in ENDINGS and "." in name:
-                names.append(name if start == "." else f"{start}/{name}")
+        start = Path(parent).relative_to(folder)
+        for name in [name for name in files if not name.startswith(".")]:
+            ending = name.rpartition(".")[2].lower() if "." in name else "no ending"
+            if ending in ENDINGS:
+                names.append((start / name).as_posix())
             else:
-                others[ending if "." in name else "no ending"] += 1
+                others[ending] += 1
     if others:
         kinds = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
         logger.info("images: '%s': %d files that are no images are left out: %s", folder, others.total(), kinds)

@@ -1,21 +1,23 @@
-"""Rows that a table file names, read as they are scored; and tables of the prompts of images named elsewhere."""
+"""Rows that a table file or standard input names, read as they are scored; and prompts of images named elsewhere."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import json
 import logging
 import os
 import posixpath
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO
 
-from ipiqa.datasets.readers import counted, find_column, stream_rows
-from ipiqa.errors import DataError
+from ipiqa.datasets.readers import as_text, counted, find_column, stream_rows
+from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
+from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.registry import file_path
-from ipiqa.scoring.rows import Listing, Row
+from ipiqa.scoring.rows import Completion, Inputs, Row, Rows, legible
 
 logger = logging.getLogger("ipiqa")
 
@@ -24,32 +26,27 @@ IMAGE_COLUMNS = (
     "file_path", "file", "path", "name",
 )  # fmt: skip
 PROMPT_COLUMNS = ("prompt", "text", "caption")
-_OR_GIVE = ", or give --prompt TEXT or --prompts FILE, sidecar or embedded"
+WAYS = "Give --prompt TEXT, or --prompts with a table of images and prompts, a .txt of one a line, sidecar or embedded"
 _LOOKED_FOR = 100  # images that tell which folder the names of a table are relative to
 
 
-def open_table(
-    path: Path, image_column: str | None, prompt_column: str | None, image_root: str | None,
-    prompts: Literal["needed", "wanted", "other"],
-) -> tuple[tuple[str, ...], int, Listing]:  # fmt: skip
-    """Returns the other columns, the number of rows and a listing of a table file; DataError: it cannot be used.
+def open_table(path: Path, inputs: Inputs, complete: Completion) -> Rows:
+    """Returns the rows of a table file, which is read once to know that it can be; DataError: it cannot.
 
-    All of it is read once, to know this. Images are looked for under `image_root`, or else beside the table and in its
-    folder `images`. Columns without a heading are left out. With `other` prompts, their column is one of the others.
+    Images are looked for in `image_root`, or else beside the table and in its folder `images`. Columns without a
+    heading are left out. Where prompts come from elsewhere, a column of them is one of the others.
     """
-    here = f"images: '{path}'"
-    found: dict[str, list[int]] = {}  # "image", "prompt" and "others" -> positions
-    columns: list[str] = []
+    here, columns = f"images: '{path}'", list[str]()
 
     def choose(heading: Sequence[str]) -> list[int]:
-        found["image"] = [_find(heading, image_column, IMAGE_COLUMNS, here, "--image-column")]
-        found["prompt"] = []
-        if prompts == "needed" or (prompts == "wanted" and prompt_column is not None):
-            found["prompt"] = [_find(heading, prompt_column, PROMPT_COLUMNS, here, f"--prompt-column{_OR_GIVE}")]
-        elif prompts == "wanted":
-            with contextlib.suppress(DataError):
-                found["prompt"] = [find_column(heading, PROMPT_COLUMNS, here)]
-        chosen = found["image"] + found["prompt"]
+        chosen = [_find(heading, inputs.image_column, IMAGE_COLUMNS, here, "--image-column")]
+        if not inputs.gives_prompts:
+            option = "--prompt-column, or give --prompt TEXT or --prompts FILE, sidecar or embedded"
+            try:
+                chosen.append(_find(heading, inputs.prompt_column, PROMPT_COLUMNS, here, option))
+            except DataError:
+                if complete.needs_prompt or inputs.prompt_column is not None:
+                    raise
         others = [position for position, name in enumerate(heading) if name.strip() and position not in chosen]
         columns[:] = [heading[position] for position in others]
         if again := [name for name in columns if columns.count(name) > 1]:
@@ -59,11 +56,7 @@ def open_table(
     images = (cells[0] for _, cells in stream_rows(path, "images", choose))
     first = list(itertools.islice(images, _LOOKED_FOR))
     num_rows = len(first) + sum(1 for _ in images)
-    roots = (
-        [Path(file_path(image_root, "--image-root"))]
-        if image_root is not None
-        else [path.parent, path.parent / "images"]
-    )
+    roots = [path.parent, path.parent / "images"] if inputs.image_root is None else [_root(inputs)]
     there = [sum(os.path.isfile(root / name) for name in first) for root in roots]  # noqa: PTH113 (too long a name)
     if not any(there):
         message = "%s: none of its first %d images is in '%s'. Name their folder with --image-root"
@@ -71,12 +64,16 @@ def open_table(
     root = roots[there.index(max(there))].absolute()
 
     def listing() -> Iterator[Row]:
-        start = 1 + len(found["prompt"])
         for number, cells in stream_rows(path, "images", choose):
             problem = "" if cells[0].strip() else f"{counted(path)} {number} names no image"
-            yield Row(cells[0], root / cells[0], cells[1] if start > 1 else None, tuple(cells[start:]), problem)
+            own = len(cells) - len(columns)
+            yield Row(cells[0], root / cells[0], cells[1] if own > 1 else None, tuple(cells[own:]), problem)
 
-    return tuple(columns), num_rows, listing
+    return Rows(tuple(columns), num_rows, listing, complete)
+
+
+def _root(inputs: Inputs) -> Path:
+    return Path(file_path(inputs.image_root or "", "--image-root"))
 
 
 def _find(heading: Sequence[str], name: str | None, spellings: Sequence[str], here: str, option: str) -> int:
@@ -86,33 +83,87 @@ def _find(heading: Sequence[str], name: str | None, spellings: Sequence[str], he
         raise DataError(f"{error} Name the right one with {option}.") from None
 
 
-@dataclass(frozen=True)
-class PromptTable:
-    """A table of prompts by image names, None for one that stands there with several."""
-
-    path: Path
-    prompts: dict[str, str | None]
-
-    def name_of(self, row: Row) -> str | None:
-        """Returns the name under which a row's image stands in the table, None where it does not.
-
-        It is the name in the output, the path relative to the table, the whole path or the bare file name.
-        """
-        path = str(row.source)
-        names = posixpath.normpath(row.image), os.path.relpath(path, self.path.parent), path, posixpath.basename(path)
-        return next((name for name in names if name in self.prompts), None)
-
-    def join(self, row: Row) -> Row:
-        """Returns a row with its prompt; several different ones are its problem."""
-        name = self.name_of(row)
-        prompt = "" if name is None else self.prompts[name]
-        if prompt is None and not row.problem:
-            return replace(row, prompt=None, problem=f"several prompts in '{self.path}'")
-        return replace(row, prompt=prompt or None)
+def open_lines(inputs: Inputs, complete: Completion) -> Rows:
+    """Returns the rows of standard input: `path`, `path<TAB>prompt` or a JSON object a line, as they come."""
+    columns: list[str] = []
+    rows = read_lines(sys.stdin.buffer, inputs, columns) if sys.stdin is not None else iter([])
+    if (first := next(rows, None)) is None:
+        raise DataError("images: standard input is empty. Write an image a line, with a tab and its prompt.")
+    if complete.needs_prompt and not (first.prompt or first.problem or inputs.gives_prompts):
+        known = f"its first line has no prompt: {shorten(first.image)}"
+        raise ConfigError(f"images: standard input, and the scores depend on prompts: {known}. {WAYS}.")
+    rows = itertools.chain([first], rows)
+    return Rows(tuple(columns), None, lambda: rows, complete)
 
 
-def read_prompts(path: Path, image_column: str | None, prompt_column: str | None) -> PromptTable:
-    """Returns the prompts in a table file."""
+def read_lines(file: BinaryIO, inputs: Inputs, columns: list[str]) -> Iterator[Row]:
+    """Yields the rows of lines that are not empty; `columns` gets the keys of the first beside its image and prompt."""
+    images = IMAGE_COLUMNS if inputs.image_column is None else (inputs.image_column,)
+    prompts = PROMPT_COLUMNS if inputs.prompt_column is None else (inputs.prompt_column,)
+    root, is_first = _root(inputs).absolute(), True
+    for number, content in enumerate(iter(lambda: file.readline(MAX_PROMPT_BYTES), b""), start=1):
+        text = content.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip("\r\n")
+        if not text.strip():
+            continue
+        here, problem, found = f"line {number}", "", dict[Any, Any]()
+        if text.lstrip().startswith("{"):
+            try:
+                found = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                problem = f"{here} is not a JSON object ({error})"
+        else:
+            found[images[0]], tab, rest = text.partition("\t")
+            found |= {prompts[0]: rest} if tab else {}
+        image, prompt = (found.pop(next(filter(found.__contains__, keys), None), None) for keys in (images, prompts))
+        if not problem and not (isinstance(image, str) and isinstance(prompt, str | None)):
+            problem = f"{here} has no text {images[0]!r}, or {prompts[0]!r} is no text"
+        if problem:
+            image, prompt = here, None
+        elif not image.strip():
+            problem = f"{here} names no image"
+        others = {legible(key): as_text(value) for key, value in found.items()}
+        columns += others if is_first else ()
+        is_first = False
+        if not problem and (unknown := [key for key in others if key not in columns]):
+            problem = f"{here} has a key that the first line has not, {unknown[0]!r}"
+        yield Row(image, root / image, prompt, tuple(others.get(name, "") for name in columns), problem)
+
+
+def join_table(rows: Rows, path: Path, inputs: Inputs, *, of_folder: bool) -> Rows:
+    """Returns rows with the prompts of a table.
+
+    An image is found there by its name in the output, its path relative to the table, its whole path or its bare name.
+    """
+    prompts = _read_prompts(path, inputs.image_column if of_folder else None, inputs.prompt_column)
+
+    def name_of(row: Row) -> str | None:
+        source = str(row.source)
+        names = posixpath.normpath(row.image), os.path.relpath(source, path.parent), source, posixpath.basename(source)
+        return next((name for name in names if name in prompts), None)
+
+    def join(row: Row) -> Row:
+        name = name_of(row)
+        prompt = "" if name is None else prompts[name]
+        problem = f"several prompts in '{path}'" if prompt is None else ""
+        return replace(row, prompt=prompt or None, problem=row.problem or problem)
+
+    if of_folder:
+        names = {row.image: name_of(row) for row in rows.listing()}
+        if not any(names.values()):
+            known = f"the first image is {next(iter(names))!r}, the first row {next(iter(prompts), '')!r}"
+            raise DataError(f"prompts: '{path}' has a prompt for none of the {len(names)} images: {known}.")
+        surplus = sorted(prompts.keys() - names.values())
+        if surplus and len(names) > 1:
+            message = "prompts: '%s': %d of %d images in it are not there, first %r"
+            logger.warning(message, path, len(surplus), len(prompts), surplus[0])
+        if bare := [image for image, name in names.items() if name and image.endswith(f"/{name}")]:
+            message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
+            logger.warning(message, path, len(bare), bare[0])
+    return rows.map(join)
+
+
+def _read_prompts(path: Path, image_column: str | None, prompt_column: str | None) -> dict[str, str | None]:
+    """Returns image -> prompt of a table file, None where an image has several."""
     here = f"prompts: '{path}'"
 
     def choose(heading: Sequence[str]) -> list[int]:
@@ -124,19 +175,18 @@ def read_prompts(path: Path, image_column: str | None, prompt_column: str | None
         if image.strip():
             name = posixpath.normpath(image)
             prompts[name] = prompt if prompts.get(name, prompt) == prompt else None
-    return PromptTable(path, prompts)
+    return prompts
 
 
-def read_prompt_lines(path: Path, count: int) -> list[str]:
-    """Returns the prompts of `count` images in a text file, one a line; all of the text where there is one image."""
-    try:
-        text = path.read_text(encoding="utf-8-sig").rstrip("\n")
-    except OSError as error:
-        raise DataError(f"prompts: '{path}' cannot be read: {error.strerror}. Check the path.") from error
-    except ValueError as error:
-        raise DataError(f"prompts: '{path}' is not UTF-8 text. Save it again as UTF-8.") from error
+def join_lines(rows: Rows, path: Path) -> Rows:
+    """Returns rows with the prompts of a text file, one a line; all of the text where there is one image."""
+    text, count = path.read_text(encoding="utf-8-sig", errors="surrogateescape").rstrip("\n"), rows.num_rows or 0
     prompts = text.split("\n") if count > 1 else [text]
     if len(prompts) != count:
         wanted = f"{count} lines, for the images in their order, or a table of images and prompts"
         raise DataError(f"prompts: '{path}' has {len(prompts)} lines for {count} images. Give {wanted}.")
-    return prompts
+    return replace(rows, listing=lambda: map(_with_prompt, rows.listing(), prompts))
+
+
+def _with_prompt(row: Row, prompt: str) -> Row:
+    return replace(row, prompt=prompt)

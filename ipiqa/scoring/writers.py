@@ -100,26 +100,22 @@ WRITERS: dict[str, Callable[[Any, Columns, Chunks], None]] = {
 
 def write_aligned(file: IO[str], columns: Columns, chunks: Chunks) -> None:
     """Writes a table for people: long texts are cut, spreads left out, an error stands in the place of scores."""
-    shown = [name for name in columns.scores if not name.endswith("_std")]
-    heading = ["image", "prompt", *("percentile" if name.endswith("_percentile") else name for name in shown)]
-    digits = [0 if name == "percentile" else 3 for name in heading[2:]]
-    widths: list[int] = []
+    shown = [(i, name) for i, name in enumerate(columns.names) if name in columns.scores and not name.endswith("_std")]
+    titles = ["percentile" if name.endswith("_percentile") else name for _, name in shown]
+    lines, widths = [["image", "prompt", *titles]], list[int]()
     for rows in chunks:
-        lines = [] if widths else [heading]
         for row in rows:
-            scores = zip((row[columns.names.index(name)] for name in shown), digits, strict=True)
-            numbers = [f"{score:.{places}f}" for score, places in scores] if row[-1] is None else [_legible(row[-1])]
-            image, prompt = _legible(row[0]), _legible(row[1])
+            image, prompt, error = _legible(row[0]), _legible(row[1]), _legible(row[-1])
             image = image if len(image) <= WIDEST else f"…{image[1 - WIDEST :]}"
             prompt = prompt if len(prompt) <= WIDEST else f"{prompt[: WIDEST - 1]}…"
-            lines.append([image, prompt, *numbers])
-        widths = widths or [max(len(line[i]) for line in lines) for i in (0, 1)] + [max(len(n), 6) for n in heading[2:]]
-        for line in lines:
-            cells = (
-                cell.rjust(width) if i > 1 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=False))
-            )
-            file.write("  ".join(cells).rstrip() + "\n")
+            digits = (0 if title == "percentile" else 3 for title in titles)
+            scores = [error] if error else [f"{row[i]:.{n}f}" for (i, _), n in zip(shown, digits, strict=True)]
+            lines.append([image, prompt, *scores])
+        widths = widths or [max(len(line[i]) for line in lines) for i in (0, 1)]
+        for image, prompt, *scores in lines:
+            cells = [score.rjust(max(len(title), 6)) for score, title in zip(scores, titles, strict=False)]
+            file.write("  ".join([image.ljust(widths[0]), prompt.ljust(widths[1]), *cells]).rstrip() + "\n")
+        lines = []
         file.flush()
 
 
