@@ -26,9 +26,9 @@ from ipiqa import cli
 from ipiqa.scoring.job import Settings, score_columns, score_parts
 from ipiqa.scoring.loading import load, model_sha256
 from ipiqa.scoring.parts import PartsFolder, versions
-from ipiqa.scoring.ray_engine import MOST_TRIES, PartScorer, Pool, Task, connected, score_on_ray
-from ipiqa.scoring.rows import Part
-from ipiqa.scoring.sources import Inputs, open_rows
+from ipiqa.scoring.ray_engine import MOST_TRIES, PartScorer, Pool, connected, score_on_ray
+from ipiqa.scoring.rows import Inputs, Part
+from ipiqa.scoring.sources import open_rows
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
@@ -65,11 +65,11 @@ def write_table(path: Path, count: int) -> Path:
     return path
 
 
-def make_task(model: Path, folder: Path) -> Task:
+def make_task(model: Path, folder: Path) -> PartScorer:
     scorer = load(model, "cpu")
     settings = Settings(score_columns(scorer), batch_size=32, num_workers=2)
-    job = {"model": model_sha256(model), "versions": versions()}
-    return Task(str(model), None, "cpu", "none", settings, job, PartsFolder(folder))
+    job = {"model": model_sha256(model), "versions": versions(), "device": "cpu", "amp": "none"}
+    return PartScorer(str(model), None, settings, job, PartsFolder(folder))
 
 
 def parts_of(table: Path) -> list[Part]:
@@ -85,7 +85,7 @@ def test_a_process_writes_the_parts_that_any_other_writes(model: Path, table: Pa
     for scored in score_parts(load(model, "cpu"), parts, task.settings):
         PartsFolder(tmp_path / "other").write(scored)
     with task.folder.claimed(task.job, overwrite=False):
-        process = PartScorer(pickle.loads(pickle.dumps(task)))
+        process = pickle.loads(pickle.dumps(task))
         assert process(batch_of(parts[2])) == {"rows": [44], "problem": [""]}
         kept = (tmp_path / "one" / "part-0000002.jsonl").stat().st_mtime_ns
         assert process(batch_of(*parts)) == {"rows": [COUNT], "problem": [""]}
@@ -104,7 +104,7 @@ def test_a_process_writes_the_parts_that_any_other_writes(model: Path, table: Pa
         ({"job": {"model": "other"}}, "' is another model there"),
         ({"job": {"versions": {"torch": "9"}}}, "not {'torch': '9'}. Install the same"),
         ({"model": "/nowhere.pt"}, "'/nowhere.pt' does not exist"),
-        ({"device": "cuda:77"}, "device: 'cuda:77' cannot be used"),
+        ({"job": {"device": "cuda:77"}}, "device: 'cuda:77' cannot be used"),
     ],
 )
 def test_what_a_machine_has_not_is_one_line(
@@ -113,7 +113,7 @@ def test_what_a_machine_has_not_is_one_line(
     task = make_task(model, tmp_path / "out")
     task = dataclasses.replace(task, **changes | {"job": task.job | changes.get("job", {})})
     with PartsFolder(tmp_path / "out").claimed(task.job, overwrite=False):
-        result = PartScorer(task)(batch_of(*parts_of(table)))
+        result = task(batch_of(*parts_of(table)))
     assert result["rows"] == [0] and message in result["problem"][0] and "\n" not in result["problem"][0]
     assert result["problem"][0].startswith(f"machine {socket.gethostname()}: ")
 

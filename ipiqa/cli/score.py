@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -10,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,39 +52,33 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="column of a table that names images")
     parser.add_argument("--prompt-column", metavar="NAME", help="column of a table that holds prompts")
     parser.add_argument("--image-root", type=path("--image-root"), metavar="DIR", help="folder of a table's images")
-    member = "prompt of a sample in shards: an ending such as txt, or json:KEY"
-    parser.add_argument("--prompt-member", metavar="NAME", help=member)
+    parser.add_argument("--prompt-member", metavar="NAME", help="prompt in shards: an ending such as txt, or json:KEY")
     out = "file to write: .csv, .jsonl or .parquet; - for csv on standard output"
     parser.add_argument("--out", type=path("--out"), metavar="FILE", help=out)
     parser.add_argument("--overwrite", action="store_true", help="replace that file, and what another job has begun")
-    limit = whole_number("--limit", 1, 2**62)
-    parser.add_argument("--limit", type=limit, metavar="N", help="score the first N rows only")
+    _add_number(parser, "--limit", 1, 2**62, "score the first N rows only")
     parser.add_argument("--dry-run", action="store_true", help="show what would be scored; write nothing")
     size = "images the model sees at once; default auto: 32 on a CPU, at most 128 on a GPU"
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help=size)
-    workers = whole_number("--num-workers", 1, 256)
-    parser.add_argument("--num-workers", type=workers, metavar="N", help="threads that decode; default one a core")
+    _add_number(parser, "--num-workers", 1, 256, "threads that decode; default one a core")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1; default auto")
     parser.add_argument("--amp", default="none", metavar="NAME", help="none, bf16, or fp16 on a GPU; default none")
     folds = "folds of a run whose mean is taken; default all"
     parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=folds)
-    _add_engine(parser)
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `--engine ray`."""
     group = parser.add_argument_group("several processes or machines")
     engine = "local: this process; ray: processes on a Ray cluster or this machine (extra [ray]); default local"
     group.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
     address = "cluster's host:port, or auto on one of its machines; default RAY_ADDRESS, or else this machine"
     group.add_argument("--address", metavar="HOST:PORT", help=address)
-    count = whole_number("--concurrency", 1, 2**16)
-    group.add_argument("--concurrency", type=count, metavar="N", help="processes; default as many as find room")
-    cpus = whole_number("--num-cpus", 1, 2**16)
-    more = "cores of a process; default 1, or with GPUs all of a machine shared out"
-    group.add_argument("--num-cpus", type=cpus, metavar="N", help=more)
-    gpus = whole_number("--num-gpus", 0, 2**10)
-    group.add_argument("--num-gpus", type=gpus, metavar="N", help="GPUs of a process; default 1 where there are any")
+    _add_number(group, "--concurrency", 1, 2**16, "processes; default as many as find room")
+    _add_number(
+        group, "--num-cpus", 1, 2**16, "cores of a process; default 1, or with GPUs all of a machine shared out"
+    )
+    _add_number(group, "--num-gpus", 0, 2**10, "GPUs of a process; default 1 where there are any")
+
+
+def _add_number(group: Any, flag: str, low: int, high: int, text: str) -> None:
+    group.add_argument(flag, type=whole_number(flag, low, high), metavar="N", help=text)
 
 
 def _batch_size(text: str) -> int | None:
@@ -93,10 +88,8 @@ def _batch_size(text: str) -> int | None:
 
 def score(arguments: argparse.Namespace) -> int:
     """Scores what the arguments name; returns 3 where some of it could not be scored."""
-    from ipiqa.datasets.checks import num_threads
-    from ipiqa.scoring.job import Settings, auto_batch_size, score_columns
+    from ipiqa.scoring.job import score_columns
     from ipiqa.scoring.loading import load
-    from ipiqa.scoring.parts import PartsFolder
     from ipiqa.scoring.rows import Inputs
     from ipiqa.scoring.sources import open_rows
     from ipiqa.scoring.writers import Columns, check_output
@@ -119,83 +112,59 @@ def score(arguments: argparse.Namespace) -> int:
         logger.info("columns of the input, renamed because the output has such: %s", ", ".join(renamed))
     if arguments.dry_run:
         return _show(rows, columns)
-    recorded = None if out is None else PartsFolder.of(out).job().get("batch_size")
-    batch_size = arguments.batch_size or recorded
-    if on_ray and out is not None:
-        return _write_on_ray(rows, columns, batch_size, out, arguments)
-    batch_size = batch_size or auto_batch_size(scorer)
-    settings = Settings(columns.scores, batch_size, arguments.num_workers or num_threads())
-    if out is None:
-        return _print(scorer, rows, columns, settings, as_csv=arguments.out == "-")
-    return _write(scorer, rows, columns, settings, out, arguments)
+    return _print(scorer, rows, columns, arguments) if out is None else _write(scorer, rows, columns, out, arguments)
 
 
-def _print(scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, *, as_csv: bool) -> int:
+def _print(scorer: Scorer, rows: Rows, columns: Columns, arguments: argparse.Namespace) -> int:
     """Prints scores as they come; nothing is kept."""
-    from ipiqa.scoring.job import score_parts
+    from ipiqa.datasets.checks import num_threads
+    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts
     from ipiqa.scoring.parts import Summary
     from ipiqa.scoring.writers import write_aligned, write_csv
 
-    summary, progress = Summary(), Progress(rows.num_rows)
+    batch_size, num_workers = arguments.batch_size or auto_batch_size(scorer), arguments.num_workers or num_threads()
+    settings, summary, progress = Settings(columns.scores, batch_size, num_workers), Summary(), Progress(rows.num_rows)
     if sys.stdout.isatty():  # a bar would stand between the rows
         progress.bar.close()
     scored = score_parts(scorer, rows.parts(settings.part_size), settings, progress.add)
-    (write_csv if as_csv else write_aligned)(sys.stdout, columns, map(summary.add, scored))
+    (write_csv if arguments.out else write_aligned)(sys.stdout, columns, map(summary.add, scored))
     return _report(summary, progress)
 
 
-def _write(
-    scorer: Scorer, rows: Rows, columns: Columns, settings: Settings, out: Path, arguments: argparse.Namespace
-) -> int:
-    """Writes scores to a file, computed in this process."""
-    from ipiqa.scoring.job import device_type, score_parts
-
-    def score_pending(parts: Iterator[Part], folder: PartsFolder, progress: Callable[[int], None]) -> None:
-        for scored in score_parts(scorer, parts, settings, progress):
-            folder.write(scored)
-
-    job = _identity(device_type(scorer), columns, settings, arguments)
-    return _write_parts(rows, columns, settings, out, job, score_pending, overwrite=arguments.overwrite)
-
-
-def _write_on_ray(
-    rows: Rows, columns: Columns, batch_size: int | None, out: Path, arguments: argparse.Namespace
-) -> int:
-    """Writes scores to a file, computed by processes on a Ray cluster."""
-    from ipiqa.scoring.job import Settings, usual_batch_size
-    from ipiqa.scoring.ray_engine import Pool, Task, connected, score_on_ray
-
-    with connected(arguments.address or os.environ.get("RAY_ADDRESS")):
-        pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
-        batch_size = batch_size or usual_batch_size(pool.device)
-        settings = Settings(columns.scores, batch_size, arguments.num_workers or pool.num_cpus)
-        job = _identity(pool.device, columns, settings, arguments)
-
-        def score_pending(parts: Iterator[Part], folder: PartsFolder, progress: Callable[[int], None]) -> None:
-            model = arguments.model
-            model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (else a name)
-            task = Task(model, arguments.folds, pool.device, arguments.amp, settings, job, folder.absolute())
-            score_on_ray(parts, task, pool, rows.num_rows, progress)
-
-        return _write_parts(rows, columns, settings, out, job, score_pending, overwrite=arguments.overwrite)
-
-
-def _write_parts(
-    rows: Rows, columns: Columns, settings: Settings, out: Path, job: dict[str, Any],
-    score_pending: Callable[[Iterator[Part], PartsFolder, Callable[[int], None]], None], *, overwrite: bool,
-) -> int:  # fmt: skip
-    """Writes scores to a file; when it is stopped, what is scored is kept."""
+def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: argparse.Namespace) -> int:
+    """Writes scores to a file, computed in this process or on Ray; when it is stopped, what is scored is kept."""
+    from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.parts import score_to_file
+    from ipiqa.scoring.job import Settings, auto_batch_size, device_type, score_parts, usual_batch_size
+    from ipiqa.scoring.parts import PartsFolder, score_to_file
+    from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
+    batch_size = arguments.batch_size or PartsFolder.of(out).job().get("batch_size")
     try:
-        with StopSignals() as stop:
-            progress = Progress(rows.num_rows, stop)
-            summary = score_to_file(
-                out, columns, rows.parts(settings.part_size),
-                lambda parts, folder: score_pending(parts, folder, progress.add),
-                job, overwrite=overwrite, skipped=progress.skip,
-            )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            pool = None
+            if arguments.engine == "ray":
+                stack.enter_context(connected(arguments.address or os.environ.get("RAY_ADDRESS")))
+                pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
+            device = pool.device if pool else device_type(scorer)
+            batch_size = batch_size or (usual_batch_size(device) if pool else auto_batch_size(scorer))
+            num_workers = arguments.num_workers or (pool.num_cpus if pool else num_threads())
+            settings = Settings(columns.scores, batch_size, num_workers)
+            job = _identity(device, columns, settings, arguments)
+            progress = Progress(rows.num_rows, stack.enter_context(StopSignals()))
+
+            def score_pending(parts: Iterator[Part], folder: PartsFolder) -> None:
+                if pool:
+                    model = arguments.model
+                    model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
+                    task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
+                    score_on_ray(parts, task, pool, rows.num_rows, progress.add)
+                else:
+                    for scored in score_parts(scorer, parts, settings, progress.add):
+                        folder.write(scored)
+
+            parts, overwrite = rows.parts(settings.part_size), arguments.overwrite
+            summary = score_to_file(out, columns, parts, score_pending, job, overwrite=overwrite, skipped=progress.skip)
     except Interrupted as error:
         print(f"ipiqa: stopped {error}. Go on with the same command", file=sys.stderr)
         return 128 + error.signal_number

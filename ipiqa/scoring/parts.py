@@ -36,10 +36,6 @@ class PartsFolder:
         """Returns the folder that belongs to an output file."""
         return cls(out.with_name(f"{out.name}.parts"))
 
-    def absolute(self) -> PartsFolder:
-        """Returns the folder for processes that run elsewhere."""
-        return PartsFolder(self.path.absolute())
-
     @contextlib.contextmanager
     def claimed(self, job: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
         """Holds the folder for one process; parts that are there stay where they are of the same job.

@@ -38,10 +38,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     `address` is host:port, or "auto" for the cluster that this machine is in. ConfigError: there is none.
     """
-    quiet = {
-        "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's makers
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-    }
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}  # the first: no reports to Ray's makers
     if address is None or (address != "auto" and _reached(address) in ("localhost", "127.0.0.1", "::1")):
         quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch, where firewalls ask, to stay on loopback
     os.environ |= quiet | os.environ
@@ -124,17 +121,27 @@ class Pool:
         return "cuda" if self.num_gpus else "cpu"
 
 
-@dataclass(frozen=True)
-class Task:
-    """What every process is told of a job. Its paths are absolute, on a disk that all machines see."""
+@dataclass
+class PartScorer:
+    """One of the processes, an actor of Ray Data: it loads the model once, and returns a user's mistakes as text.
+
+    Its paths are absolute, on a disk that all machines see.
+    """
 
     model: str
     folds: Sequence[int] | None
-    device: str
-    amp: Any
     settings: Settings
     job: dict[str, Any]  # as `PartsFolder.claimed`
     folder: PartsFolder
+    scorer: Scorer | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Returns how many rows were scored, and a problem that ends the job, or ""."""
+        try:
+            self.scorer = self.scorer or self.load()
+            return {"rows": [self.score(self.scorer, pickle.loads(batch["parts"][0]))], "problem": [""]}
+        except (IpiqaError, OSError) as error:
+            return {"rows": [0], "problem": [f"machine {socket.gethostname()}: {error}"]}
 
     def load(self) -> Scorer:
         """Returns the scorer; DataError where this machine does not have what the job was begun with."""
@@ -142,46 +149,29 @@ class Task:
             raise DataError(f"'{self.folder.path}' is not there. Give an --out on a disk that all machines see.")
         if (here := versions()) != self.job["versions"]:
             raise DataError(f"it has {here}, not {self.job['versions']}. Install the same on all machines.")
-        scorer = load(self.model, self.device, self.amp, folds=self.folds)
+        scorer = load(self.model, self.job["device"], self.job["amp"], folds=self.folds)
         if model_sha256(self.model, self.folds) != self.job["model"]:
             raise DataError(f"'{self.model}' is another model there. Give one on a disk that all machines see.")
         return scorer
 
     def score(self, scorer: Scorer, parts: Sequence[Part]) -> int:
         """Writes the scores of parts, but for those that a process has written before it died; returns their rows."""
-        tries = self.folder.path / f"tries-{parts[0].number:07d}"
+        number = parts[0].number
+        tries = self.folder.path / f"tries-{number:07d}"
         with tries.open("ab") as file:
             file.write(b".")
             if file.tell() > MOST_TRIES:
-                raise DataError(
-                    f"{MOST_TRIES} processes that scored part {parts[0].number} have died. Is memory short?"
-                )
+                raise DataError(f"{MOST_TRIES} processes that scored part {number} have died. Is memory short?")
         for scored in score_parts(scorer, [part for part in parts if not self.folder.has(part)], self.settings):
             self.folder.write(scored)
         tries.unlink()
         return sum(map(len, parts))
 
 
-class PartScorer:
-    """One of the processes, an actor of Ray Data: it loads the model once, and returns a user's mistakes as text."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.scorer: Scorer | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Returns how many rows were scored, and a problem that ends the job, or ""."""
-        try:
-            self.scorer = self.scorer or self.task.load()
-            return {"rows": [self.task.score(self.scorer, pickle.loads(batch["parts"][0]))], "problem": [""]}
-        except (IpiqaError, OSError) as error:
-            return {"rows": [0], "problem": [f"machine {socket.gethostname()}: {error}"]}
-
-
 def score_on_ray(
-    parts: Iterator[Part], task: Task, pool: Pool, num_rows: int | None, progress: Callable[[int], None]
+    parts: Iterator[Part], task: PartScorer, pool: Pool, num_rows: int | None, progress: Callable[[int], None]
 ) -> None:
-    """Scores parts on the connected cluster and has them written there; machines may die on the way.
+    """Scores parts on the connected cluster as `task` says, and has them written there; machines may die on the way.
 
     `progress` is called with numbers of rows, and with 0 after a signal; what it raises ends the job.
     """
@@ -196,7 +186,7 @@ def score_on_ray(
     if not stored:
         return
     dataset = ray.data.from_arrow_refs(stored).map_batches(
-        PartScorer, fn_constructor_args=(task,), batch_size=1, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
+        PartScorer, fn_constructor_kwargs=vars(task), batch_size=1, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
         compute=ray.data.ActorPoolStrategy(size=min(pool.size, len(stored))),
     )  # fmt: skip
     results = dataset.iter_internal_ref_bundles()  # unlike `iter_rows`, without a thread that would go on
