@@ -3,8 +3,9 @@
 import math
 
 from ipiqa.errors import DataError
+from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
-from ipiqa.evaluation.summary import common_folds, compare, interval_words, summarise, warnings
+from ipiqa.evaluation.summary import common_folds, compare, summarise, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
 from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import FITTED, label, number
@@ -31,7 +32,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
             notes[f"{target}: not compared, {reason}"] = None
             continue
         keys = [key for key in first.values if key[0] == target and key in second.values]
-        tests = holm([compare(first, second, key, folds) for key in keys])
+        tests = holm(compare(first, second, keys, folds))
         rows = []
         for (_, checkpoint, metric), test in zip(keys, tests, strict=True):
             means = number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"
@@ -40,7 +41,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
         tables.append((target, markdown_table(header, rows)))
     notes = dict.fromkeys(f"{name}: {words}" for name, run in (("A", a), ("B", b)) for words in warnings(run)) | notes
-    context = {"interval": interval_words(a), "level": LEVEL, "fitted": FITTED, "notes": notes}
+    context = {"interval": basis_of(a).value, "level": LEVEL, "fitted": FITTED, "notes": notes}
     return render("compare.md.j2", a=a, b=b, tables=tables, **context)
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, facts, interval_words
+from ipiqa.evaluation.summary import Summary, facts
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
@@ -132,7 +133,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "format": 1, "run": run.name, "facts": dict(facts(run)), "dataset_sha256": first.dataset.sha256,
         "split_kind": first.split.kind, "split_seed": first.split.seed,
         "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
-        "selection": first.selection, "interval": interval_words(run),
+        "selection": first.selection, "interval": basis_of(run).value,
         "finished_folds": [fold.number for fold in run.folds], "missing_folds": list(run.missing),
         "targets": targets, "notes": list(summary.notes),
     }  # fmt: skip
