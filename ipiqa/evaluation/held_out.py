@@ -3,6 +3,7 @@
 import enum
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class HeldOut:
     """The predictions of a run, in parts that can be measured.
 
     Prompts are drawn by their group: all that a split keeps together stays together. Images without a score in a target
-    do not count in it. `labels` are those of the images by fold, (N,) of text each.
+    do not count in it. `segments` are the distinct labels of the images, [""] where nothing labels them.
     """
 
     def __init__(self, run: RunResult, *, label: Label | None = None, like: "HeldOut | None" = None) -> None:
@@ -68,8 +69,10 @@ class HeldOut:
         self.basis, self._like = basis_of(run), like
         self._overlap = overlap_of(run, self.basis)
         self._frames = {fold.number: fold.predictions for fold in run.folds if fold.predictions is not None}
-        texts = {n: [""] * len(frame) if label is None else label(frame) for n, frame in self._frames.items()}
-        self.labels = {n: np.array(text, dtype=object) for n, text in texts.items()}
+        labels = {n: [""] * len(frame) if label is None else label(frame) for n, frame in self._frames.items()}
+        self.segments = sorted(set().union(*labels.values()), key=_natural)
+        number = {text: i for i, text in enumerate(self.segments)}
+        self._segment_of = {n: np.array([number[text] for text in texts], int) for n, texts in labels.items()}
 
     @functools.cached_property
     def _cluster_of(self) -> dict[str, int]:
@@ -92,14 +95,14 @@ class HeldOut:
         keys = {n: frame["group"] + "\0" + frame["prompt"].map(clean) for n, frame in self._frames.items()}
         return {n: pd.factorize(key)[0] for n, key in keys.items()}
 
-    def parts(self, target: str, checkpoint: str, label: str | None = None) -> Parts:
-        """Returns the images of each fold that have a score, or those with a label; folds without any are left out."""
+    def parts(self, target: str, checkpoint: str, segment: int | None = None) -> Parts:
+        """Returns the images of each fold, or of one of its segments, that have a score; folds without are left out."""
         out = {}
         for fold, frame in self._frames.items():
-            mos, labels = frame[f"mos_{target}"].to_numpy(), self.labels[fold]
-            chosen = np.flatnonzero(np.isfinite(mos) & (True if label is None else labels == label))
-            predictions, segments = frame[f"{checkpoint}_{target}"].to_numpy(), pd.factorize(labels[chosen])[0]
-            images = Images(predictions[chosen], mos[chosen], self._prompts[fold][chosen], segments)
+            mos, predictions = (frame[f"{name}_{target}"].to_numpy() for name in ("mos", checkpoint))
+            segments = self._segment_of[fold]
+            chosen = np.flatnonzero(np.isfinite(mos) & (True if segment is None else segments == segment))
+            images = Images(predictions[chosen], mos[chosen], self._prompts[fold][chosen], segments[chosen])
             names = frame["image"].to_numpy()[chosen] if self.basis is Basis.PROMPTS else ()
             if len(chosen):
                 out[fold] = Part(images, np.array([self._cluster_of[name] for name in names], dtype=np.int64))
@@ -117,3 +120,9 @@ class HeldOut:
         """Returns the spread of a metric, whose values by fold these are."""
         limits, drawn = LIMITS.get(metric, (-math.inf, math.inf)), self.resampled(metric, parts)
         return describe(values.values(), overlap=self._overlap, limits=limits, resampled=drawn)
+
+
+def _natural(label: str) -> tuple[bool, int, str]:
+    """Orders "9 to 12 words" before "13 to 40 words", and other text as text."""
+    number = re.match("[0-9]{1,9}", label)
+    return number is None, int(number[0]) if number else 0, label

@@ -1,9 +1,8 @@
-"""More than one number: a run within prompts, beside what no picture gives, and by generator, style or prompt length."""
+"""More than one number: within prompts, beside what no picture gives, and by generator, style or prompt length."""
 
 import dataclasses
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,6 +19,7 @@ from ipiqa.metrics import DRAWN, Spread, plain
 ALL, IMAGES, ORDER = "all", "images", "order"
 BY_SEGMENT = ("srcc", "srcc_within", "bias", "slope", "intercept")
 MAX_SEGMENTS = 100  # of one column: nobody reads a longer table
+MAX_ON_PAGE, MAX_TABLES = 30, 4  # the same where nobody has asked for the table, and such tables
 PROMPT_LENGTH = "prompt_length"
 NAME_FIELDS = {"generator": 1, "variant": 2}  # how many fields of a file name they are, as in AGIQA-1k and AGIQA-3k
 
@@ -29,11 +29,12 @@ Row = tuple[int, str, str, str, str, float]  # fold, then the key, then the valu
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A run in parts, `subsets`: the spread over folds of each metric, and of the number of images.
+    """A run in parts, `subsets`, by a column: the spread over folds of each metric, and of the number of images.
 
     `frame` is long, one row a value: run, fold, seed (of training), target, epoch, subset, metric, value.
     """
 
+    by: str
     subsets: tuple[str, ...]
     spreads: dict[Key, Spread]
     frame: pd.DataFrame
@@ -56,7 +57,7 @@ def beside_baselines(run: RunResult) -> Breakdown:
             spread = dataclasses.replace(spread, low=math.nan, high=math.nan)
         spreads[target, name, ALL, metric] = spread
         rows += [(fold, target, name, ALL, metric, value) for fold, value in values.items()]
-    return Breakdown((ALL,), spreads, _frame(run, rows))
+    return Breakdown("", (ALL,), spreads, _frame(run, rows))
 
 
 def by_segment(run: RunResult, by: str) -> Breakdown:
@@ -67,13 +68,19 @@ def by_segment(run: RunResult, by: str) -> Breakdown:
     order the segments as mean scores do? Raises ConfigError where the column is not there or has too many values.
     """
     held_out = HeldOut(run, label=_labelling(run, by))
-    found = sorted(set().union(*map(set, held_out.labels.values())), key=_natural)
-    if not 1 < len(found) <= MAX_SEGMENTS:
-        values = f"{by!r} has {len(found)} value{'s' * (len(found) != 1)} in {run.run_dir}"
+    if not 1 < (count := len(held_out.segments)) <= MAX_SEGMENTS:
+        values = f"{by!r} has {count} value{'s' * (count != 1)} in {run.run_dir}"
         raise ConfigError(f"--by: {values}. Give a column with 2 to {MAX_SEGMENTS}.")
-    subsets = {ALL: None} | {f"{by}={label}": label for label in found}
+    subsets = {ALL: None} | {f"{by}={label}": number for number, label in enumerate(held_out.segments)}
     spreads, rows = _measured(run, held_out, BY_SEGMENT, subsets)
-    return Breakdown(tuple(subsets), spreads, _frame(run, rows))
+    return Breakdown(by, tuple(subsets), spreads, _frame(run, rows))
+
+
+def columns_for_a_page(run: RunResult) -> list[str]:
+    """Returns the first of the segment columns with few enough values for a table on a page."""
+    frames = [fold.predictions for fold in run.folds if fold.predictions is not None]
+    count = {name: len(set().union(*(frame[name] for frame in frames))) for name in segment_columns(run)}
+    return [name for name, values in count.items() if 1 < values <= MAX_ON_PAGE][:MAX_TABLES]
 
 
 def segment_columns(run: RunResult) -> list[str]:
@@ -100,26 +107,20 @@ def _labelling(run: RunResult, by: str) -> Label:
     words = np.array([len(prompt.split()) for prompt in prompts] or [0])
     ends = np.unique(np.quantile(words, (0.25, 0.5, 0.75, 1), method="lower")).tolist()
     starts = [int(words.min()), *(end + 1 for end in ends[:-1])]
-    names = [f"{start} to {end} words" for start, end in zip(starts, ends, strict=True)]
+    names = [f"{a} to {b} words" if a < b else f"{a} words" for a, b in zip(starts, ends, strict=True)]
     return lambda frame: [names[np.searchsorted(ends, len(prompt.split()))] for prompt in frame["prompt"]]
 
 
-def _natural(label: str) -> tuple[bool, int, str]:
-    """Orders "9 to 12 words" before "13 to 40 words", and other text as text."""
-    number = re.match("[0-9]{1,9}", label)
-    return number is None, int(number[0]) if number else 0, label
-
-
 def _measured(
-    run: RunResult, held_out: HeldOut, metrics: Sequence[str], subsets: Mapping[str, str | None]
+    run: RunResult, held_out: HeldOut, metrics: Sequence[str], subsets: Mapping[str, int | None]
 ) -> tuple[dict[Key, Spread], list[Row]]:
     """Returns the spread of each metric, and its values by fold; the order of the subsets, where there are several."""
     spreads: dict[Key, Spread] = {}
     rows: list[Row] = []
-    for target, checkpoint, (subset, label) in itertools.product(run.targets, run.checkpoints, subsets.items()):
-        parts = held_out.parts(target, checkpoint, label)
+    for target, checkpoint, (subset, segment) in itertools.product(run.targets, run.checkpoints, subsets.items()):
+        parts = held_out.parts(target, checkpoint, segment)
         values = {IMAGES: {fold: float(len(part.images.mos)) for fold, part in parts.items()}}
-        for metric in (*metrics, *[ORDER] * (label is None and len(subsets) > 1)):
+        for metric in (*metrics, *[ORDER] * (segment is None and len(subsets) > 1)):
             values[metric] = {fold: plain(DRAWN[metric], part.images) for fold, part in parts.items()}
         for metric, by_fold in values.items():
             spreads[target, checkpoint, subset, metric] = held_out.spread(metric, parts, by_fold)

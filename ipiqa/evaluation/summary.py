@@ -1,5 +1,6 @@
 """What a run came to: its values by fold, their spreads, what must be known to read them, and paired folds."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of, overlap_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
+from ipiqa.evaluation.segments import Breakdown, beside_baselines
 from ipiqa.metrics import METRICS, PairedTest, Spread, paired_test
 
 Key = tuple[str, str, str]  # target, checkpoint, metric
@@ -40,6 +42,11 @@ class Summary:
     @property
     def metrics(self) -> tuple[str, ...]:
         return metric_names(metric for _, _, metric in self.values)
+
+    @functools.cached_property
+    def beside(self) -> Breakdown:
+        """The run within prompts, and beside baselines that see no picture."""
+        return beside_baselines(self.run)
 
 
 def metric_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -99,6 +106,11 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
     ]
+
+
+def checkpoint_title(run: RunResult, checkpoint: str) -> str:
+    """Returns the heading of a checkpoint: a run that only evaluated has neither best nor last epoch."""
+    return f"{checkpoint} epoch" if run.trained else "checkpoint"
 
 
 def selection_rule(run: RunResult) -> str:

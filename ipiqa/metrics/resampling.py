@@ -88,7 +88,8 @@ def plain(metric: Drawn, images: Images) -> float:
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (weights * values).sum(axis=1) / weights.sum(axis=1)
+    sums = weights @ values if values.ndim == 1 else np.einsum("bn,bn->b", weights, values)
+    return np.asarray(sums / weights.sum(axis=1))
 
 
 def _covariance(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

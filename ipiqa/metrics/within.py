@@ -1,7 +1,6 @@
 """Agreement among the images of one prompt, where neither the prompt nor the mean of its images can help."""
 
 import numpy as np
-import pandas as pd
 
 from ipiqa.metrics.agreement import MIN_IMAGES
 
@@ -16,14 +15,24 @@ def within_srcc(predictions: np.ndarray, mos: np.ndarray, prompts: np.ndarray) -
         mos: (N,), finite.
         prompts: (N,) numbers 0 to P - 1: which images share a prompt.
     """
-    by_prompt = pd.DataFrame({"a": predictions, "b": mos}).groupby(prompts)
-    ranks = by_prompt.rank()
-    centred = ranks - ranks.groupby(prompts).transform("mean")
-    products = pd.DataFrame({"ab": centred["a"] * centred["b"], "aa": centred["a"] ** 2, "bb": centred["b"] ** 2})
-    ab, aa, bb = products.groupby(prompts).sum().to_numpy().T
-    defined = (by_prompt.size().to_numpy() >= MIN_IMAGES) & (bb > 0)
-    flat = np.where(defined, 0.0, np.nan)
-    return np.divide(ab, np.sqrt(aa * bb), out=flat, where=defined & (aa > 0))
+    number = np.bincount(prompts)
+    ranks = [_ranks_within(values, prompts) for values in (predictions, mos)]
+    x, y = (r - (np.bincount(prompts, r) / np.maximum(number, 1))[prompts] for r in ranks)
+    xx, yy, xy = (np.bincount(prompts, products) for products in (x * x, y * y, x * y))
+    defined = (number >= MIN_IMAGES) & (yy > 0)
+    return np.divide(xy, np.sqrt(xx * yy), out=np.where(defined, 0.0, np.nan), where=defined & (xx > 0))
+
+
+def _ranks_within(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Returns ranks that order the images of each prompt, means for ties; those of a prompt begin anywhere."""
+    order = np.lexsort((values, prompts))
+    is_first = np.diff(values[order], prepend=np.nan) != 0
+    is_first |= np.diff(prompts[order], prepend=-1) != 0
+    tie = np.cumsum(is_first) - 1
+    places = np.arange(len(values), dtype=np.float64)
+    out = np.empty(len(values))
+    out[order] = (np.bincount(tie, places) / np.bincount(tie))[tie]
+    return out
 
 
 def pair_accuracy(predictions: np.ndarray, mos: np.ndarray, prompts: np.ndarray) -> np.ndarray:

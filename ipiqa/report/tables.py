@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ipiqa.evaluation.held_out import basis_of
-from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, facts
+from ipiqa.evaluation.summary import Summary, checkpoint_title, facts
 from ipiqa.metrics import Spread
+from ipiqa.report.breakdown import beside_text
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
 WIDTH = 100
@@ -40,11 +40,6 @@ def mean_std(spread: Spread | None) -> str:
 def label(metric: str) -> str:
     """Returns what a metric is called in a heading; an unknown one by its own name."""
     return LABELS.get(metric, one_line(metric))
-
-
-def checkpoint_title(run: RunResult, checkpoint: str) -> str:
-    """Returns the heading of a checkpoint: a run that only evaluated has neither best nor last epoch."""
-    return f"{checkpoint} epoch" if run.trained else "checkpoint"
 
 
 def shown_notes(summary: Summary) -> list[str]:
@@ -129,13 +124,16 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     targets: dict[str, dict[str, dict[str, Any]]] = {t: {c: {} for c in run.checkpoints} for t in run.targets}
     for (target, checkpoint, metric), spread in summary.spreads.items():
         targets[target][checkpoint][metric] = asdict(spread)
+    beside: dict[str, dict[str, dict[str, Any]]] = {target: {} for target in run.targets}
+    for (target, name, _, metric), spread in summary.beside.spreads.items():
+        beside[target].setdefault(name, {})[metric] = asdict(spread)
     return {
         "format": 1, "run": run.name, "facts": dict(facts(run)), "dataset_sha256": first.dataset.sha256,
         "split_kind": first.split.kind, "split_seed": first.split.seed,
         "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
         "selection": first.selection, "interval": basis_of(run).value,
         "finished_folds": [fold.number for fold in run.folds], "missing_folds": list(run.missing),
-        "targets": targets, "notes": list(summary.notes),
+        "targets": targets, "beside": beside, "notes": list(summary.notes),
     }  # fmt: skip
 
 
@@ -166,7 +164,8 @@ def summary_markdown(summary: Summary) -> str:
         folds.append((target, markdown_table(header, table.rows)))
     means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
     notes = shown_notes(summary)
-    return render("summary.md.j2", run=run, facts=facts(run), means=means, folds=folds, notes=notes, fitted=FITTED)
+    below = {"folds": folds, "beside": beside_text(summary), "notes": notes, "fitted": FITTED}
+    return render("summary.md.j2", run=run, facts=facts(run), means=means, **below)
 
 
 def summary_latex(summary: Summary) -> str:
