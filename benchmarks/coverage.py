@@ -93,10 +93,10 @@ def simulate(setting: Setting, kind: str, num_folds: int, num_databases: int) ->
             known, centre = x[split.train], x[split.train].mean(axis=0)
             square = (known - centre).T @ (known - centre) + RIDGE * np.eye(setting.num_features)
             weights = np.linalg.solve(square, (known - centre).T @ scores[split.train])
-            images = Images(x[split.val] @ weights, scores[split.val], prompts[split.val])
-            clusters = np.searchsorted(held_out, images.prompts)
+            clusters = np.searchsorted(held_out, prompts[split.val])
+            images = Images(x[split.val] @ weights, scores[split.val], prompts[split.val], clusters=clusters)
             values[i, model, fold] = stats.spearmanr(images.predictions, images.mos).statistic
-            drawn[i, model] += resampled(DRAWN["srcc"], images, clusters, draws) / num_folds
+            drawn[i, model] += resampled(DRAWN["srcc"], images, draws) / num_folds
             if num_folds == 1:
                 fresh[i, model, fold] = stats.spearmanr(new_features[model] @ weights, new_scores).statistic
     overlap = float(np.mean([len(split.val) / len(split.train) for split in splits]))

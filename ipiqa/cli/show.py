@@ -32,15 +32,13 @@ def run_config_show(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Writes the summary of each run and prints it; two runs are compared as well."""
-    from ipiqa.report import beside_text, by_segment, compare_runs, console_table, segments_text, write_summary
+    from ipiqa.report import breakdown_text, compare_runs, console_table, write_summary
 
     if len(arguments.runs) > 2:
         raise ConfigError(f"report: {len(arguments.runs)} runs. Give one to sum up or two to compare.")
     summaries = [write_summary(Path(folder), arguments.by) for folder in arguments.runs]
     for summary in summaries:
-        print(console_table(summary), beside_text(summary), sep="\n\n")
-        if arguments.by:
-            print(segments_text(summary.run, by_segment(summary.run, arguments.by)))
+        print(console_table(summary), breakdown_text(summary, arguments.by), sep="\n\n")
         print(f"Report: {summary.run.run_dir / 'report.html'}\n")
     if len(summaries) == 2:
         print(compare_runs(*(summary.run for summary in summaries)))

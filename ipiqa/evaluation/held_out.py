@@ -5,7 +5,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,21 +41,6 @@ def basis_of(run: RunResult) -> Basis:
     return Basis.DISJOINT if kind == "kfold" else Basis.OVERLAPPING
 
 
-def overlap_of(run: RunResult, basis: Basis) -> float:
-    """Returns what `paired_test` calls overlap: 0 where folds are disjoint."""
-    return run.test_to_train if basis is Basis.OVERLAPPING else 0.0
-
-
-class Part(NamedTuple):
-    """The scored images of a fold, or of a segment of it, and the clusters (N,) that their prompts are drawn in."""
-
-    images: Images
-    clusters: np.ndarray
-
-
-Parts = Mapping[int, Part]  # by fold
-
-
 class HeldOut:
     """The predictions of a run, in parts that can be measured.
 
@@ -67,7 +51,7 @@ class HeldOut:
     def __init__(self, run: RunResult, *, label: Label | None = None, like: "HeldOut | None" = None) -> None:
         """Takes a run, what labels its images, and the run it is compared with, whose groups and draws are used."""
         self.basis, self._like = basis_of(run), like
-        self._overlap = overlap_of(run, self.basis)
+        self.overlap = run.test_to_train if self.basis is Basis.OVERLAPPING else 0.0  # see `paired_test`
         self._frames = {fold.number: fold.predictions for fold in run.folds if fold.predictions is not None}
         labels = {n: [""] * len(frame) if label is None else label(frame) for n, frame in self._frames.items()}
         self.segments = sorted(set().union(*labels.values()), key=_natural)
@@ -95,34 +79,33 @@ class HeldOut:
         keys = {n: frame["group"] + "\0" + frame["prompt"].map(clean) for n, frame in self._frames.items()}
         return {n: pd.factorize(key)[0] for n, key in keys.items()}
 
-    def parts(self, target: str, checkpoint: str, segment: int | None = None) -> Parts:
+    def parts(self, target: str, checkpoint: str, segment: int | None = None) -> dict[int, Images]:
         """Returns the images of each fold, or of one of its segments, that have a score; folds without are left out."""
         out = {}
         for fold, frame in self._frames.items():
             mos, predictions = (frame[f"{name}_{target}"].to_numpy() for name in ("mos", checkpoint))
             segments = self._segment_of[fold]
-            chosen = np.flatnonzero(np.isfinite(mos) & (True if segment is None else segments == segment))
-            images = Images(predictions[chosen], mos[chosen], self._prompts[fold][chosen], segments[chosen])
-            names = frame["image"].to_numpy()[chosen] if self.basis is Basis.PROMPTS else ()
-            if len(chosen):
-                out[fold] = Part(images, np.array([self._cluster_of[name] for name in names], dtype=np.int64))
+            rows = np.flatnonzero(np.isfinite(mos) & (True if segment is None else segments == segment))
+            names = frame["image"].to_numpy()[rows] if self.basis is Basis.PROMPTS else ()
+            clusters = np.array([self._cluster_of[name] for name in names], dtype=np.int64)
+            if len(rows):
+                out[fold] = Images(predictions[rows], mos[rows], self._prompts[fold][rows], segments[rows], clusters)
         return out
 
-    def resampled(self, metric: str, parts: Parts) -> Resampled | None:
+    def resampled(self, metric: str, parts: Mapping[int, Images]) -> Resampled | None:
         """Returns the mean of a metric over folds in each draw of prompts; None where it is the folds that tell."""
         if self.basis is not Basis.PROMPTS or metric not in DRAWN or not parts:
             return None
-        values = [resampled(DRAWN[metric], *part, self._draws) for part in parts.values()]
-        drawn = np.unique(np.concatenate([part.clusters for part in parts.values()]))
+        values = [resampled(DRAWN[metric], images, self._draws) for images in parts.values()]
+        drawn = np.unique(np.concatenate([images.clusters for images in parts.values()]))
         return Resampled(np.mean(values, axis=0), len(drawn) - 1)
 
-    def spread(self, metric: str, parts: Parts, values: Mapping[int, float]) -> Spread:
+    def spread(self, metric: str, parts: Mapping[int, Images], values: Mapping[int, float]) -> Spread:
         """Returns the spread of a metric, whose values by fold these are."""
         limits, drawn = LIMITS.get(metric, (-math.inf, math.inf)), self.resampled(metric, parts)
-        return describe(values.values(), overlap=self._overlap, limits=limits, resampled=drawn)
+        return describe(values.values(), overlap=self.overlap, limits=limits, resampled=drawn)
 
 
-def _natural(label: str) -> tuple[bool, int, str]:
-    """Orders "9 to 12 words" before "13 to 40 words", and other text as text."""
-    number = re.match("[0-9]{1,9}", label)
-    return number is None, int(number[0]) if number else 0, label
+def _natural(label: str) -> list[str | int]:
+    """Orders "9 to 12 words" before "13 to 40 words"."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]{1,9})", label))]

@@ -119,9 +119,9 @@ def _measured(
     rows: list[Row] = []
     for target, checkpoint, (subset, segment) in itertools.product(run.targets, run.checkpoints, subsets.items()):
         parts = held_out.parts(target, checkpoint, segment)
-        values = {IMAGES: {fold: float(len(part.images.mos)) for fold, part in parts.items()}}
+        values = {IMAGES: {fold: float(len(images.mos)) for fold, images in parts.items()}}
         for metric in (*metrics, *[ORDER] * (segment is None and len(subsets) > 1)):
-            values[metric] = {fold: plain(DRAWN[metric], part.images) for fold, part in parts.items()}
+            values[metric] = {fold: plain(DRAWN[metric], images) for fold, images in parts.items()}
         for metric, by_fold in values.items():
             spreads[target, checkpoint, subset, metric] = held_out.spread(metric, parts, by_fold)
             rows += [(fold, target, checkpoint, subset, metric, value) for fold, value in by_fold.items()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of, overlap_of
+from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.evaluation.segments import Breakdown, beside_baselines
 from ipiqa.metrics import METRICS, PairedTest, Spread, paired_test
@@ -156,10 +156,9 @@ def compare(a: Summary, b: Summary, keys: Sequence[Key], folds: Sequence[int]) -
     runs = [replace(s.run, folds=tuple(fold for fold in s.run.folds if fold.number in folds)) for s in (a, b)]
     ours = HeldOut(runs[0])
     theirs, tests = HeldOut(runs[1], like=ours), []
-    overlap = max(overlap_of(run, held_out.basis) for run, held_out in zip(runs, (ours, theirs), strict=True))
     for target, checkpoint, metric in keys:
         first, second = ([s.values[target, checkpoint, metric][fold] for fold in folds] for s in (a, b))
         drawn = [held_out.resampled(metric, held_out.parts(target, checkpoint)) for held_out in (ours, theirs)]
         difference = drawn[0] - drawn[1] if drawn[0] and drawn[1] else None
-        tests.append(paired_test(first, second, overlap=overlap, resampled=difference))
+        tests.append(paired_test(first, second, overlap=max(ours.overlap, theirs.overlap), resampled=difference))
     return tests

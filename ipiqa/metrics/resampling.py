@@ -23,7 +23,7 @@ _NOISE = 1e-20  # of the mean square: a variance that rounding alone makes
 
 
 class Images(NamedTuple):
-    """N images that have a score; prompts and segments are numbers from 0.
+    """N images that have a score; prompts, segments and clusters, which are drawn together, are numbers from 0.
 
     A prediction that is not finite makes every metric nan.
     """
@@ -31,7 +31,8 @@ class Images(NamedTuple):
     predictions: np.ndarray
     mos: np.ndarray
     prompts: np.ndarray
-    segments: np.ndarray | None = None
+    segments: np.ndarray = np.zeros(0, dtype=np.int64)
+    clusters: np.ndarray = np.zeros(0, dtype=np.int64)
 
 
 Drawn = Callable[[Images, np.ndarray], np.ndarray]
@@ -69,22 +70,20 @@ def draw(num_clusters: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(num_clusters, chances, size=DRAWS).astype(np.float64)
 
 
-def resampled(metric: Drawn, images: Images, clusters: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Returns a metric in each of the draws (B, clusters), as (B,); `clusters` (N,) are those of the images."""
+def resampled(metric: Drawn, images: Images, draws: np.ndarray) -> np.ndarray:
+    """Returns a metric in each of the draws (B, clusters), as (B,)."""
     if not np.isfinite(images.predictions).all():
         return np.full(len(draws), np.nan)
-    step = max(1, _MAX_CELLS // max(1, len(clusters)))
+    step = max(1, _MAX_CELLS // max(1, len(images.mos)))
     chunks = (draws[start : start + step] for start in range(0, len(draws), step))
     with np.errstate(invalid="ignore", divide="ignore"):  # draws without an image, or with equal scores, are nan
-        return np.concatenate([metric(images, chunk[:, clusters]) for chunk in chunks])
+        return np.concatenate([metric(images, chunk[:, images.clusters]) for chunk in chunks])
 
 
 def plain(metric: Drawn, images: Images) -> float:
     """Returns a metric of the images as they are; nan where it is undefined."""
-    if not np.isfinite(images.predictions).all():
-        return np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(metric(images, np.ones((1, len(images.mos))))[0])
+    together = images._replace(clusters=np.zeros(len(images.mos), dtype=np.int64))
+    return float(resampled(metric, together, np.ones((1, 1)))[0])
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -164,7 +163,7 @@ def _intercept(images: Images, weights: np.ndarray) -> np.ndarray:
 
 def _order(images: Images, weights: np.ndarray) -> np.ndarray:
     """Returns the SRCC of mean prediction and mean MOS over segments; nan for fewer than 3, or one without an image."""
-    distinct, place = np.unique(np.zeros(0) if images.segments is None else images.segments, return_inverse=True)
+    distinct, place = np.unique(images.segments, return_inverse=True)
     if len(distinct) < MIN_IMAGES:
         return np.full(len(weights), np.nan)
     members = np.eye(len(distinct))[place]  # (N, S)

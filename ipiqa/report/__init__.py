@@ -9,13 +9,13 @@ from ipiqa.evaluation.segments import by_segment, columns_for_a_page
 from ipiqa.evaluation.summary import Summary, summarise
 from ipiqa.files import write_json, write_text
 from ipiqa.report.ablation import AblationRow, write_ablation
-from ipiqa.report.breakdown import beside_text, segments_text
+from ipiqa.report.breakdown import beside_section, section_text, segment_section
 from ipiqa.report.compare import compare_runs
 from ipiqa.report.page import report_page
 from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
 
-__all__ = ["AblationRow", "beside_text", "by_segment", "compare_runs", "console_table", "load_run", "segments_text"]
-__all__ += ["summarise", "write_ablation", "write_summary"]
+__all__ = ["AblationRow", "breakdown_text", "compare_runs", "console_table", "load_run", "summarise", "write_ablation"]
+__all__ += ["write_summary"]
 
 
 def write_summary(run_dir: Path, by: str | None = None) -> Summary:
@@ -27,10 +27,17 @@ def write_summary(run_dir: Path, by: str | None = None) -> Summary:
     summary = summarise(load_run(run_dir))
     columns = dict.fromkeys([*([by] if by else []), *columns_for_a_page(summary.run)])
     parts = [by_segment(summary.run, column) for column in columns]
+    sections = [beside_section(summary), *(segment_section(summary.run, part) for part in parts)]
     values = pd.concat([part.frame for part in (summary.beside, *parts)])
     write_json(run_dir / "summary.json", summary_json(summary))
     for kind, view in {"csv": summary_csv, "md": summary_markdown, "tex": summary_latex}.items():
         write_text(run_dir / f"summary.{kind}", view(summary))
     write_text(run_dir / "breakdown.csv", values.to_csv(index=False, lineterminator="\n"))
-    write_text(run_dir / "report.html", report_page(summary, parts))
+    write_text(run_dir / "report.html", report_page(summary, sections))
     return summary
+
+
+def breakdown_text(summary: Summary, by: str | None = None) -> str:
+    """Returns the run within prompts, beside baselines, and by a column, if one is named, as markdown."""
+    parts = [segment_section(summary.run, by_segment(summary.run, by))] if by else []
+    return "\n".join(map(section_text, [beside_section(summary), *parts]))

@@ -10,11 +10,10 @@ import pandas as pd
 
 from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.segments import Breakdown
 from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
-from ipiqa.report.breakdown import BESIDE_TITLE, BY_NOTES, Cell, beside_notes, beside_table, order_words, segment_table
+from ipiqa.report.breakdown import Cell, Section
 from ipiqa.report.plots import Line, chart
 from ipiqa.report.render import render
 from ipiqa.report.tables import fold_table, label, mean_std, number, shown_notes
@@ -25,8 +24,8 @@ MAX_PROMPT = 240
 Chart = dict[str, Any] | None
 
 
-def report_page(summary: Summary, parts: Sequence[Breakdown] = ()) -> str:
-    """Returns the whole page as HTML text; `parts` are what the run is broken down by."""
+def report_page(summary: Summary, sections: Sequence[Section] = ()) -> str:
+    """Returns the whole page as HTML text; `sections` are the run in parts."""
     run = summary.run
     images = {target: pooled(run, target, "best") for target in run.targets}
     return render(
@@ -34,21 +33,14 @@ def report_page(summary: Summary, parts: Sequence[Breakdown] = ()) -> str:
         selection_rule=f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}.",
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],
-        beside=[beside_table(summary, target) for target in run.targets], beside_title=BESIDE_TITLE,
-        beside_notes=beside_notes(summary), segments=[_segments(run, part) for part in parts], by_notes=BY_NOTES,
-        last=checkpoint_title(run, run.checkpoints[-1]),
-        curves=list(_curves(run)), scatters=[_scatter(*item) for item in images.items() if len(item[1])],
+        sections=sections, curves=list(_curves(run)),
+        scatters=[_scatter(*item) for item in images.items() if len(item[1])],
         max_points=plots.MAX_POINTS, num_predictions=len(images[run.targets[0]]),
         residuals=[errors for item in images.items() if (errors := _residuals(*item))],
         which=checkpoint_title(run, "best"),
         environment=[(k, v if isinstance(v, str) else json.dumps(v)) for k, v in run.environment.items()],
         splits=[(str(fold.number), fold.scores.split.sha256) for fold in run.folds],
     )  # fmt: skip
-
-
-def _segments(run: RunResult, parts: Breakdown) -> tuple[str, list[tuple[list[str], list[list[Cell]], str]]]:
-    """Returns the column, and for each target a header, rows, and how well the means are ordered."""
-    return parts.by, [(*segment_table(run, parts, t), order_words(run, parts, t)) for t in run.targets]
 
 
 def _card(summary: Summary, target: str) -> dict[str, Any]:
