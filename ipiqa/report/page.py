@@ -121,11 +121,12 @@ def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell
 
 
 def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
-    """Returns image, prompt, group, mos and prediction of all folds; an image held out twice is there twice."""
+    """Returns image, prompt, group, mos and prediction of all scored images; one held out twice is there twice."""
     columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
     names = ["image", "prompt", "group", *columns]
     parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
-    return (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+    every = (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+    return every[every["mos"].notna()]
 
 
 def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
