@@ -63,7 +63,11 @@ class Setting:
         return AnnotationTable(names, prompts, scores, (Target("quality"),), prompts, Path(), "permutation")
 
 
-SETTINGS = (Setting("300 prompts x 6 images", 300, 6, 20, 0.5), Setting("60 prompts x 5 images", 60, 5, 20, 0.5))
+SETTINGS = (
+    Setting("300 prompts x 6 images", 300, 6, 20, 0.5),
+    Setting("60 prompts x 5 images", 60, 5, 20, 0.5),
+    Setting("60 prompts x 10 images, hard", 60, 10, 40, 0.8),  # models differ a lot by what they were trained on
+)
 
 
 @dataclass(frozen=True)
