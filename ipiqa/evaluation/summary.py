@@ -20,9 +20,6 @@ _SPLIT_WORDS = {
     "holdout": ": prompt-disjoint draws, exact share of the groups; folds overlap",
     "kfold": ": disjoint groups, every image is held out exactly once over all folds",
     "image_random": ": prompts leak between parts: do not compare with prompt-disjoint results",
-    "file": ": as published in a file",
-    "official": ": as the database publishes it",
-    "all": ": every image is held out, nothing is trained here",
 }
 _LEAK = "Prompts leak between the parts of this split: do not compare with prompt-disjoint results."
 
@@ -122,6 +119,11 @@ def selection_rule(run: RunResult) -> str:
     fraction = (run.first.settings or {}).get("run.val_fraction")
     share = f" of {100 * fraction:g} %" if isinstance(fraction, float) else ""
     return f"best epoch on a validation part{share} of the training groups"
+
+
+def interval_words(run: RunResult) -> str:
+    """Returns in words what the intervals and tests of a run allow for."""
+    return basis_of(run).value
 
 
 def common_folds(a: RunResult, b: RunResult, target: str) -> tuple[list[int], str]:

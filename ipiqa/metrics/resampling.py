@@ -72,9 +72,9 @@ def draw(num_clusters: int) -> np.ndarray:
 
 def resampled(metric: Drawn, images: Images, draws: np.ndarray) -> np.ndarray:
     """Returns a metric in each of the draws (B, clusters), as (B,)."""
-    if not np.isfinite(images.predictions).all():
+    if not len(images.mos) or not np.isfinite(images.predictions).all():
         return np.full(len(draws), np.nan)
-    step = max(1, _MAX_CELLS // max(1, len(images.mos)))
+    step = max(1, _MAX_CELLS // len(images.mos))
     chunks = (draws[start : start + step] for start in range(0, len(draws), step))
     with np.errstate(invalid="ignore", divide="ignore"):  # draws without an image, or with equal scores, are nan
         return np.concatenate([metric(images, chunk[:, images.clusters]) for chunk in chunks])
@@ -111,12 +111,6 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     order = np.argsort(place, kind="stable")
     held = np.add.reduceat(weights[:, order], np.searchsorted(place[order], np.arange(len(distinct))), axis=1)
     return (np.cumsum(held, axis=1) - held / 2)[:, place]
-
-
-def _srcc(images: Images, weights: np.ndarray) -> np.ndarray:
-    if not len(images.mos):
-        return np.full(len(weights), np.nan)
-    return _correlation(_ranks(images.predictions, weights), _ranks(images.mos, weights), weights)
 
 
 def _krcc(images: Images, weights: np.ndarray) -> np.ndarray:
@@ -174,7 +168,10 @@ def _order(images: Images, weights: np.ndarray) -> np.ndarray:
 
 
 DRAWN: dict[str, Drawn] = {
-    "srcc": _srcc, "krcc": _krcc, "plcc_fitted": _plcc_fitted, "slope": _slope, "intercept": _intercept,
+    "srcc": lambda images, weights: _correlation(
+        _ranks(images.predictions, weights), _ranks(images.mos, weights), weights
+    ),
+    "krcc": _krcc, "plcc_fitted": _plcc_fitted, "slope": _slope, "intercept": _intercept,
     "plcc": lambda images, weights: _correlation(images.predictions, images.mos, weights),
     "rmse": lambda images, weights: np.sqrt(_mean(np.square(images.predictions - images.mos), weights)),
     "bias": lambda images, weights: _mean(images.predictions - images.mos, weights),

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 
 from ipiqa.errors import DataError
-from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers, short_name
-from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, summarise, warnings
+from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, interval_words, summarise, warnings
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, holm
 from ipiqa.report.compare import LEVEL, TEST_COLUMNS, interval_and_p
@@ -153,7 +152,7 @@ def _remarks(ablation: Ablation) -> list[str]:
     """Returns what must be known to read the tables."""
     legends = [
         f"{UP} {DOWN}: SRCC differs from {ablation.rows[0].name}, p Holm < {LEVEL}",
-        f"95 % interval and p: {basis_of(ablation.runs[0]).value}, two-sided, each by itself",
+        f"95 % interval and p: {interval_words(ablation.runs[0])}, two-sided, each by itself",
         "p Holm: corrected for the number of rows that are compared, in each epoch and target by itself",
     ]
     unfinished = [f"{row.name}: not finished ({row.state})" for row in ablation.rows if row.run is None]

@@ -3,10 +3,9 @@
 import math
 from typing import NamedTuple
 
-from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult
 from ipiqa.evaluation.segments import ALL, IMAGES, ORDER, Breakdown
-from ipiqa.evaluation.summary import Summary, checkpoint_title
+from ipiqa.evaluation.summary import Summary, checkpoint_title, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, render
 
@@ -86,4 +85,4 @@ def _in_one(cell: Cell) -> str:
 
 
 def _interval(run: RunResult) -> str:
-    return f"With the means: 95 % interval, {basis_of(run).value}."
+    return f"With the means: 95 % interval, {interval_words(run)}."

@@ -3,9 +3,8 @@
 import math
 
 from ipiqa.errors import DataError
-from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
-from ipiqa.evaluation.summary import common_folds, compare, summarise, warnings
+from ipiqa.evaluation.summary import common_folds, compare, interval_words, summarise, warnings
 from ipiqa.metrics import METRICS, PairedTest, holm
 from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import FITTED, label, number
@@ -41,7 +40,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
         tables.append((target, markdown_table(header, rows)))
     notes = dict.fromkeys(f"{name}: {words}" for name, run in (("A", a), ("B", b)) for words in warnings(run)) | notes
-    context = {"interval": basis_of(a).value, "level": LEVEL, "fitted": FITTED, "notes": notes}
+    context = {"interval": interval_words(a), "level": LEVEL, "fitted": FITTED, "notes": notes}
     return render("compare.md.j2", a=a, b=b, tables=tables, **context)
 
 

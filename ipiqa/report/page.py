@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, selection_rule
+from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
 from ipiqa.report.breakdown import Cell, Section
@@ -29,7 +28,7 @@ def report_page(summary: Summary, sections: Sequence[Section] = ()) -> str:
     run = summary.run
     images = {target: pooled(run, target, "best") for target in run.targets}
     return render(
-        "report.html.j2", run=run, facts=facts(run), warnings=shown_notes(summary), interval=basis_of(run).value,
+        "report.html.j2", run=run, facts=facts(run), warnings=shown_notes(summary), interval=interval_words(run),
         selection_rule=f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}.",
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ipiqa.evaluation.held_out import basis_of
-from ipiqa.evaluation.summary import Summary, checkpoint_title, facts
+from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.breakdown import beside_section, section_text
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
@@ -124,16 +123,13 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     targets: dict[str, dict[str, dict[str, Any]]] = {t: {c: {} for c in run.checkpoints} for t in run.targets}
     for (target, checkpoint, metric), spread in summary.spreads.items():
         targets[target][checkpoint][metric] = asdict(spread)
-    beside: dict[str, dict[str, dict[str, Any]]] = {target: {} for target in run.targets}
-    for (target, name, _, metric), spread in summary.beside.spreads.items():
-        beside[target].setdefault(name, {})[metric] = asdict(spread)
     return {
         "format": 1, "run": run.name, "facts": dict(facts(run)), "dataset_sha256": first.dataset.sha256,
         "split_kind": first.split.kind, "split_seed": first.split.seed,
         "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
-        "selection": first.selection, "interval": basis_of(run).value,
+        "selection": first.selection, "interval": interval_words(run),
         "finished_folds": [fold.number for fold in run.folds], "missing_folds": list(run.missing),
-        "targets": targets, "beside": beside, "notes": list(summary.notes),
+        "targets": targets, "notes": list(summary.notes),
     }  # fmt: skip
 
 
