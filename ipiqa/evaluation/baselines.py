@@ -47,10 +47,16 @@ def measure_baselines(table: AnnotationTable, split: Split) -> dict[str, dict[st
     """Returns {baseline: {target: {metric: value}}} on the held-out part, of all baselines that the table allows.
 
     These are each of its segments, prompt length, the other targets, and, where prompts stand on both sides, the prompt
-    alone and with each segment. Images without a score in a target do not count in it.
+    alone and with each segment. Of segments that part the images alike, the first is taken. Images without a score in a
+    target do not count in it.
     """
     prompts = pd.factorize(np.array(same_prompts(table.prompts), dtype=object))[0]
-    segments = [(name,) for name, labels in segments_of(table).items() if 1 < len(set(labels)) <= len(table) / 2]
+    segments, seen = [], set()
+    for name, labels in segments_of(table).items():
+        codes = pd.factorize(np.array(labels, dtype=object))[0]
+        if 0 < codes.max(initial=0) < len(table) / 2 and codes.tobytes() not in seen:
+            segments.append((name,))
+            seen.add(codes.tobytes())
     leaks = bool(np.isin(prompts[split.val], prompts[split.train]).any())
     known_prompt = [(PROMPT,), *((*segment, PROMPT) for segment in segments)] if leaks else []
     chosen = [*segments, *known_prompt, (PROMPT_LENGTH,), *[(OTHER_TARGETS,)] * (len(table.targets) > 1)]

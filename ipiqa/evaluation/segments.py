@@ -77,10 +77,14 @@ def by_segment(run: RunResult, by: str) -> Breakdown:
 
 
 def columns_for_a_page(run: RunResult) -> list[str]:
-    """Returns the first of the segment columns with few enough values for a table on a page."""
+    """Returns segment columns with few enough values for a page, the first of those that part the images alike."""
     frames = [fold.predictions for fold in run.folds if fold.predictions is not None]
-    count = {name: len(set().union(*(frame[name] for frame in frames))) for name in segment_columns(run)}
-    return [name for name, values in count.items() if 1 < values <= MAX_ON_PAGE][:MAX_TABLES]
+    distinct: dict[bytes, str] = {}
+    for name in segment_columns(run):
+        codes = pd.factorize(pd.concat([frame[name] for frame in frames]))[0]
+        if 0 < codes.max(initial=0) < MAX_ON_PAGE:
+            distinct.setdefault(codes.tobytes(), name)
+    return [*distinct.values()][:MAX_TABLES]
 
 
 def segment_columns(run: RunResult) -> list[str]:

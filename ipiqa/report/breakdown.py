@@ -21,8 +21,8 @@ _WITHIN = (
 )
 _NO_PICTURE = (
     "No picture: what the training scores alone predict, as the mean of a generator, style or prompt, or a line "
-    "through prompt length; other targets: from what the image was rated in them. Only more than that shows that a "
-    "model reads pictures."
+    "through prompt length; other targets: from what the image was rated in them. A model that is no better may have "
+    "learnt to tell generators apart, and nothing else of pictures."
 )
 _BY = "Mean error: mean of prediction - MOS. Slope and intercept: of the line from prediction to MOS, 1 and 0 at best."
 
