@@ -19,7 +19,6 @@ from ipiqa.metrics import DRAWN, Spread, plain
 ALL, IMAGES, ORDER = "all", "images", "order"
 BY_SEGMENT = ("srcc", "srcc_within", "bias", "slope", "intercept")
 MAX_SEGMENTS = 100  # of one column: nobody reads a longer table
-MAX_ON_PAGE, MAX_TABLES = 30, 4  # the same where nobody has asked for the table, and such tables
 PROMPT_LENGTH = "prompt_length"
 NAME_FIELDS = {"generator": 1, "variant": 2}  # how many fields of a file name they are, as in AGIQA-1k and AGIQA-3k
 
@@ -76,28 +75,12 @@ def by_segment(run: RunResult, by: str) -> Breakdown:
     return Breakdown(by, tuple(subsets), spreads, _frame(run, rows))
 
 
-def columns_for_a_page(run: RunResult) -> list[str]:
-    """Returns segment columns with few enough values for a page, the first of those that part the images alike."""
-    frames = [fold.predictions for fold in run.folds if fold.predictions is not None]
-    distinct: dict[bytes, str] = {}
-    for name in segment_columns(run):
-        codes = pd.factorize(pd.concat([frame[name] for frame in frames]))[0]
-        if 0 < codes.max(initial=0) < MAX_ON_PAGE:
-            distinct.setdefault(codes.tobytes(), name)
-    return [*distinct.values()][:MAX_TABLES]
-
-
-def segment_columns(run: RunResult) -> list[str]:
-    """Returns the columns in which the predictions of every fold keep segments of the table."""
-    frames = [fold.predictions for fold in run.folds if fold.predictions is not None]
-    known = {*TEXTS, *(f"{name}_{target}" for name in ("mos", "best", "last") for target in run.targets)}
-    shared = (name for name in (frames[0] if frames else ()) if all(name in frame for frame in frames))
-    return [name for name in shared if name not in known]
-
-
 def _labelling(run: RunResult, by: str) -> Label:
     """Returns what reads the label of each image off the predictions of a fold."""
-    columns = [*TEXTS[1:], *segment_columns(run)]
+    frames = [fold.predictions for fold in run.folds if fold.predictions is not None]
+    known = {TEXTS[0], *(f"{name}_{target}" for name in ("mos", "best", "last") for target in run.targets)}
+    columns = [name for name in (frames[0] if frames else ()) if all(name in frame for frame in frames)]
+    columns = [name for name in columns if name not in known]
     if by in columns:
         return lambda frame: frame[by].tolist()
     if by in NAME_FIELDS:
@@ -107,7 +90,7 @@ def _labelling(run: RunResult, by: str) -> Label:
         choices = dict.fromkeys([*columns, *NAME_FIELDS, PROMPT_LENGTH])
         problem = f"{by!r} is no column of the predictions in {run.run_dir}.{did_you_mean(by, choices)}"
         raise ConfigError(f"--by: {problem} There are: {', '.join(choices)}.")
-    prompts = set[str]().union(*(fold.predictions["prompt"] for fold in run.folds if fold.predictions is not None))
+    prompts = set[str]().union(*(frame["prompt"] for frame in frames))
     words = np.array([len(prompt.split()) for prompt in prompts] or [0])
     ends = np.unique(np.quantile(words, (0.25, 0.5, 0.75, 1), method="lower")).tolist()
     starts = [int(words.min()), *(end + 1 for end in ends[:-1])]

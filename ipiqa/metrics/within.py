@@ -1,6 +1,7 @@
 """Agreement among the images of one prompt, where neither the prompt nor the mean of its images can help."""
 
 import numpy as np
+from scipy import stats
 
 from ipiqa.metrics.agreement import MIN_IMAGES
 
@@ -25,14 +26,8 @@ def within_srcc(predictions: np.ndarray, mos: np.ndarray, prompts: np.ndarray) -
 
 def _ranks_within(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
     """Returns ranks that order the images of each prompt, means for ties; those of a prompt begin anywhere."""
-    order = np.lexsort((values, prompts))
-    is_first = np.diff(values[order], prepend=np.nan) != 0
-    is_first |= np.diff(prompts[order], prepend=-1) != 0
-    tie = np.cumsum(is_first) - 1
-    places = np.arange(len(values), dtype=np.float64)
-    out = np.empty(len(values))
-    out[order] = (np.bincount(tie, places) / np.bincount(tie))[tie]
-    return out
+    _, place = np.unique(np.stack([prompts, values]), axis=1, return_inverse=True)
+    return np.asarray(stats.rankdata(place.ravel()))
 
 
 def pair_accuracy(predictions: np.ndarray, mos: np.ndarray, prompts: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ipiqa.evaluation.results import load_run
-from ipiqa.evaluation.segments import by_segment, columns_for_a_page
+from ipiqa.evaluation.segments import by_segment
 from ipiqa.evaluation.summary import Summary, summarise
 from ipiqa.files import write_json, write_text
 from ipiqa.report.ablation import AblationRow, write_ablation
@@ -21,12 +21,10 @@ __all__ += ["write_summary"]
 def write_summary(run_dir: Path, by: str | None = None) -> Summary:
     """Writes summary.json, .csv, .md, .tex, breakdown.csv and report.html beside the folds.
 
-    The run is broken down by the segments that its predictions hold, and by a column, if one is named. Writes nothing
-    where `load_run` or `by_segment` raise.
+    `by` is a column to break the run down by. Writes nothing where `load_run` or `by_segment` raise.
     """
     summary = summarise(load_run(run_dir))
-    columns = dict.fromkeys([*([by] if by else []), *columns_for_a_page(summary.run)])
-    parts = [by_segment(summary.run, column) for column in columns]
+    parts = [by_segment(summary.run, by)] if by else []
     sections = [beside_section(summary), *(segment_section(summary.run, part) for part in parts)]
     values = pd.concat([part.frame for part in (summary.beside, *parts)])
     write_json(run_dir / "summary.json", summary_json(summary))
