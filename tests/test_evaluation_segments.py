@@ -17,7 +17,7 @@ from ipiqa.errors import ConfigError
 from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import Measured, RunResult, load_run, write_fold
 from ipiqa.evaluation.segments import beside_baselines, by_segment
-from ipiqa.evaluation.summary import compare, summarise
+from ipiqa.evaluation.summary import common_folds, compare, summarise
 from ipiqa.metrics import DRAWN, measure, plain
 from ipiqa.report import write_summary
 
@@ -134,6 +134,7 @@ def test_missing_scores_do_not_count(run) -> None:
     srcc = [stats.spearmanr(f["best_quality"], f["mos_quality"]).statistic for f in frames]
     assert parts.spreads["quality", "best", "all", "srcc"].mean == pytest.approx(np.mean(srcc))
     twin = summarise(load_run(run.run_dir))
+    assert common_folds(twin.run, twin.run, "quality") == ([0, 1, 2], "")
     assert compare(twin, twin, [("quality", "best", "srcc")], [0, 1, 2])[0].difference == 0
 
 

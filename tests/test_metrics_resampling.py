@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import DRAWN, Images, Resampled, measure, plain
+from ipiqa.metrics import DRAWN, METRICS, Images, Resampled, measure, plain
 from ipiqa.metrics.resampling import DRAWS, MAX_CLUSTERS, clusters_of, draw, resampled
 
 
@@ -35,7 +35,11 @@ def test_a_draw_is_a_sample_with_repetitions(metric, ties) -> None:
     images, draws = sample(ties=ties), draw(12)[:20]
     drawn = resampled(DRAWN[metric], images, draws)
     for value, times in zip(drawn, draws, strict=True):
-        assert value == pytest.approx(plain(DRAWN[metric], repeated(images, times)), abs=1e-12)
+        expected = repeated(images, times)
+        assert value == pytest.approx(plain(DRAWN[metric], expected), abs=1e-12)
+        if metric in METRICS:
+            reported = measure(expected.predictions[:, None], expected.mos[:, None], ["q"], fitted=False)["q"]
+            assert value == pytest.approx(reported[metric], abs=1e-12)
 
 
 def test_plain_metrics_are_those_of_a_report() -> None:
