@@ -114,8 +114,8 @@ def test_draws_of_prompts_take_the_place_of_folds() -> None:
     ("values", "degrees", "note"),
     [
         (np.zeros(100), 29, "all 1 differences are zero: a t-test is undefined"),
-        (np.full(100, math.nan), 29, "too few prompts for a test over prompts"),
-        (np.arange(100.0), 0, "too few prompts for a test over prompts"),
+        (np.full(100, math.nan), 29, "undefined in too many draws of prompts"),
+        (np.arange(100.0), 0, "undefined in too many draws of prompts"),
     ],
 )
 def test_draws_that_tell_nothing(values, degrees, note) -> None:

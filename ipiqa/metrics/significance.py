@@ -96,7 +96,7 @@ def paired_test(
     elif error <= 1e-12:  # equal differences leave no variance, and those of a rounding are none either
         note = f"all {n} differences are {'zero' if abs(mean) <= 1e-12 else 'the same'}: a t-test is undefined"
     elif math.isnan(error):
-        note = "too few prompts for a test over prompts"
+        note = "undefined in too many draws of prompts"
     if note is not None:
         return PairedTest(n, mean_a, mean_b, mean, note=note)
     p = float(2 * stats.t.sf(abs(mean / error), degrees))
