@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipiqa.datasets.leak import over_folds
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.metrics import METRICS, PairedTest, Spread, describe, paired_test
 
@@ -87,11 +88,14 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
     sizes = " to ".join(map(str, dict.fromkeys((held_out[0], held_out[-1]))))
     each = " per fold" if len(run.folds) > 1 else ""
     missing = f" of {run.num_folds}, missing: {fold_numbers(run.missing)}" if run.missing else ""
+    leaks = [fold.scores.leak for fold in run.folds if fold.scores.leak is not None]
+    leak = [("leak", over_folds(leaks).describe())] if len(leaks) == len(run.folds) else []  # older runs do not say it
     return [
         ("dataset", f"{dataset.name}, {dataset.num_images} images, {sizes} held out{each}"),
         ("split", f"{split.kind}, seed {split.seed}{_SPLIT_WORDS.get(split.kind, '')}"),
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
+        *leak,
     ]
 
 
