@@ -72,6 +72,19 @@ def test_undefined_says_why(predictions, mos, words, rmse) -> None:
     assert aggregate({"quality": result}) == -math.inf
 
 
+def test_missing_mos_are_left_out_target_by_target_and_counted() -> None:
+    rng = np.random.default_rng(3)
+    predictions, mos = rng.normal(size=(40, 2)), rng.normal(size=(40, 2))
+    lacking = mos.copy()
+    lacking[30:, 1] = np.nan
+    whole, left = measure(predictions, mos, ["a", "b"]), measure(predictions, lacking, ["a", "b"])
+    assert left["a"] == whole["a"]
+    assert left["b"]["notes"] == ["10 of 40 images have no MOS and are left out"]
+    fewer = measure(predictions[:30, 1:], mos[:30, 1:], ["b"])["b"]
+    assert {**left["b"], "notes": []} == fewer
+    assert "at least 3 images are needed" in one([1, 2, 3], [1, math.nan, math.nan])["notes"][1]
+
+
 def test_constant_but_for_rounding_is_constant() -> None:
     predictions = np.full(100, 0.1) + np.arange(100) * 1e-17
     assert "are the same" in one(predictions, np.arange(100.0))["notes"][0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ipiqa.datasets.leak import Leak
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
@@ -77,6 +78,7 @@ class FoldScores:
     num_folds: int | None = None
     seen_in_training: int | None = None
     baselines: dict[str, dict[str, dict[str, float | None]]] | None = None
+    leak: Leak | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def short_name(folder: Path) -> str:
 def write_fold(
     folder: Path, table: AnnotationTable, split: Split, measured: Mapping[str, Measured],
     predictions: Mapping[str, np.ndarray], *, dataset: str, epochs: int | None, num_folds: int,
-    settings: Mapping[str, Any], seen_in_training: int | None = None,
+    settings: Mapping[str, Any], seen_in_training: int | None = None, leak: Leak | None = None,
 ) -> None:  # fmt: skip
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
@@ -182,6 +184,7 @@ def write_fold(
         dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
         last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
         baselines=measure_baselines(table, split),
+        leak=leak,
     )  # fmt: skip
     content = dataclasses.asdict(scores)
     write_json(folder / "scores.json", {k: v for k, v in content.items() if v is not None or k == "epochs"})

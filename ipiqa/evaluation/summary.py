@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ipiqa.datasets.leak import over_folds
 from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.evaluation.segments import Breakdown, beside_baselines
@@ -97,11 +98,14 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
     sizes = " to ".join(map(str, dict.fromkeys((held_out[0], held_out[-1]))))
     each = " per fold" if len(run.folds) > 1 else ""
     missing = f" of {run.num_folds}, missing: {fold_numbers(run.missing)}" if run.missing else ""
+    leaks = [fold.scores.leak for fold in run.folds if fold.scores.leak is not None]
+    leak = [("leak", over_folds(leaks).describe())] if len(leaks) == len(run.folds) else []  # older runs do not say it
     return [
         ("dataset", f"{dataset.name}, {dataset.num_images} images, {sizes} held out{each}"),
         ("split", f"{split.kind}, seed {split.seed}{_SPLIT_WORDS.get(split.kind, '')}"),
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
+        *leak,
     ]
 
 

@@ -51,6 +51,7 @@ def measure(
     `predictions` and `mos` are (N, T), on the same scale for RMSE to mean something; other shapes are a ValueError.
     What cannot be computed is nan, and `notes` says why in words: fewer than 3 images, constant or non-finite values.
     RMSE needs no variation, so it is given for constant predictions too. KRCC is tau-b, SRCC uses mean ranks of ties.
+    A MOS that is nan is missing: its image is left out for that target, and `notes` counts them.
     `fitted` False leaves `plcc_fitted` at nan without a note, which saves time.
     """
     predictions, mos = np.asarray(predictions, dtype=np.float64), np.asarray(mos, dtype=np.float64)
@@ -116,6 +117,10 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
 def _measure_one(predictions: np.ndarray, mos: np.ndarray, fitted: bool) -> dict[str, Any]:
     notes: list[str] = []
     result: dict[str, Any] = {**dict.fromkeys(METRICS, math.nan), "notes": notes}
+    known = ~np.isnan(mos)
+    if not known.all():
+        notes.append(f"{len(mos) - known.sum()} of {len(mos)} images have no MOS and are left out")
+        predictions, mos = predictions[known], mos[known]
     if len(mos) and np.isfinite(predictions).all() and np.isfinite(mos).all():
         result["rmse"] = float(np.sqrt(np.mean((predictions - mos) ** 2)))
     if reason := _undefined(predictions, mos):
