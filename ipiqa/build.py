@@ -117,7 +117,7 @@ def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
     split, run = config.split, config.run
     return make_split(
         table, kind=split.kind, seed=split.seed, fold=fold, num_folds=run.num_folds,
-        train_fraction=split.train_fraction, val_fraction=run.val_fraction,
+        train_fraction=split.train_fraction, val_fraction=run.val_fraction, file=split.file,
     )  # fmt: skip
 
 
@@ -181,8 +181,12 @@ def describe_model(
     if data is not None and split is not None:
         facts["table_sha256"], facts["split_sha256"], facts["fold"] = data.table.sha256, split.sha256, split.fold
         facts["images"] = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
-        quantiles = np.quantile(data.table.scores[split.train], np.linspace(0, 1, 101), axis=0)
-        facts["quantiles"] = dict(zip(data.table.target_names, quantiles.T.round(6).tolist(), strict=True))
+        known = {
+            t: s[~np.isnan(s)] for t, s in zip(data.table.target_names, data.table.scores[split.train].T, strict=True)
+        }
+        facts["quantiles"] = {
+            t: np.quantile(s, np.linspace(0, 1, 101)).round(6).tolist() for t, s in known.items() if len(s)
+        }
         licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
         facts["licence"] = licence
     versions = {"ipiqa": __version__, "torch": str(torch.__version__)}
@@ -211,7 +215,7 @@ class Inputs:
             flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
-        moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets") if n in batch}
+        moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets", "known") if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
 

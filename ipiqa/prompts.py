@@ -74,17 +74,26 @@ def same_prompts(prompts: Sequence[str]) -> list[str]:
     return [first[key_of[text_of[prompt]]] for prompt in prompts]
 
 
+@functools.lru_cache(1 << 18)
+def _num_tokens(word: str) -> int:
+    """Returns the number of tokens of what the tokenizer takes for a word."""
+    tokenizer = _tokenizer(CONTEXT_LENGTH)
+    return len(tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in word.encode())).split(" "))
+
+
 def num_too_long(prompts: Sequence[str]) -> int:
     """Returns how many different prompts have more tokens than CLIP reads."""
-    encode = _tokenizer(CONTEXT_LENGTH).encode
-    texts = {prompt: clean(prompt) for prompt in prompts}
-    # a token is of one byte at least: a text of fewer bytes need not be tokenized
-    return sum(len(text.encode()) > _WORDS_END and len(encode(prompt)) > _WORDS_END for prompt, text in texts.items())
+    tokenizer, count = _tokenizer(CONTEXT_LENGTH), 0
+    for prompt in dict.fromkeys(prompts):
+        # a token is of one byte at least: a text of fewer bytes need not be tokenized, and others only be counted
+        if len(clean(prompt).encode()) > _WORDS_END:
+            count += sum(map(_num_tokens, tokenizer.pat.findall(tokenizer.clean_fn(prompt)))) > _WORDS_END
+    return count
 
 
 def describe(prompts: Sequence[str]) -> str:
     """Returns a line that counts the different prompts which CLIP does not read as their writer may think."""
-    texts = {prompt: clean(prompt) for prompt in prompts}
+    texts = {prompt: clean(prompt) for prompt in dict.fromkeys(prompts)}
     special = sum("<start_of_text>" in text or "<end_of_text>" in text for text in texts.values())
     read = f"{num_too_long(prompts)} prompts are longer than the {_WORDS_END} tokens that are read"
     return f"{read}, {special} hold the name of a special token, read as text"

@@ -118,7 +118,7 @@ def describe_type(annotation: Any) -> str:
         return f"{describe_type(origin)} ({describe_type(arguments[-1])} each)"
     words = {
         int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
-        dict: "a mapping", list: "a list", FilePath: "a path",
+        dict: "a mapping", list: "a list", FilePath: "a path", Any: "a value",
     }  # fmt: skip
     return words.get(annotation, str(annotation))
 

@@ -243,7 +243,7 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
     ("line", "message"),
     [
         ("model:", "model.name: missing. There are: clip_antonyms, clip_cosine, image2prompt, image_only, ipiqa,"),
-        ("dataset:", "dataset.name: missing. There are: agiqa_1k, agiqa_3k, diffusiondb, pairs, shards, table."),
+        ("dataset:", "dataset.name: missing. There are: agiqa_1k, agiqa_3k, aigciqa2023, aigiqa_20k, avt_ai_images,"),
         ("  output_dir:", "run.output_dir: missing. Give a path."),
     ],
 )

@@ -22,7 +22,7 @@ from PIL import Image
 from ipiqa import files
 from ipiqa.datasets import image_cache
 from ipiqa.datasets.checks import image_hashes
-from ipiqa.datasets.databases.agiqa import OwnTable
+from ipiqa.datasets.databases.own import OwnTable
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference.tables import names_sha256, reference_splits, write_table
 
 from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
-from ipiqa.datasets.splits import SPLIT_KINDS, _natural, make_split
+from ipiqa.datasets.splits import DRAWN, _natural, make_split
 from ipiqa.datasets.table import AnnotationTable, ReferenceDraw
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 
@@ -52,7 +52,7 @@ def test_reference_permutation_is_numpys_global_stream() -> None:
 def test_no_global_state() -> None:
     np.random.seed(0)
     before = np.random.get_state()[1].tolist()  # type: ignore[index]
-    for kind in SPLIT_KINDS:
+    for kind in DRAWN:
         make_split(TABLE, kind=kind, seed=1, fold=2, num_folds=5, val_fraction=0.2)
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
 
@@ -63,7 +63,7 @@ drawn = st.lists(st.sampled_from("abcdefghijkl"), min_size=12, max_size=60).filt
 @settings(max_examples=150, deadline=None)
 @given(
     groups=drawn,
-    kind=st.sampled_from(SPLIT_KINDS),
+    kind=st.sampled_from(DRAWN),
     draw=st.sampled_from(["permutation", "bernoulli"]),
     seed=st.integers(0, 2**32 - 1),
     fold=st.integers(0, 4),
@@ -142,7 +142,11 @@ def test_json() -> None:
 
 ONE_GROUP = make(["g"] * 5)
 REFUSED: dict[str, tuple[AnnotationTable, dict[str, Any], str]] = {
-    "kind": (TABLE, {"kind": "holdot"}, "split.kind: 'holdot' is not one of reference, holdout, kfold, image_random."),
+    "kind": (
+        TABLE,
+        {"kind": "holdot"},
+        "split.kind: 'holdot' is not one of reference, holdout, kfold, image_random, file, official, all.",
+    ),
     "not offered": (
         make(["a", "b"], None),
         {"kind": "reference"},

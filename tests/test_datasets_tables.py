@@ -48,6 +48,8 @@ def write(path: Path, rows: list[list[Any]], heading: list[str] | None = None) -
         path.write_text(
             "".join(json.dumps(dict(zip(heading, row, strict=True))) + "\n" for row in rows), encoding="utf-8"
         )
+    elif path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(heading, row, strict=True)) for row in rows]), encoding="utf-8")
     else:
         import pandas
 
@@ -69,7 +71,7 @@ def message(path: Path, **options: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".xlsx", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".xlsx", ".jsonl", ".json", ".parquet"])
 def test_formats_agree(tmp_path: Path, ending: str) -> None:
     awkward = [
         ["a.jpg", "NA", 0.1],
@@ -176,7 +178,8 @@ FILE_CASES = {
     "not a workbook": ("t.xlsx", b"<html>404</html>", "cannot be read: BadZipFile, 'File is not a zip file'. Check"),
     "not parquet": ("t.parquet", b"PAR1 and nothing more", "cannot be read: Arrow"),
     "not json": ("t.jsonl", b'{"name": "a"}\n{"name":\n', "line 2 is not a JSON object (Expecting"),
-    "json array": ("t.json", b'[{"name": "a"}]\n', "line 1 is not a JSON object ('list'"),
+    "json array": ("t.json", b'[["a", "b"]]', "is a list, but not of objects. Write an object for each row."),
+    "cut json array": ("t.json", b'[{"name": "a"}', "is no JSON ("),
     "nested json": ("t.jsonl", b"[" * 100_000, "line 1 is not a JSON object (maximum recursion depth"),
     "huge number": ("t.jsonl", b'{"mos": ' + b"9" * 5000 + b"}", "line 1 is not a JSON object (Exceeds the limit"),
     "ending": ("t.xls", b"x", "ends in '.xls'. Tables are read from .csv, .tsv, .xlsx, .jsonl, .json, .parquet."),

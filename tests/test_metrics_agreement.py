@@ -8,6 +8,7 @@ import time
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -69,6 +70,19 @@ def test_undefined_says_why(predictions, mos, words, rmse) -> None:
     assert result["notes"] == [f"correlations are undefined: {words}"]
     assert math.isfinite(result["rmse"]) is rmse
     assert aggregate({"quality": result}) == -math.inf
+
+
+def test_missing_mos_are_left_out_target_by_target_and_counted() -> None:
+    rng = np.random.default_rng(3)
+    predictions, mos = rng.normal(size=(40, 2)), rng.normal(size=(40, 2))
+    lacking = mos.copy()
+    lacking[30:, 1] = np.nan
+    whole, left = measure(predictions, mos, ["a", "b"]), measure(predictions, lacking, ["a", "b"])
+    assert left["a"] == whole["a"]
+    assert left["b"]["notes"] == ["10 of 40 images have no MOS and are left out"]
+    fewer = measure(predictions[:30, 1:], mos[:30, 1:], ["b"])["b"]
+    assert {**left["b"], "notes": []} == fewer
+    assert "at least 3 images are needed" in one([1, 2, 3], [1, math.nan, math.nan])["notes"][1]
 
 
 def test_constant_but_for_rounding_is_constant() -> None:
@@ -167,9 +181,37 @@ def test_far_outliers_do_not_hold_the_fit() -> None:
         assert result["plcc_fitted"] > max(0.8 * abs(result["srcc"]), abs(result["plcc"]) - 1e-4), seed
 
 
+@pytest.mark.parametrize(("seed", "two_starts"), [(86, 0.202), (246, 0.251)])
+def test_a_weak_predictor_is_fitted_from_its_quartiles_too(monkeypatch, seed, two_starts) -> None:
+    rng = np.random.default_rng(seed)
+    mos = rng.normal(size=134)
+    predictions = rng.standard_t(2, size=134) + 0.6 * mos
+    plcc = fit_logistic(predictions, mos).plcc
+    monkeypatch.setattr(agreement, "_WEAK", 1.0)
+    assert plcc > fit_logistic(predictions, mos).plcc + 0.02 == pytest.approx(two_starts + 0.02, abs=1e-3)
+
+
+def test_a_real_weak_predictor(shared) -> None:
+    """DBCNN and alignment of 134 real images: with two starts the fit ended at 0.2153."""
+    tables = [pd.read_csv(shared / "data/avt_ai_images" / f"{name}.csv") for name in ("ratings", "iqa_metrics")]
+    images = tables[0].merge(tables[1], on="image")
+    assert fit_logistic(images["dbcnn"], images["mos_align"]).plcc == pytest.approx(0.2766, abs=1e-3)
+
+
+def test_a_strong_predictor_keeps_its_fit(monkeypatch) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=400)
+    y = logistic(x) + 0.05 * rng.normal(size=400)
+    fit = fit_logistic(x, y)
+    monkeypatch.setattr(agreement, "_robust_starts", lambda *_: pytest.fail("two starts are enough"))
+    assert fit_logistic(x, y) == fit
+
+
 def test_a_fit_below_plcc_is_noted(monkeypatch) -> None:
     monkeypatch.setattr(agreement, "fit_logistic", lambda *_: agreement.LogisticFit(plcc=0.5))
     assert one([1, 2, 3, 4, 5], [1, 3, 2, 4, 5])["notes"] == ["fitted PLCC 0.5000 is below PLCC 0.9000: a poor fit"]
+    monkeypatch.setattr(agreement, "fit_logistic", lambda *_: agreement.LogisticFit(plcc=0.8999))
+    assert "below" in one([1, 2, 3, 4, 5], [1, 3, 2, 4, 5])["notes"][0]  # as soon as four digits show it
 
 
 def test_weak_correlation_is_fitted_all_the_same() -> None:

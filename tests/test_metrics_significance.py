@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import METRICS, describe, holm, paired_test
+from ipiqa.metrics import METRICS, Resampled, describe, holm, paired_test
 
 A = [0.871, 0.863, 0.869, 0.866, 0.870, 0.864, 0.868, 0.867, 0.865, 0.872]
 B = [0.861, 0.858, 0.860, 0.867, 0.859, 0.860, 0.864, 0.861, 0.855, 0.863]
@@ -93,3 +93,34 @@ def test_holm_by_hand() -> None:
     assert corrected(0.01, 0.04, 0.03, 0.005) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert corrected(0.6, 0.9) == pytest.approx([1.0, 1.0]) and corrected() == []
     assert corrected(0.02, math.nan)[0] == 0.02 and math.isnan(corrected(math.nan)[0])
+
+
+def test_draws_of_prompts_take_the_place_of_folds() -> None:
+    """The error is theirs, whatever the folds say, and a single fold has an interval and a test."""
+    drawn = Resampled(np.random.default_rng(0).normal(0.9, 0.02, size=1000), 29)
+    reach = stats.t.ppf(0.975, 29) * drawn.values.std(ddof=1)
+    for values in (A, A[:1]):
+        spread = describe(values, overlap=0.25, resampled=drawn)
+        assert spread.mean == pytest.approx(np.mean(values)) and spread.note is None
+        assert (spread.low, spread.high) == pytest.approx((spread.mean - reach, spread.mean + reach))
+    difference = Resampled(drawn.values - 0.9, 29)
+    test = paired_test([0.93], [0.9], overlap=0.25, resampled=difference)
+    assert test.p == pytest.approx(2 * stats.t.sf(0.03 / difference.error, 29)) and test.n == 1
+    assert (test.low, test.high) == pytest.approx((0.03 - reach, 0.03 + reach))
+    assert (drawn - drawn).error == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "degrees", "note"),
+    [
+        (np.zeros(100), 29, "all 1 differences are zero: a t-test is undefined"),
+        (np.full(100, math.nan), 29, "undefined in too many draws of prompts"),
+        (np.arange(100.0), 0, "undefined in too many draws of prompts"),
+    ],
+)
+def test_draws_that_tell_nothing(values, degrees, note) -> None:
+    b = 0.5 if values[0] == 0 and degrees else 0.4
+    test = paired_test([0.5], [b], overlap=0, resampled=Resampled(values, degrees))
+    assert math.isnan(test.p) and test.note == note
+    if math.isnan(Resampled(values, degrees).error):
+        assert describe([0.5], overlap=0, resampled=Resampled(values, degrees)).note.startswith("n = 1")

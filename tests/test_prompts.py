@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
-from ipiqa.prompts import clean, describe, read_as_text, same_prompts, tokenize
+from ipiqa.prompts import clean, describe, num_too_long, read_as_text, same_prompts, tokenize
 
-PLAIN = SimpleTokenizer()
+PLAIN, OURS = SimpleTokenizer(), read_as_text(SimpleTokenizer())
 START, END = PLAIN.all_special_ids
 
 PIECES = ["a", "Cat", " ", "\t", ",", ".", "&amp;", "1", "12", "é", "e\u0301", "ﬁ", "'s", "<b>", "猫", "\x07"]
@@ -59,6 +59,13 @@ def test_a_word_of_100000_letters_takes_no_time() -> None:
     started = time.perf_counter()
     assert words(word)[-1] == END
     assert time.perf_counter() - started < 10  # whole, it takes minutes
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=texts, times=st.integers(1, 30))
+def test_tokens_are_counted_as_they_are_made(text: str, times: int) -> None:
+    prompt = " ".join([text] * times)
+    assert num_too_long([prompt, prompt]) == (len(OURS.encode(prompt)) > 75)
 
 
 LONG = "a very long prompt, " * 20

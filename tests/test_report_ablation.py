@@ -171,12 +171,19 @@ def test_undefined_figures_are_explained(rows, tmp_path: Path) -> None:
     assert "- twin: quality, last epoch: all 6 differences are zero: a t-test is undefined\n" in same
 
 
-def test_one_fold_has_no_test(tmp_path: Path) -> None:
+def test_one_fold_is_tested_over_its_prompts(tmp_path: Path) -> None:
+    """And not at all without predictions, from which prompts could be drawn."""
     runs = [
         write_run(tmp_path / name, folds=(0,), num_folds=1, noise=noise) for name, noise in (("a", 0.3), ("b", 2.0))
     ]
     text = write_ablation(tmp_path / "out", [row(run.name, run) for run in runs])
-    assert "±" not in "".join(cells(text, "last", "b")) and cells(text, "last", "quality", "b")[4:] == ["-", "-", "-"]
+    low, _, high = cells(text, "last", "quality", "b")[4].split()
+    assert "±" not in "".join(cells(text, "last", "b")) and -1 < float(low) < float(high) < 0
+    assert cells(text, "last", "quality", "b")[3].endswith("↓") and "t over prompts, from 1,000 draws" in text
+    for path in tmp_path.glob("*/fold_00/predictions.csv"):
+        path.unlink()
+    text = write_ablation(tmp_path / "out", [row(run.name, run) for run in runs])
+    assert cells(text, "last", "quality", "b")[4:] == ["-", "-", "-"]
     assert "- b: quality, last epoch: n = 1: a paired test needs two folds or more\n" in text
 
 

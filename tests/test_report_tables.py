@@ -173,7 +173,7 @@ def test_what_figures_are_not_is_said_in_every_view(tmp_path, settings, change, 
 def test_single_fold_has_no_spread(tmp_path) -> None:
     run_dir = write_run(tmp_path / "run", folds=(0,), num_folds=1)
     assert "± std" not in table(run_dir)
-    assert "One fold: there is no spread to tell." in page(run_dir).text
+    assert "One fold: there is no spread over folds to tell." in page(run_dir).text
     assert "nan" not in (run_dir / "summary.md").read_text() + (run_dir / "summary.tex").read_text()
 
 
@@ -198,7 +198,7 @@ def test_markdown_and_latex(tmp_path) -> None:
     run_dir = write_run(tmp_path / "run", targets=("mos_quality", "a|b"))
     write_summary(run_dir)
     markdown = (run_dir / "summary.md").read_text()
-    assert {len(row) for row in cells(markdown)} == {7, 14} and r"a\|b" in markdown
+    assert {len(row) for row in cells(markdown)} == {4, 7, 14} and r"a\|b" in markdown
     latex = (run_dir / "summary.tex").read_text()
     assert r"\toprule" in latex and r"\bottomrule" in latex and r"mos\_quality" in latex
     assert re.search(r"\$0\.\d{4} \\pm 0\.\d{4}\$", latex)

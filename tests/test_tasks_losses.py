@@ -56,3 +56,37 @@ def test_losses_are_summed_with_their_weights() -> None:
 )
 def test_what_is_no_loss_is_refused(loss: str | dict[str, float], message: str) -> None:
     assert message in refused(lambda: QualityRegression(loss=loss))
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber", "plcc", "rank"])
+def test_missing_scores_change_nothing_of_the_others(loss: str) -> None:
+    """What stands in the place of a missing score, and what is predicted there, is not read."""
+    task, known = QualityRegression(loss=loss), torch.ones(6, 2, dtype=torch.bool)
+    known[4:, 0], known[5, 1] = False, False
+    filled = torch.cat([TARGETS, torch.full((2, 2), math.nan)])
+    filled[4, 1] = 2.0
+    values = []
+    for guess in (-7.0, 9.0):
+        predictions = torch.cat([PREDICTIONS, torch.full((2, 2), guess)])
+        predictions[4, 1] = 3.0
+        predictions.requires_grad_()
+        value = task.loss(predictions, filled, known)
+        value.backward()
+        assert predictions.grad is not None and not predictions.grad[~known].any()
+        assert torch.isfinite(predictions.grad).all()
+        values.append(value.item())
+    assert values[0] == values[1]
+    column = [task.loss(PREDICTIONS[:, :1], TARGETS[:, :1]).item()]
+    longer = torch.cat([PREDICTIONS[:, 1:], torch.tensor([[3.0]])]), torch.cat([TARGETS[:, 1:], torch.tensor([[2.0]])])
+    column.append(task.loss(*longer).item())
+    assert values[0] == pytest.approx((4 * column[0] + 5 * column[1]) / 9, rel=1e-5)
+
+
+def test_the_mean_of_known_scores_and_a_batch_without_any() -> None:
+    task, known = QualityRegression(), torch.tensor([[True, False], [False, False], [True, True], [False, True]])
+    expected = ((PREDICTIONS - TARGETS)[known] ** 2).mean().item()
+    assert task.loss(PREDICTIONS, TARGETS, known).item() == pytest.approx(expected, rel=1e-6)
+    predictions = PREDICTIONS.clone().requires_grad_()
+    nothing = task.loss(predictions, TARGETS * math.nan, torch.zeros(4, 2, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.item() == 0 and predictions.grad is not None and not predictions.grad.any()

@@ -35,10 +35,10 @@ def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: st
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the arguments that choose a config and change its settings."""
     example = "ipiqa/projects/agiqa3k/ipiqa.yaml"
-    parser.add_argument("--cfg-path", required=True, metavar="YAML", help=f"config file, e.g. {example}")
+    parser.add_argument("--cfg-path", required=required, metavar="YAML", help=f"config file, e.g. {example}")
     add_overrides(parser, "settings to change, e.g. run.max_epochs=10")
 
 

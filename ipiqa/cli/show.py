@@ -16,6 +16,8 @@ def add_commands(commands: Any) -> None:
     report = add_command(commands, "report", run_report, "sum up a run, or compare two")
     folders = "run folder; a second one is compared with the first"
     report.add_argument("runs", nargs="+", type=path("report"), metavar="DIR", help=folders)
+    column = "show the run by this column of its predictions as well: generator, style, prompt_length ..."
+    report.add_argument("--by", metavar="COLUMN", help=column)
     add_command(commands, "env", run_env, "print versions and machine facts", " Put them in a bug report.")
     convert = add_command(commands, "convert-clip", run_convert, "write CLIP weights as safetensors")
     convert.add_argument("source", type=path("source"), help="RN50.pt or another weights file")
@@ -30,13 +32,14 @@ def run_config_show(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Writes the summary of each run and prints it; two runs are compared as well."""
-    from ipiqa.report import compare_runs, console_table, write_summary
+    from ipiqa.report import breakdown_text, compare_runs, console_table, write_summary
 
     if len(arguments.runs) > 2:
         raise ConfigError(f"report: {len(arguments.runs)} runs. Give one to sum up or two to compare.")
-    summaries = [write_summary(Path(folder)) for folder in arguments.runs]
+    summaries = [write_summary(Path(folder), arguments.by) for folder in arguments.runs]
     for summary in summaries:
-        print(f"{console_table(summary)}\n\nReport: {summary.run.run_dir / 'report.html'}\n")
+        print(console_table(summary), breakdown_text(summary, arguments.by), sep="\n\n")
+        print(f"Report: {summary.run.run_dir / 'report.html'}\n")
     if len(summaries) == 2:
         print(compare_runs(*(summary.run for summary in summaries)))
     return 0

@@ -60,11 +60,11 @@ def train(arguments: argparse.Namespace) -> int:
         other = SCRIPTS.get(name, "ipiqa train")
         raise ConfigError(f"{arguments.cfg_path}: dataset.name is {name!r}. Start it with {other}.")
     from ipiqa import dist
-    from ipiqa.report import console_table, write_summary
+    from ipiqa.report import breakdown_text, console_table, write_summary
     from ipiqa.training.cross_validation import run
 
     run_dir = run(config, folds=arguments.folds, resume=arguments.resume)
     if dist.is_main():
-        print(console_table(write_summary(run_dir)))
-        print(f"\nReport: {run_dir / 'report.html'}")
+        summary = write_summary(run_dir)
+        print(console_table(summary), breakdown_text(summary), f"Report: {run_dir / 'report.html'}", sep="\n\n")
     return 0

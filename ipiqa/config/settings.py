@@ -39,7 +39,8 @@ def within(default: Any, low: float, high: float = math.inf, **open_ends: bool) 
 class SplitConfig:
     """Which images are held out."""
 
-    kind: Literal["reference", "holdout", "kfold", "image_random"] = "reference"
+    kind: Literal["reference", "holdout", "kfold", "image_random", "file", "official", "all"] = "reference"
+    file: FilePath | None = None  # of a published split, for kind `file`
     seed: int = within(42, 0, MAX_SEED)
     # of the groups; kfold takes it from run.num_folds instead
     train_fraction: float = within(0.8, 0, 1, without_low=True, without_high=True)
@@ -102,6 +103,15 @@ def check(split: SplitConfig, run: RunConfig) -> None:
         ),
         "run.num_folds: 1 is out of range. split.kind kfold cuts the groups into 2 or more folds.": (
             split.kind == "kfold" and run.num_folds < 2
+        ),
+        f"run.num_folds: {run.num_folds} is out of range. split.kind {split.kind} is one split: set run.num_folds=1.": (
+            split.kind in ("official", "all") and run.num_folds != 1
+        ),
+        "split.kind: all holds out every image and trains on none. Set run.evaluate=true, or take another kind.": (
+            split.kind == "all" and not run.evaluate
+        ),
+        f"split.file: {split.file!r}, but split.kind is {split.kind!r}. Give a file for kind file, and for it alone.": (
+            (split.kind == "file") != (split.file is not None)
         ),
     }
     for message in filter(problems.get, problems):

@@ -2,10 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
+
+import numpy as np
 
 from ipiqa.datasets.checks import Findings, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
@@ -14,6 +17,8 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.prompts import describe
 from ipiqa.registry import FilePath
+
+ImageLook = Literal["decode", "headers", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +63,29 @@ class ImageFolder(ABC):
         if refusal := look_at_images(table, processor.verify, self.hint).refusal:
             raise DataError(refusal)
 
-    def check(self, processor: SquashProcessor) -> Findings:
-        """Decodes every image, and says what the table holds."""
+    def check(self, processor: SquashProcessor, images: ImageLook = "decode") -> Findings:
+        """Decodes every image, reads their headers or no image at all, and says what the table holds."""
         table = self.load()
-        findings = look_at_images(table, processor.decode, self.hint)
-        counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
-        findings.summary = [f"{counts}, {len(set(table.groups))} groups: all usable", f"  {describe(table.prompts)}"]
-        for target, scores in zip(table.target_names, table.scores.T, strict=True):
-            spread = f"{scores.min():.3f} to {scores.max():.3f}, mean {scores.mean():.3f}"
-            findings.summary.append(f"  MOS {target}: {spread}")
+        look = processor.decode if images == "decode" else processor.verify
+        findings = Findings() if images == "none" else look_at_images(table, look, self.hint)
+        findings.summary = self.summary(table)
+        findings.summary[0] += ": images not looked at" if images == "none" else ": all usable"
         return findings
+
+    def summary(self, table: AnnotationTable) -> list[str]:
+        """Returns what a table holds, in lines."""
+        counts = f"{len(table)} rows, {table.num_images} images, {len(set(table.prompts))} prompts"
+        lines = [f"{counts}, {len(set(table.groups))} groups", f"  {describe(table.prompts)}"]
+        for target, scores in zip(table.target_names, table.scores.T, strict=True):
+            known = scores[~np.isnan(scores)]
+            spread = f"{known.min():.3f} to {known.max():.3f}, mean {known.mean():.3f}" if len(known) else "none"
+            lack = f", {len(scores) - len(known)} missing" if len(known) < len(scores) else ""
+            lines.append(f"  MOS {target}: {spread}{lack}")
+        lines += [f"  {name}: {len(set(texts))} different" for name, texts in table.segments.items()]
+        if table.official is not None:
+            parts = ", ".join(f"{part} {count}" for part, count in Counter(table.official).items())
+            lines.append(f"  split that comes with it: {parts}")
+        return lines
 
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]:
         """Returns the sha256 of each row's image file."""

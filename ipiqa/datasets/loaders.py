@@ -46,18 +46,21 @@ class TableBatches(Dataset[Batch | DataError]):
     def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
         self.images, self.tokens = images, tokens
         self.targets = torch.from_numpy(table.scores.astype(np.float32))
+        self.lacks_scores = bool(self.targets.isnan().any())
 
     def __getitem__(self, rows: np.ndarray) -> Batch | DataError:
         """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,).
 
-        An error is returned: raised in a worker, it would reach the main process as a long traceback.
+        Where the table lacks scores, `known` bool (B, T) says which targets are there. An error is returned: raised in
+        a worker, it would reach the main process as a long traceback.
         """
         try:
             images = self.images.batch(rows)
         except DataError as error:
             return error
         index = torch.from_numpy(rows)
-        return {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
+        batch = {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
+        return batch | ({"known": ~batch["targets"].isnan()} if self.lacks_scores else {})
 
 
 class TrainSampler(Sampler[np.ndarray]):

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,7 +28,9 @@ Rows = Iterator[tuple[int, list[str]]]  # (line or row number, the wanted cells)
 Choose = Callable[[Sequence[str]], list[int]]  # heading -> positions of the wanted columns
 
 
-def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str = "") -> pandas.DataFrame:
+def read_rows(
+    path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str = "", optional: Collection[str] = ()
+) -> pandas.DataFrame:
     """Returns the wanted columns of a table file as strings, "" for an empty cell; DataError where it cannot be used.
 
     The index is the number of the "line" (text files) or "row" and bears that name, a column its preferred spelling.
@@ -36,16 +38,37 @@ def read_rows(path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str
 
     Args:
         wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
+        optional: preferred spellings of columns that are left out where the file does not have them.
     """
     import pandas
 
-    def choose(heading: Sequence[str]) -> list[int]:
-        return [find_column(heading, spellings, f"{where}: '{path}'") for spellings in wanted]
+    names: list[str] = []
 
-    rows = list(stream_rows(path, where, choose, hint))
-    index = pandas.Index([number for number, _ in rows], name=counted(path))
-    names = pandas.Index([spellings[0] for spellings in wanted])
-    return pandas.DataFrame([cells for _, cells in rows], columns=names, index=index, dtype=object)
+    def choose(heading: Sequence[str]) -> list[int]:
+        there = [one for one in wanted if one[0] not in optional or _matching(heading, one)]
+        names[:] = [spellings[0] for spellings in there]
+        return [find_column(heading, spellings, f"{where}: '{path}'") for spellings in there]
+
+    numbers: list[int] = []
+    columns: list[list[str]] = []
+    for number, cells in stream_rows(path, where, choose, hint):  # by column: a million rows are not held twice
+        columns = columns or [[] for _ in cells]
+        numbers.append(number)
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    index = pandas.Index(numbers, name=counted(path))
+    return pandas.DataFrame(dict(zip(names, columns, strict=True)), index=index, dtype=object)
+
+
+def read_json(path: Path, where: str, hint: str = "") -> Any:
+    """Returns what a JSON file holds; DataError where it is absent or no JSON."""
+    here = f"{where}: '{path}'"
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{here} cannot be read: {error.strerror}. {hint or 'Check the path.'}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{here} is no JSON ({shorten(str(error))}). {hint or 'Save it again.'}") from None
 
 
 def stream_rows(path: Path, where: str, choose: Choose, hint: str = "") -> Rows:
@@ -55,7 +78,8 @@ def stream_rows(path: Path, where: str, choose: Choose, hint: str = "") -> Rows:
     to know that it can be read.
 
     Args:
-        path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line) or .parquet. Text files are UTF-8.
+        path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line, or a list of them) or .parquet.
+            Text files are UTF-8.
         where: setting that names the file, for messages.
         choose: gives the positions of the wanted columns in the heading; what it raises is passed on.
         hint: where to get the file, for messages.
@@ -90,24 +114,38 @@ def stream_rows(path: Path, where: str, choose: Choose, hint: str = "") -> Rows:
 
 def counted(path: Path) -> str:
     """Returns what the numbers of a table's rows count: "line" or "row"."""
-    return "row" if path.suffix.lower() in (".xlsx", ".parquet") else "line"
+    return "row" if path.suffix.lower() in (".xlsx", ".parquet") or _is_array(path) else "line"
+
+
+def _is_array(path: Path) -> bool:
+    """Returns whether a file is one JSON array, and not an object a line."""
+    if path.suffix.lower() != ".json":
+        return False
+    with _open(path, newline="\n") as file:
+        return file.read(1000).lstrip().startswith("[")
 
 
 def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
     """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven."""
-    for form in (str, _plain):
-        for spelling in spellings:
-            matching = [position for position, heading in enumerate(columns) if form(heading) == form(spelling)]
-            if len(matching) > 1:
-                named = ", ".join(repr(columns[position]) for position in matching[:5])
-                raise DataError(f"{here} has {len(matching)} columns for {spelling!r}: {named}. Rename all but one.")
-            if matching:
-                return matching[0]
+    if matching := _matching(columns, spellings):
+        if len(matching) > 1:
+            named = ", ".join(repr(columns[position]) for position in matching[:5])
+            raise DataError(f"{here} has {len(matching)} columns for {spellings[0]!r}: {named}. Rename all but one.")
+        return matching[0]
     filled = [column for column in columns if column.strip()]
     near = next(filter(None, (did_you_mean(spelling, filled[:1000]) for spelling in spellings)), "")
     wanted = " or ".join(map(repr, spellings))
     shown = ", ".join(map(shorten, filled[:30])) + (f" and {len(filled) - 30} more" if len(filled) > 30 else "")
     raise DataError(f"{here} has no column {wanted}.{near} Its columns are: {shown}.")
+
+
+def _matching(columns: Sequence[str], spellings: Sequence[str]) -> list[int]:
+    """Returns the positions of the columns that bear the first spelling which any bears, exactly or nearly so."""
+    for form in (str, _plain):
+        for spelling in spellings:
+            if matching := [position for position, column in enumerate(columns) if form(column) == form(spelling)]:
+                return matching
+    return []
 
 
 def _plain(heading: str) -> str:
@@ -162,6 +200,12 @@ def _read_xlsx(path: Path, here: str, choose: Choose) -> Rows:
 
 def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:
     def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+        if _is_array(path):
+            content = read_json(path, here.rpartition(": ")[0])
+            if not all(isinstance(row, dict) for row in content):
+                raise DataError(f"{here} is a list, but not of objects. Write an object for each row.")
+            yield from enumerate(content, start=1)
+            return
         with _open(path, newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 try:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Protocol
 
 from ipiqa.datasets.checks import Findings
 from ipiqa.datasets.image_cache import ImageSource
+from ipiqa.datasets.image_folder import ImageLook
 from ipiqa.datasets.loaders import Loading
 from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
 from ipiqa.datasets.table import AnnotationTable
@@ -25,6 +26,7 @@ class TableSource(_Source, Protocol):
 
     streamed: ClassVar[Literal[False]]
 
+    def check(self, processor: Processor, images: ImageLook = "decode") -> Findings: ...
     def check_images(self, table: AnnotationTable, processor: Processor) -> None: ...
     def image_hashes(self, table: AnnotationTable) -> tuple[str, ...]: ...
     def open_images(self, table: AnnotationTable, hashes: Sequence[str], processor: Processor) -> ImageSource: ...

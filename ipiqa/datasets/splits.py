@@ -1,20 +1,23 @@
 """Splits: which rows train and which are held out, as a pure function of (groups, kind, seed, fold).
 
-"Folds" are repeated draws, except in kind `kfold`. No kind but `image_random` cuts a group: its images, of one
-prompt or one content, all stand on the same side.
+"Folds" are repeated draws, except in kind `kfold`. Of the kinds that are drawn, none but `image_random` cuts a group:
+its images, of one prompt or one content, all stand on the same side. Published splits are as they were published.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ipiqa.datasets.published_splits import HELD_OUT, SELECTION, TRAIN, read_splits, roles
 from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import ConfigError, DataError
 
-SPLIT_KINDS = ("reference", "holdout", "kfold", "image_random")
+DRAWN = ("reference", "holdout", "kfold", "image_random")
+SPLIT_KINDS = (*DRAWN, "file", "official", "all")
 
 # RandomState seeded by [seed, fold, purpose]: streams that no two purposes share
 _HELD_OUT, _SELECTION = 1, 2
@@ -44,54 +47,97 @@ class Split:
 
 def make_split(
     table: AnnotationTable, *, kind: str, seed: int, fold: int, num_folds: int,
-    train_fraction: float = 0.8, val_fraction: float = 0.0,
+    train_fraction: float = 0.8, val_fraction: float = 0.0, file: str | None = None,
 ) -> Split:  # fmt: skip
     """Returns the split of one fold; it does not depend on other folds having been drawn.
 
     Args:
         kind: `reference` draws as the reference code does; `holdout` holds out an exact fraction of the groups, each
-            fold anew; `kfold` holds out each group in exactly one fold; `image_random` ignores groups.
+            fold anew; `kfold` holds out each group in exactly one fold; `image_random` ignores groups; `file` is read
+            from a file, `official` from the table; `all` holds out every row.
         seed: of all draws, 0 to 2**32 - 1.
         fold: which draw, from 0.
         num_folds: only `kfold` draws depend on it.
-        train_fraction: share of the groups that trains, above 0 and below 1; `kfold` does not read it.
+        train_fraction: share of the groups that trains, above 0 and below 1; only the first two kinds and
+            `image_random` read it.
         val_fraction: share of the training groups that becomes the selection part, from 0 to below 1.
+        file: file or folder of the published split; see `read_splits`.
 
     Raises:
-        ConfigError: the kind is unknown or not for this dataset, or kfold cannot cut it into so many folds.
-        DataError: the table has one group only, or a part would be empty.
+        ConfigError: the kind is unknown or not for this dataset, or has no such fold.
+        DataError: the table has one group only, a part would be empty, or the published split cannot be used.
     """
     if kind not in SPLIT_KINDS:
         raise ConfigError(f"split.kind: {kind!r} is not one of {', '.join(SPLIT_KINDS)}.")
+    labels = table.names if kind == "image_random" else table.groups
+    if kind in DRAWN:
+        held_out = _draw(table, labels, kind, seed, fold, num_folds, train_fraction)
+        part_of = np.array([HELD_OUT if label in held_out else TRAIN for label in labels])
+    else:
+        part_of = _published(table, kind, fold, file)
+    if val_fraction and SELECTION in part_of:
+        raise ConfigError("run.val_fraction: the split has a part to choose the epoch on. Set run.val_fraction=0.")
+    training = sorted({labels[row] for row in np.flatnonzero(part_of == TRAIN)}, key=_natural)
+    if selected := _choose(training, val_fraction, [seed, fold, _SELECTION]):
+        part_of[[part == TRAIN and label in selected for part, label in zip(part_of, labels, strict=True)]] = SELECTION
+
+    train, selection, val = parts = [np.flatnonzero(part_of == part).astype(np.int64) for part in range(3)]
+    for part, rows in zip(("train", "selection", "val"), parts, strict=True):
+        is_needed = val_fraction if part == "selection" else part == "val" or kind != "all"
+        if not len(rows) and is_needed:
+            given = f"split.train_fraction {train_fraction:g}, run.val_fraction {val_fraction:g}"
+            given = given if kind in DRAWN else f"what split.kind {kind} reads"
+            raise DataError(
+                f"split: the {part} part of fold {fold} is empty ({len(set(labels))} groups). Check {given}."
+            )
+    sha256 = json_sha256([[table.names[row] for row in rows] for rows in parts])
+    return Split(train, selection, val, kind, seed, fold, sha256)
+
+
+def splits_in(path: Path, table: AnnotationTable) -> list[Split]:
+    """Returns every fold of a published split, or of a run; see `read_splits`."""
+    folds = range(len(read_splits(path, table)))
+    return [make_split(table, kind="file", seed=0, fold=fold, num_folds=len(folds), file=str(path)) for fold in folds]
+
+
+def _published(table: AnnotationTable, kind: str, fold: int, file: str | None) -> np.ndarray:
+    """Returns the part of every row in a split that is not drawn."""
+    if kind == "all":
+        folds = [np.full(len(table), HELD_OUT)]
+    elif kind == "file":
+        if file is None:
+            raise ConfigError("split.file: missing. Name the file of the published split.")
+        folds = read_splits(Path(file), table)
+    elif table.official is None:
+        raise ConfigError("split.kind: no official split comes with this dataset. Use holdout, kfold or file.")
+    else:
+        role = roles(table.official)
+        folds = [np.array([role[part] for part in table.official])]
+    if fold >= len(folds):
+        raise ConfigError(f"run.num_folds: split.kind {kind} has no fold {fold}. It has {len(folds)}, counted from 0.")
+    return folds[fold]
+
+
+def _draw(
+    table: AnnotationTable, labels: Sequence[str], kind: str, seed: int, fold: int, num_folds: int, fraction: float
+) -> set[str]:
+    """Returns the groups that one draw holds out."""
     if kind == "reference" and table.reference_draw is None:
         raise ConfigError("split.kind: 'reference' is defined for AGIQA-1k and AGIQA-3k only. Use holdout or kfold.")
-    labels = table.names if kind == "image_random" else table.groups
     groups = sorted(set(labels), key=_natural)
     if len(groups) < 2:
         share = f"all {len(table)} rows belong to one group, {groups[0]!r}, so none can be held out"
         raise DataError(f"split: {share}. Check dataset.group, or use split.kind image_random.")
-    if kind == "kfold" and not fold < num_folds <= len(groups):
-        cut = f"kfold cannot cut {len(groups)} groups into {num_folds} folds for fold {fold}, counted from 0"
-        raise ConfigError(f"num_folds: {cut}. Use 2 to {len(groups)} folds.")
+    if kind == "kfold":  # a partition whose parts differ by one group at most
+        if not fold < num_folds <= len(groups):
+            cut = f"kfold cannot cut {len(groups)} groups into {num_folds} folds for fold {fold}, counted from 0"
+            raise ConfigError(f"num_folds: {cut}. Use 2 to {len(groups)} folds.")
+        return set(_shuffled(groups, [seed, 0, _HELD_OUT])[fold::num_folds])
     if kind == "reference" and table.reference_draw == "bernoulli":
-        held_out = _bernoulli(labels, seed, fold, train_fraction)
-    elif kind == "reference":  # successive permutations of one stream, as the reference draws for AGIQA-3k
-        held_out = set(_shuffled(groups, seed, fold)[round(len(groups) * train_fraction) :])
-    elif kind == "kfold":  # a partition whose parts differ by one group at most
-        held_out = set(_shuffled(groups, [seed, 0, _HELD_OUT])[fold::num_folds])
-    else:
-        held_out = _choose(groups, 1 - train_fraction, [seed, fold, _HELD_OUT])
-    training = [group for group in groups if group not in held_out]
-    selected = _choose(training, val_fraction, [seed, fold, _SELECTION])
-
-    part_of = np.array([2 if label in held_out else 1 if label in selected else 0 for label in labels])
-    train, selection, val = parts = [np.flatnonzero(part_of == part).astype(np.int64) for part in range(3)]
-    for part, rows in zip(("train", "selection", "val"), parts, strict=True):
-        if not len(rows) and (part != "selection" or val_fraction):
-            given = f"split.train_fraction {train_fraction:g}, run.val_fraction {val_fraction:g}"
-            raise DataError(f"split: the {part} part of fold {fold} is empty ({len(groups)} groups). Check {given}.")
-    sha256 = json_sha256([[table.names[row] for row in rows] for rows in parts])
-    return Split(train, selection, val, kind, seed, fold, sha256)
+        return _bernoulli(labels, seed, fold, fraction)
+    if kind == "reference":  # successive permutations of one stream, as the reference draws for AGIQA-3k
+        return set(_shuffled(groups, seed, fold)[round(len(groups) * fraction) :])
+    return _choose(groups, 1 - fraction, [seed, fold, _HELD_OUT])
 
 
 def _natural(label: str) -> tuple[bool, int, str, str]:

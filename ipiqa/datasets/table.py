@@ -14,14 +14,15 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ipiqa.datasets.columns import Source, spellings_of, texts_of
 from ipiqa.datasets.readers import NOT_TEXT, read_rows
-from ipiqa.errors import DataError, shorten
+from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.prompts import same_prompts
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ DuplicateRule = Literal["auto", "error", "keep", "mean"]
 ReferenceDraw = Literal["permutation", "bernoulli"]
 
 LONGEST_NAME = 1_000  # characters of an image file name
-LONGEST_TEXT = 20_000  # characters of a prompt or group; CLIP reads some 300 of a prompt
+LONGEST_TEXT = 20_000  # characters of a prompt, group or segment; CLIP reads some 300 of a prompt
 # absolute, on a drive or with ".." in it, whether POSIX or Windows reads it
 LEAVES_FOLDER = re.compile(r"[/\\]|.:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
+# The part of a published split by the words that name it; "selection" is ours, for what the epoch is chosen on.
+PARTS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "selection": "selection",
+}  # fmt: skip
 
 
 def json_sha256(content: Any) -> str:
@@ -59,9 +65,13 @@ class AnnotationTable:
 
     Attributes:
         names: image file names, relative to `image_dir`.
-        scores: (N, T) float64 mean opinion scores.
+        scores: (N, T) float64 mean opinion scores; nan where one is missing, which a dataset has to allow.
         groups: rows that share one belong on the same side of a split.
         reference_draw: how split kind `reference` draws its groups; None where it is not defined.
+        segments: what rows can be told apart by, such as generator or style -> N texts, "" where it is not known.
+        rater_std: (N, T) float64 standard deviation over the raters of an image, nan where it is not known.
+        num_raters: (N, T) float64 how many raters a score is the mean of, nan where it is not known.
+        official: the part of each row in the split that was published with the table: train, val or test.
     """
 
     names: tuple[str, ...]
@@ -71,6 +81,10 @@ class AnnotationTable:
     groups: tuple[str, ...]
     image_dir: Path
     reference_draw: ReferenceDraw | None = None
+    segments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rater_std: np.ndarray | None = None
+    num_raters: np.ndarray | None = None
+    official: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,6 +103,11 @@ class AnnotationTable:
         return [self.image_dir / name for name in self.names]
 
     @functools.cached_property
+    def prompts_read(self) -> list[str]:
+        """For each row, one prompt that stands for all that the model reads alike."""
+        return same_prompts(self.prompts)
+
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of names, prompts, scores and groups: the same for the same content in another file format."""
         scores = [[score.hex() for score in row] for row in self.scores.tolist()]
@@ -97,29 +116,53 @@ class AnnotationTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What to take from a table file; each column is named by its spellings, the preferred one first.
+    """What to take from a table file.
 
     Attributes:
-        targets: what is scored -> its score column; no score outside the target's scale can be right.
-        group: how an image name tells its group, or the name of a group column; None groups by prompt, where prompts
-            are the same which the model reads alike.
+        targets: what is scored -> its score column; no score outside the target's scale can be right. A cell may hold
+            a list of ratings, as in "[4, 3, 5]": their mean is the score.
+        group: what tells a row's group, or how an image name does; None groups by prompt, where prompts are the same
+            which the model reads alike.
+        std: name of a target -> column of the standard deviation over raters; for lists of ratings it is computed.
+        num_raters: how many raters each image had, where `std` has a column.
+        segments: name -> what tells a row's, or how an image name does.
+        official: column of the part, in the words of `PARTS`, of the split that comes with the table.
+        may_lack: whether columns of `std` and `segments` that the file does not have are left out.
+        missing: whether an empty score cell is a missing score; it is refused otherwise.
+        scale_to: where given, the scale of every target is stretched to 0 to this, and its scores with it.
         known_duplicates: names that the published table bears twice and `duplicates: auto` keeps.
         reference_draw: see `AnnotationTable`.
     """
 
-    image: Sequence[str]
-    prompt: Sequence[str]
-    targets: Mapping[Target, Sequence[str]]
-    group: Callable[[str], str] | str | None = None
+    image: Source
+    prompt: Source
+    targets: Mapping[Target, Source]
+    group: Callable[[str], str] | Source | None = None
+    std: Mapping[str, Source] = field(default_factory=dict)
+    num_raters: float | None = None
+    segments: Mapping[str, Callable[[str], str] | Source] = field(default_factory=dict)
+    official: Source | None = None
+    may_lack: bool = False
+    missing: bool = False
+    scale_to: float | None = None
     known_duplicates: frozenset[str] = frozenset()
     reference_draw: ReferenceDraw | None = None
 
+    def read(self, path: Path, hint: str) -> pandas.DataFrame:
+        """Returns the columns to read, each once, of the file that `dataset.annotations` names; see `read_rows`."""
+        given = [self.image, self.prompt, *self.targets.values(), self.group, self.official]
+        more = [*self.std.values(), *self.segments.values()]
+        columns, extra = (
+            {one[0]: one for source in sources if isinstance(source, Sequence) for one in spellings_of(source)}
+            for sources in (given, more)
+        )
+        optional = extra.keys() - columns.keys() if self.may_lack else ()
+        return read_rows(path, "dataset.annotations", [*(extra | columns).values()], hint, optional)
+
 
 def read_table(path: Path, layout: Layout, *, image_dir: Path, duplicates: DuplicateRule, hint: str) -> AnnotationTable:
-    """Returns the table in the file that `dataset.annotations` names; see `read_rows` and `make_table`."""
-    group = [[layout.group]] if isinstance(layout.group, str) else []
-    wanted = [layout.image, layout.prompt, *layout.targets.values(), *group]
-    rows = read_rows(path, "dataset.annotations", wanted, hint)
+    """Returns the table in the file that `dataset.annotations` names; see `Layout.read` and `make_table`."""
+    rows = layout.read(path, hint)
     return make_table(rows, layout, here=f"dataset.annotations: '{path}'", image_dir=image_dir, duplicates=duplicates)
 
 
@@ -131,23 +174,31 @@ def make_table(
     Raises DataError where a cell cannot be right: all cells of a kind are counted, the first is shown.
 
     Args:
-        rows: columns of text: image names, prompts, a score column per target, groups if they have a column. The index
-            bears the name of what it counts.
+        rows: columns of text that bear their preferred spelling, "" for an empty cell. The index bears the name of
+            what it counts.
         duplicates: what to do with a name that stands in several rows: `error`, `keep` them, `mean` of their scores, or
             `auto`, which keeps those known from the published table and refuses others.
     """
+
+    def column(source: Callable[[str], str] | Source) -> pandas.Series:
+        texts = texts_of(source, rows) if isinstance(source, Sequence) else list(map(source, names))
+        return pandas.Series(texts, rows.index, dtype=object)
+
     import pandas
 
-    names, prompts, *others = (rows.iloc[:, position] for position in range(rows.shape[1]))
+    root = f"{image_dir.absolute().as_posix()}/"
+    names = pandas.Series([name.removeprefix(root) for name in column(layout.image)], rows.index, dtype=object)
+    prompts = column(layout.prompt)
     _check_text(names, "image name", LONGEST_NAME, here)
     remedy = "Write names relative to dataset.images, without '..'."
     _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
     _check_text(prompts, "prompt", LONGEST_TEXT, here)
-    scores = np.zeros((len(rows), len(layout.targets)))
-    for column, target in enumerate(layout.targets):
-        scores[:, column] = _scores(others[column], target, here)
+    numbers = _numbers(rows, layout, here)
+    targets = tuple(layout.targets)
+    if layout.scale_to is not None:
+        targets = tuple(_stretched(target, numbers[:, :, t], layout.scale_to) for t, target in enumerate(targets))
     alike = pandas.Series(same_prompts(prompts.tolist()), rows.index, dtype=object)
-    groups = alike if layout.group is None else others[-1] if isinstance(layout.group, str) else names.map(layout.group)
+    groups = alike if layout.group is None else column(layout.group)
     _check_text(groups, "group", LONGEST_TEXT, here)
     remedy = "A split may train on prompts that it holds out: group by prompt to prevent it."
     cut = "have a prompt, as the model reads it, that stands in several groups"
@@ -156,22 +207,43 @@ def make_table(
     remedy = "One image has one prompt and group: correct the table."
     differs = _with_several(paths, zip(prompts, groups, strict=True))
     _report(paths, differs, "name an image again with another prompt or group", remedy, here)
-    again = paths.duplicated(keep=False)
-    if duplicates in ("auto", "error"):
-        known = layout.known_duplicates if duplicates == "auto" else ()
+    kept = _without_duplicates(paths, numbers, duplicates, layout.known_duplicates, here)
+    scores, std, raters = numbers[:, kept]
+    segments = {n: column(source)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
+    for name, texts in segments.items():
+        remedy = f"Check the column or pattern of segment {name!r}."
+        _report(texts, [len(text) > LONGEST_TEXT for text in texts], f"have a too long {name}", remedy, here)
+    return AnnotationTable(
+        names=tuple(names[kept]), prompts=tuple(prompts[kept]), scores=scores, targets=targets,
+        groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
+        segments={name: tuple(texts) for name, texts in segments.items()},
+        rater_std=None if np.isnan(std).all() else std, num_raters=None if np.isnan(raters).all() else raters,
+        official=None if layout.official is None else _parts(column(layout.official)[kept], here),
+    )  # fmt: skip
+
+
+def _without_duplicates(
+    paths: pandas.Series, numbers: np.ndarray, rule: DuplicateRule, expected: frozenset[str], here: str
+) -> np.ndarray:
+    """Returns which rows stay; where images that stand in several rows are averaged, the first has the mean."""
+    again, kept = paths.duplicated(keep=False), np.ones(len(paths), bool)
+    if rule in ("auto", "error"):
+        known = expected if rule == "auto" else ()
         remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
         _report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
-    remedy = "They are averaged into one row each." if duplicates == "mean" else "They are kept as rows of their own."
-    _report(paths, again, "name an image again", remedy, here, warn=True, scores=scores)
-    kept = np.ones(len(rows), bool)
-    if duplicates == "mean":
+    remedy = "They are averaged into one row each." if rule == "mean" else "They are kept as rows of their own."
+    _report(paths, again, "name an image again", remedy, here, warn=True, scores=numbers[0])
+    if rule == "mean":
         kept = ~paths.duplicated().to_numpy()
-        for _, same in pandas.Series(np.flatnonzero(again)).groupby(paths[again].to_numpy()):
-            scores[same.iloc[0]] = scores[same].mean(axis=0)
-    return AnnotationTable(
-        names=tuple(names[kept]), prompts=tuple(prompts[kept]), scores=scores[kept], targets=tuple(layout.targets),
-        groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
-    )  # fmt: skip
+        for same in paths[again].groupby(paths[again]).indices.values():
+            rows = np.flatnonzero(again)[same]
+            numbers[:, rows[0]] = _mean_of_known(numbers[:, rows])
+    return kept
+
+
+def _are_there(source: Callable[[str], str] | Source, rows: pandas.DataFrame) -> bool:
+    """Returns whether rows have the columns of a source; `Layout.read` refuses a file that must have them."""
+    return not isinstance(source, Sequence) or all(spellings[0] in rows for spellings in spellings_of(source))
 
 
 def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> None:
@@ -181,22 +253,77 @@ def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> Non
     _report(cells, bad, f"have no {what} of 1 to {longest:,} UTF-8 characters", remedy, here)
 
 
-def _scores(cells: pandas.Series, target: Target, here: str) -> np.ndarray:
-    """Returns (N,) float64; raises DataError where a cell is not a finite number on the target's scale."""
-    values = np.array([_number(cell) for cell in cells])
+def _parts(cells: pandas.Series, here: str) -> tuple[str, ...]:
+    """Returns the part that each cell names: train, val or test."""
+    parts = [PARTS.get(cell.strip().casefold(), "") for cell in cells]
+    _report(cells, [not part for part in parts], f"name no part of a split ({', '.join(PARTS)})", "Correct them.", here)
+    return tuple(parts)
+
+
+def _numbers(rows: pandas.DataFrame, layout: Layout, here: str) -> np.ndarray:
+    """Returns (3, N, T) float64: scores, their standard deviations over raters, and numbers of raters; nan: unknown."""
+    out = np.full((3, len(rows), len(layout.targets)), math.nan)
+    for t, (target, source) in enumerate(layout.targets.items()):
+        out[:, :, t] = _ratings(rows[spellings_of(source)[0][0]], target, here, missing=layout.missing)
+        if target.name in layout.std and _are_there(layout.std[target.name], rows):
+            of = Target(f"std of {target.name}", 0.0)
+            out[1, :, t] = _ratings(rows[spellings_of(layout.std[target.name])[0][0]], of, here, missing=True)[0]
+            out[2, :, t] = math.nan if layout.num_raters is None else layout.num_raters
+    if np.isnan(out[0]).any():
+        counts = ", ".join(f"{n} of {t.name}" for t, n in zip(layout.targets, np.isnan(out[0]).sum(0), strict=True))
+        message = "%s: scores are missing (%s of %d rows): they count in no loss and no metric"
+        logger.warning(message, here, counts, len(rows))
+    return out
+
+
+def _stretched(target: Target, numbers: np.ndarray, high: float) -> Target:
+    """Returns the target on the scale from 0 to `high`, and puts its scores and their deviations (3, N) on it."""
+    if target.low is None or target.high is None:
+        advice = "Give its ends, or set dataset.scale_to to null."
+        raise ConfigError(f"dataset.scale_to: the scale of {target.name!r} is not known. {advice}")
+    factor = high / (target.high - target.low)
+    numbers[0] = (numbers[0] - target.low) * factor
+    numbers[1] *= factor
+    return replace(target, low=0.0, high=high)
+
+
+def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) -> np.ndarray:
+    """Returns (3, N) float64: mean, standard deviation and number of the ratings in each cell, nan where unknown.
+
+    Raises DataError where a cell has no finite number on the target's scale, unless it is empty and may be.
+    """
+    lists = [_read_ratings(cell) for cell in cells]
     low = -math.inf if target.low is None else target.low
     high = math.inf if target.high is None else target.high
-    bad = ~(np.isfinite(values) & (low <= values) & (values <= high))
+    bad = [not (missing or some) or not all(low <= value <= high and math.isfinite(value) for value in some)
+           for some in lists]  # fmt: skip
     remedy = "Write numbers such as 2.75, and check the column and its scale."
+    if not missing and not all(lists):
+        remedy += " Where scores are missing, set dataset.missing_scores to mask."
     _report(cells, bad, f"have no finite score {target.name!r} from {low:g} to {high:g}", remedy, here)
-    return values
+    out = np.full((3, len(lists)), math.nan)
+    out[0] = [some[0] if len(some) == 1 else sum(some) / len(some) if some else math.nan for some in lists]
+    for row in [row for row, some in enumerate(lists) if len(some) > 1]:
+        out[1, row], out[2, row] = np.std(lists[row], ddof=1), len(lists[row])
+    return out
 
 
-def _number(cell: str) -> float:
+def _read_ratings(cell: str) -> list[float]:
+    """Returns the numbers in a cell: one, those of a list, or none; nan for what is no number."""
     try:
-        return math.nan if "_" in cell else float(cell)  # float() would read "1_0" as ten
-    except ValueError:
-        return math.nan
+        if not cell.lstrip().startswith("["):
+            return [math.nan if "_" in cell else float(cell)]  # float() would read "1_0" as ten
+        ratings = json.loads(cell)
+        return [float(value) if type(value) in (int, float) else math.nan for value in ratings]
+    except (ValueError, OverflowError, RecursionError):
+        return [math.nan] if cell.strip() else []
+
+
+def _mean_of_known(numbers: np.ndarray) -> np.ndarray:
+    """Returns (3, T) of (3, R, T): the mean over rows of what is not nan."""
+    known = ~np.isnan(numbers)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, numbers, 0).sum(axis=1) / known.sum(axis=1)
 
 
 def _report(

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ipiqa.datasets.leak import Leak
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
+from ipiqa.evaluation.baselines import measure_baselines, segments_of
 from ipiqa.evaluation.typed import LARGEST, parse
 from ipiqa.files import write_json, write_text
 
 FORMAT = 1  # of scores.json; a newer number is refused
 CHECKPOINTS = ("best", "last")
+TEXTS = ("image", "prompt", "group")  # the first columns of predictions.csv
 MAX_FOLDS = 100_000
 
 # The metrics of one target, None where undefined, and "notes"; known ones may be missing, unknown ones be there.
@@ -58,8 +61,8 @@ class Measured:
 class FoldScores:
     """What scores.json holds; what has a default is not in files of version 0.1.
 
-    `settings` are those that decide the numbers, `num_folds` is what the run was asked for, and `seen_in_training`
-    counts held-out images that the evaluated checkpoint was trained on.
+    `settings` are those that decide the numbers, `num_folds` is what the run was asked for, `seen_in_training` counts
+    held-out images that the evaluated checkpoint was trained on, and `baselines` has metrics by baseline and target.
     """
 
     format: int
@@ -74,6 +77,8 @@ class FoldScores:
     settings: dict[str, Any] | None = None
     num_folds: int | None = None
     seen_in_training: int | None = None
+    baselines: dict[str, dict[str, dict[str, float | None]]] | None = None
+    leak: Leak | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,10 @@ class EvaluatedEpoch:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One finished fold; `predictions` has columns image, prompt, group and mos_T, best_T, last_T for each target."""
+    """One finished fold.
+
+    `predictions` has columns image, prompt, group, mos_T, best_T, last_T for each target, and others as text: segments.
+    """
 
     scores: FoldScores
     curve: tuple[EvaluatedEpoch, ...]
@@ -142,10 +150,10 @@ class RunResult:
         return tuple(sorted(set(range(self.num_folds or 0)) - {fold.number for fold in self.folds}))
 
     @property
-    def overlap(self) -> float:
-        """Held-out images for one of the others, 0 where folds are disjoint (see `paired_test`); mean over folds."""
-        splits = [fold.scores.split for fold in self.folds if fold.scores.split.kind != "kfold"]
-        return float(np.mean([s.num_val / max(1, s.num_train + s.num_selection) for s in splits])) if splits else 0.0
+    def test_to_train(self) -> float:
+        """Held-out images for one of the others, those of the selection part included (see `paired_test`)."""
+        splits = [fold.scores.split for fold in self.folds]
+        return float(np.mean([s.num_val / max(1, s.num_train + s.num_selection) for s in splits]))
 
 
 def short_name(folder: Path) -> str:
@@ -156,13 +164,15 @@ def short_name(folder: Path) -> str:
 def write_fold(
     folder: Path, table: AnnotationTable, split: Split, measured: Mapping[str, Measured],
     predictions: Mapping[str, np.ndarray], *, dataset: str, epochs: int | None, num_folds: int,
-    settings: Mapping[str, Any], seen_in_training: int | None = None,
+    settings: Mapping[str, Any], seen_in_training: int | None = None, leak: Leak | None = None,
 ) -> None:  # fmt: skip
     """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
 
     `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
-    frame = pd.DataFrame({"image": table.names, "prompt": table.prompts, "group": table.groups}).iloc[split.val]
+    texts = dict(zip(TEXTS, (table.names, table.prompts, table.groups), strict=True))
+    texts |= {f"segment_{n}" if n in texts else n: labels for n, labels in segments_of(table).items()}
+    frame = pd.DataFrame(texts).iloc[split.val]
     for name, block in {"mos": table.scores[split.val], **predictions}.items():
         columns = zip(table.target_names, block.T.astype(np.float64), strict=True)
         frame = frame.assign(**{f"{name}_{target}": column for target, column in columns})
@@ -173,6 +183,8 @@ def write_fold(
         selection="validation part" if len(split.selection) else "reported part", targets=tuple(table.target_names),
         dataset=DatasetFacts(dataset, table.sha256, len(table)), epochs=epochs, best=measured["best"],
         last=measured.get("last"), settings=dict(settings), num_folds=num_folds, seen_in_training=seen_in_training,
+        baselines=measure_baselines(table, split),
+        leak=leak,
     )  # fmt: skip
     content = dataclasses.asdict(scores)
     write_json(folder / "scores.json", {k: v for k, v in content.items() if v is not None or k == "epochs"})
@@ -276,7 +288,7 @@ def _read_predictions(path: Path, scores: FoldScores) -> pd.DataFrame | None:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
         if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for names of rows
             raise ValueError("more values than columns")
-        frame = frame[["image", "prompt", "group", *numbers]].fillna("")
+        frame = frame[[*dict.fromkeys((*TEXTS, *numbers, *frame))]].fillna("")
         values = frame[numbers].replace("", "nan").astype(np.float64)
         frame[numbers] = values.where(values.abs() <= LARGEST)
     except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:

@@ -1,14 +1,18 @@
 """What a run came to: its values by fold, their spreads, what must be known to read them, and paired folds."""
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ipiqa.datasets.leak import over_folds
+from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
-from ipiqa.metrics import METRICS, PairedTest, Spread, describe, paired_test
+from ipiqa.evaluation.segments import Breakdown, beside_baselines
+from ipiqa.metrics import METRICS, PairedTest, Spread, paired_test
 
 Key = tuple[str, str, str]  # target, checkpoint, metric
 
@@ -37,6 +41,11 @@ class Summary:
     def metrics(self) -> tuple[str, ...]:
         return metric_names(metric for _, _, metric in self.values)
 
+    @functools.cached_property
+    def beside(self) -> Breakdown:
+        """The run within prompts, and beside baselines that see no picture."""
+        return beside_baselines(self.run)
+
 
 def metric_names(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of metrics once each: the known ones in their order, then others as they come."""
@@ -59,16 +68,18 @@ def summarise(run: RunResult) -> Summary:
         epoch = "" if one.epoch is None else f", epoch {one.epoch}"
         if isinstance(reasons := one.metrics[target].get("notes"), list):
             notes |= {f"fold {fold}{epoch}, {target}: {reason}": None for reason in reasons}
-    spreads = {}
-    for key, numbers in values.items():
-        limits = METRICS.get(key[2], (-math.inf, math.inf))
-        spreads[key] = describe(numbers.values(), overlap=run.overlap, limits=limits)
+    held_out = HeldOut(run)
+    parts = {pair: held_out.parts(*pair) for pair in itertools.product(run.targets, run.checkpoints)}
+    spreads = {key: held_out.spread(key[2], parts[key[:2]], numbers) for key, numbers in values.items()}
     return Summary(run, values, spreads, tuple(notes))
 
 
 def warnings(run: RunResult) -> list[str]:
     """Returns what stands in every view of a run because its figures are not what they seem."""
-    out = [f"{_LEAK} The intervals are too sure."] if run.first.split.kind == "image_random" else []
+    out = []
+    if run.first.split.kind == "image_random":
+        sure = "" if basis_of(run) is Basis.PROMPTS else " Without predictions, the intervals are too sure."
+        out.append(_LEAK + sure)
     seen = {fold.number: fold.scores.seen_in_training or 0 for fold in run.folds}
     if any(seen.values()):
         total = sum(fold.scores.split.num_val for fold in run.folds)
@@ -87,12 +98,20 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
     sizes = " to ".join(map(str, dict.fromkeys((held_out[0], held_out[-1]))))
     each = " per fold" if len(run.folds) > 1 else ""
     missing = f" of {run.num_folds}, missing: {fold_numbers(run.missing)}" if run.missing else ""
+    leaks = [fold.scores.leak for fold in run.folds if fold.scores.leak is not None]
+    leak = [("leak", over_folds(leaks).describe())] if len(leaks) == len(run.folds) else []  # older runs do not say it
     return [
         ("dataset", f"{dataset.name}, {dataset.num_images} images, {sizes} held out{each}"),
         ("split", f"{split.kind}, seed {split.seed}{_SPLIT_WORDS.get(split.kind, '')}"),
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
+        *leak,
     ]
+
+
+def checkpoint_title(run: RunResult, checkpoint: str) -> str:
+    """Returns the heading of a checkpoint: a run that only evaluated has neither best nor last epoch."""
+    return f"{checkpoint} epoch" if run.trained else "checkpoint"
 
 
 def selection_rule(run: RunResult) -> str:
@@ -108,9 +127,7 @@ def selection_rule(run: RunResult) -> str:
 
 def interval_words(run: RunResult) -> str:
     """Returns in words what the intervals and tests of a run allow for."""
-    if run.first.split.kind == "kfold":
-        return "t over folds, which are disjoint"
-    return "corrected resampled t over folds, which share images (Nadeau & Bengio 2003)"
+    return basis_of(run).value
 
 
 def common_folds(a: RunResult, b: RunResult, target: str) -> tuple[list[int], str]:
@@ -135,12 +152,19 @@ def common_folds(a: RunResult, b: RunResult, target: str) -> tuple[list[int], st
             (images, scores), others = (table[order].sort_values(order).to_numpy().T for table in tables)
         if not np.array_equal(images, others[0]):
             return [], f"other images were held out in fold {number}"
-        if not np.array_equal(scores, others[1]):
+        if not np.array_equal(np.array(scores, dtype=str), np.array(others[1], dtype=str)):  # nan: no score in either
             return [], f"the scores of {target} are others"
     return common, ""
 
 
-def compare(a: Summary, b: Summary, key: Key, folds: list[int]) -> PairedTest:
-    """Returns the paired test of run a minus run b over common folds."""
-    first, second = ([summary.values[key][fold] for fold in folds] for summary in (a, b))
-    return paired_test(first, second, overlap=max(a.run.overlap, b.run.overlap))
+def compare(a: Summary, b: Summary, keys: Sequence[Key], folds: Sequence[int]) -> list[PairedTest]:
+    """Returns the paired tests of run a minus run b over common folds, one for each key."""
+    runs = [replace(s.run, folds=tuple(fold for fold in s.run.folds if fold.number in folds)) for s in (a, b)]
+    ours = HeldOut(runs[0])
+    theirs, tests = HeldOut(runs[1], like=ours), []
+    for target, checkpoint, metric in keys:
+        first, second = ([s.values[target, checkpoint, metric][fold] for fold in folds] for s in (a, b))
+        drawn = [held_out.resampled(metric, held_out.parts(target, checkpoint)) for held_out in (ours, theirs)]
+        difference = drawn[0] - drawn[1] if drawn[0] and drawn[1] else None
+        tests.append(paired_test(first, second, overlap=max(ours.overlap, theirs.overlap), resampled=difference))
+    return tests

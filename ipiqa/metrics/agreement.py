@@ -14,11 +14,12 @@ _INSIDE = (-1.0, 1.0)
 METRICS = {"srcc": _INSIDE, "plcc": _INSIDE, "krcc": _INSIDE, "rmse": (0.0, math.inf), "plcc_fitted": _INSIDE}
 MIN_IMAGES = 3  # with two images every correlation is +1 or -1
 MIN_IMAGES_FITTED = 5  # four parameters pass through any four points
-_EVALUATIONS = 200  # from each of two starts
-_MORE_EVALUATIONS = 600  # from the better of the two, when it has not settled
+_EVALUATIONS = 200  # from each start
+_MORE_EVALUATIONS = 600  # from the best of them, when it has not settled
 _TOLERANCE = 1e-6  # of the squared error and of the parameters: far below what PLCC shows
 _STANDSTILL = 1e-4  # of the same share: a search that gains less has arrived, for the digits that PLCC shows
-_NOTICEABLE = 5e-4  # loss of PLCC by a fit that is worth a note
+_NOTICEABLE = 5e-5  # loss of PLCC by a fit that shows in four digits
+_WEAK = 0.5  # share of the variance: a fit that leaves more may have ended in a valley of its own
 _EXACT = 1e-6  # share of the variance left by a fit that is as good as exact
 
 
@@ -50,6 +51,7 @@ def measure(
     `predictions` and `mos` are (N, T), on the same scale for RMSE to mean something; other shapes are a ValueError.
     What cannot be computed is nan, and `notes` says why in words: fewer than 3 images, constant or non-finite values.
     RMSE needs no variation, so it is given for constant predictions too. KRCC is tau-b, SRCC uses mean ranks of ties.
+    A MOS that is nan is missing: its image is left out for that target, and `notes` counts them.
     `fitted` False leaves `plcc_fitted` at nan without a note, which saves time.
     """
     predictions, mos = np.asarray(predictions, dtype=np.float64), np.asarray(mos, dtype=np.float64)
@@ -74,8 +76,9 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
     f(x) = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2, from b1, b2 = extremes of the MOS, b3 = mean and b4 = a
     quarter of the standard deviation of the predictions. Predictions that rank the images backwards (SRCC < 0) start
     from a falling curve; `plcc` is then positive all the same, which is why it never stands without SRCC beside it.
-    Where the curve follows the MOS less well than ranks or a straight line do, the search starts twice more. Some ten
-    evaluations as a rule, 1,400 at most: 3 ms for 600 images, 60 ms in the worst case.
+    Where the curve leaves more than half of the variance, or follows the MOS less well than ranks or a straight line
+    do, the search starts twice more: from the quartiles, and from a line. Some ten evaluations a start as a rule, 1,400
+    in all at most: 3 ms for 600 images, 60 ms in the worst case.
 
     Source: VQEG, Final report on the validation of objective models of video quality assessment, phase II (2003);
     ITU-T P.1401 (mapping before Pearson correlation).
@@ -92,8 +95,8 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
     ends = (y.max(), y.min()) if rank_correlation >= 0 else (y.min(), y.max())
     # The published start, and a nearly straight line: a far outlier can hold the first one in a poor valley.
     best = _search(x, y, [np.array([*ends, 0.0, math.log(scale)]) for scale in (0.25, 2.0)])
-    if not 1 - best.left >= max(rank_correlation**2, correlation**2):
-        # Far outliers, or hardly any correlation: both starts may end in a valley that a straight line beats.
+    if not 1 - best.left >= max(1 - _WEAK, rank_correlation**2, correlation**2):
+        # Far outliers, or a weak correlation: both starts may end in a valley that another curve or a line beats.
         better = _search(x, y, _robust_starts(x, y, correlation))
         best = better if best.left - better.left > _STANDSTILL else best
     if not best.settled:  # rare: weak correlation, where the best curve is close to a step between two images
@@ -114,6 +117,10 @@ def fit_logistic(predictions: np.ndarray, mos: np.ndarray) -> LogisticFit:
 def _measure_one(predictions: np.ndarray, mos: np.ndarray, fitted: bool) -> dict[str, Any]:
     notes: list[str] = []
     result: dict[str, Any] = {**dict.fromkeys(METRICS, math.nan), "notes": notes}
+    known = ~np.isnan(mos)
+    if not known.all():
+        notes.append(f"{len(mos) - known.sum()} of {len(mos)} images have no MOS and are left out")
+        predictions, mos = predictions[known], mos[known]
     if len(mos) and np.isfinite(predictions).all() and np.isfinite(mos).all():
         result["rmse"] = float(np.sqrt(np.mean((predictions - mos) ** 2)))
     if reason := _undefined(predictions, mos):

@@ -1,4 +1,4 @@
-"""How sure we may be: spread of a metric over folds, and paired comparison of two runs over the same folds."""
+"""How sure we may be: spread of a metric, and paired comparison of two runs, over folds or over prompts."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
+
+from ipiqa.metrics.resampling import Resampled
 
 CONFIDENCE = 0.95
 
@@ -43,25 +45,31 @@ class PairedTest:
     p_holm: float = math.nan
 
 
-def describe(values: Iterable[float], *, overlap: float, limits: tuple[float, float] = (-math.inf, math.inf)) -> Spread:
+def describe(
+    values: Iterable[float], *, overlap: float, limits: tuple[float, float] = (-math.inf, math.inf),
+    resampled: Resampled | None = None,
+) -> Spread:  # fmt: skip
     """Returns mean, sample standard deviation (n - 1), median and interval of the mean over folds.
 
     A nan among the values makes all of them nan, with a note: a mean over the folds that worked out would flatter.
-    The interval is cut at `limits`, beyond which no value can be. `overlap` is as for `paired_test`.
+    The interval is cut at `limits`, beyond which no value can be. `overlap` and `resampled`, this same mean in each
+    draw, are as for `paired_test`.
     """
     array = np.array([*values], dtype=np.float64)
     n, bad = len(array), int((~np.isfinite(array)).sum())
     if not n or bad:
-        return Spread(n, note=f"undefined in {bad} of {n} folds" if n else "no fold")
+        return Spread(n, note=f"undefined in {bad} of {n} fold{'s' * (n > 1)}" if n else "no fold")
     mean, median = float(array.mean()), float(np.median(array))
-    if n == 1:
-        return Spread(1, mean, median=median, note="n = 1: no spread from a single fold")
-    _, reach = _error_and_reach(array, overlap)
+    std = float(array.std(ddof=1)) if n > 1 else math.nan
+    _, reach, _ = _error(array, overlap, resampled)
     low, high = np.clip((mean - reach, mean + reach), *limits).tolist()
-    return Spread(n, mean, float(array.std(ddof=1)), median, low, high)
+    note = "n = 1: no spread from a single fold" if math.isnan(reach) and n == 1 else None
+    return Spread(n, mean, std, median, low, high, note=note)
 
 
-def paired_test(a: Sequence[float], b: Sequence[float], *, overlap: float) -> PairedTest:
+def paired_test(
+    a: Sequence[float], b: Sequence[float], *, overlap: float, resampled: Resampled | None = None
+) -> PairedTest:
     """Returns whether run a and run b differ over the same folds.
 
     `a` and `b` are n values, one for each fold, in the same order. `overlap` is, for folds drawn anew from the same
@@ -70,23 +78,28 @@ def paired_test(a: Sequence[float], b: Sequence[float], *, overlap: float) -> Pa
     the corrected resampled t-test takes (1/n + overlap) var(d) instead, with n - 1 degrees of freedom. With `overlap` 0
     it is the plain paired t-test.
 
+    With `resampled`, the mean difference in each of many draws of prompts, the error is theirs and folds do not count:
+    for a single fold, and for folds that share their prompts.
+
     Source: Nadeau & Bengio, Inference for the generalization error, Machine Learning 52(3), 239-281 (2003).
     """
     first, second = np.array([a, b], dtype=np.float64)
     difference = first - second
     n, bad = len(difference), int((~np.isfinite(difference)).sum())
     mean_a, mean_b, mean = (float(values.mean()) if n else math.nan for values in (first, second, difference))
+    error, reach, degrees = _error(difference, overlap, resampled)
     note = None
     if bad:
         note = f"undefined in {bad} of {n} folds"
-    elif n < 2:
+    elif resampled is None and n < 2:
         note = f"n = {n}: a paired test needs two folds or more"
-    elif np.ptp(difference) <= 1e-12:  # equal differences leave no variance, and those of a rounding are none either
+    elif error <= 1e-12:  # equal differences leave no variance, and those of a rounding are none either
         note = f"all {n} differences are {'zero' if abs(mean) <= 1e-12 else 'the same'}: a t-test is undefined"
+    elif math.isnan(error):
+        note = "undefined in too many draws of prompts"
     if note is not None:
         return PairedTest(n, mean_a, mean_b, mean, note=note)
-    error, reach = _error_and_reach(difference, overlap)
-    p = float(2 * stats.t.sf(abs(mean / error), n - 1))
+    p = float(2 * stats.t.sf(abs(mean / error), degrees))
     return PairedTest(n, mean_a, mean_b, mean, mean - reach, mean + reach, p=p)
 
 
@@ -105,7 +118,12 @@ def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
     return out
 
 
-def _error_and_reach(values: np.ndarray, overlap: float) -> tuple[float, float]:
-    """Returns the standard error of a mean over folds, and how far its interval reaches to either side."""
-    error = math.sqrt((1 / len(values) + overlap) * float(values.var(ddof=1)))
-    return error, float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+def _error(values: np.ndarray, overlap: float, resampled: Resampled | None) -> tuple[float, float, int]:
+    """Returns the standard error of a mean, how far its interval reaches to either side, and degrees of freedom."""
+    n = len(values)
+    error, degrees = math.nan, n - 1
+    if resampled is not None:
+        error, degrees = resampled.error, resampled.degrees
+    elif n > 1:
+        error = math.sqrt((1 / n + overlap) * float(values.var(ddof=1)))
+    return error, float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1, degrees))) * error, degrees

@@ -99,7 +99,7 @@ def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
                 continue
             if len(folds) < max(len(one.run.folds), len(whole.run.folds)):
                 notes[f"{name}: compared with {first} over the folds both have, {fold_numbers(folds)}"] = None
-            tests[checkpoint, target, name] = test = compare(one, whole, key, folds)
+            tests[checkpoint, target, name] = test = compare(one, whole, [key], folds)[0]
             notes |= {f"{name}: {target}, {checkpoint} epoch: {test.note}": None} if test.note else {}
         differences |= zip(tests, holm(list(tests.values())), strict=True)
     return Ablation(tuple(rows), summaries, differences, tuple(notes))

@@ -31,7 +31,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
             notes[f"{target}: not compared, {reason}"] = None
             continue
         keys = [key for key in first.values if key[0] == target and key in second.values]
-        tests = holm([compare(first, second, key, folds) for key in keys])
+        tests = holm(compare(first, second, keys, folds))
         rows = []
         for (_, checkpoint, metric), test in zip(keys, tests, strict=True):
             means = number(test.mean_a), number(test.mean_b), f"{test.difference:+.4f}"

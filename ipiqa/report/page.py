@@ -2,29 +2,29 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, facts, interval_words, selection_rule
+from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
+from ipiqa.report.breakdown import Cell, Section
 from ipiqa.report.plots import Line, chart
 from ipiqa.report.render import render
-from ipiqa.report.tables import checkpoint_title, fold_table, label, mean_std, number, shown_notes
+from ipiqa.report.tables import fold_table, label, mean_std, number, shown_notes
 
 NUM_WORST = 10
 MAX_PROMPT = 240
 
-Cell = str | tuple[str, str]  # text, or a text and a small one below
 Chart = dict[str, Any] | None
 
 
-def report_page(summary: Summary) -> str:
-    """Returns the whole page as HTML text."""
+def report_page(summary: Summary, sections: Sequence[Section] = ()) -> str:
+    """Returns the whole page as HTML text; `sections` are the run in parts."""
     run = summary.run
     images = {target: pooled(run, target, "best") for target in run.targets}
     return render(
@@ -32,7 +32,8 @@ def report_page(summary: Summary) -> str:
         selection_rule=f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}.",
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],
-        curves=list(_curves(run)), scatters=[_scatter(*item) for item in images.items() if len(item[1])],
+        sections=sections, curves=list(_curves(run)),
+        scatters=[_scatter(*item) for item in images.items() if len(item[1])],
         max_points=plots.MAX_POINTS, num_predictions=len(images[run.targets[0]]),
         residuals=[errors for item in images.items() if (errors := _residuals(*item))],
         which=checkpoint_title(run, "best"),
@@ -119,11 +120,12 @@ def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell
 
 
 def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
-    """Returns image, prompt, group, mos and prediction of all folds; an image held out twice is there twice."""
+    """Returns image, prompt, group, mos and prediction of all scored images; one held out twice is there twice."""
     columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
     names = ["image", "prompt", "group", *columns]
     parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
-    return (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+    every = (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
+    return every[every["mos"].notna()]
 
 
 def image_residuals(images: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Templates -> text; what they may write into Markdown and LaTeX without it meaning something there."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+_YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", ".inf", ".nan")
 MISSING = "-"  # a metric that a target or checkpoint does not have
 
 
@@ -19,7 +21,15 @@ def render(template: str | Path, **context: Any) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"md": escaped, "tex": latex_escaped, "tex_figure": latex_figure, "one_line": one_line}
+    environment.filters["yaml"] = yaml_text
     return environment.get_template(path.name).render(context)
+
+
+def yaml_text(value: object) -> str:
+    """Returns text as a YAML value, in quotes where it would mean something else without."""
+    text = str(value)
+    is_plain = re.fullmatch(r"[A-Za-z./][\w./-]*", text) and text.lower() not in _YAML_WORDS
+    return text if is_plain else json.dumps(text.replace("${", "\\${"), ensure_ascii=False)
 
 
 def one_line(text: str) -> str:

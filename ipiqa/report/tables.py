@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.summary import Summary, facts, interval_words
+from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words
 from ipiqa.metrics import Spread
+from ipiqa.report.breakdown import beside_section, section_text
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
 WIDTH = 100
@@ -39,11 +39,6 @@ def mean_std(spread: Spread | None) -> str:
 def label(metric: str) -> str:
     """Returns what a metric is called in a heading; an unknown one by its own name."""
     return LABELS.get(metric, one_line(metric))
-
-
-def checkpoint_title(run: RunResult, checkpoint: str) -> str:
-    """Returns the heading of a checkpoint: a run that only evaluated has neither best nor last epoch."""
-    return f"{checkpoint} epoch" if run.trained else "checkpoint"
 
 
 def shown_notes(summary: Summary) -> list[str]:
@@ -165,7 +160,8 @@ def summary_markdown(summary: Summary) -> str:
         folds.append((target, markdown_table(header, table.rows)))
     means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
     notes = shown_notes(summary)
-    return render("summary.md.j2", run=run, facts=facts(run), means=means, folds=folds, notes=notes, fitted=FITTED)
+    below = {"folds": folds, "beside": section_text(beside_section(summary)), "notes": notes, "fitted": FITTED}
+    return render("summary.md.j2", run=run, facts=facts(run), means=means, **below)
 
 
 def summary_latex(summary: Summary) -> str:

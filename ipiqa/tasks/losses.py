@@ -1,5 +1,7 @@
 """Losses between predicted and true scores, by name. Each takes (B, T) predictions and targets and gives a scalar."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -32,3 +34,18 @@ def rank(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     is_better = (targets[:, None] > targets[None]).to(predictions.dtype)  # (B, B, T)
     ahead = predictions[:, None] - predictions[None]  # (B, B, T)
     return (functional.softplus(-ahead) * is_better).sum() / is_better.sum().clamp(min=1)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def of_known(loss: Loss, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Returns a loss over the targets that are known (B, T): taken target by target, weighted by how many are.
+
+    For a loss that is a mean over single scores, that is the mean over the known ones; 0 where none is.
+    """
+    total = predictions.sum() * 0  # keeps the graph of a batch without any score
+    for t in range(targets.shape[1]):
+        if count := int(known[:, t].sum()):
+            total = total + count * loss(predictions[known[:, t], t : t + 1], targets[known[:, t], t : t + 1])
+    return total / known.sum().clamp(min=1)

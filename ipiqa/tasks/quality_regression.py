@@ -11,7 +11,7 @@ from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError
 from ipiqa.metrics import aggregate, measure
 from ipiqa.registry import lookup, register
-from ipiqa.tasks import losses  # noqa: F401  (registers them)
+from ipiqa.tasks import losses
 
 
 @register("task", "quality_regression")
@@ -30,12 +30,15 @@ class QualityRegression:
             if not 0 < weight < math.inf:
                 raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
 
-    def loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T)."""
-        return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
+    def loss(self, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T), or those that are known."""
+        if known is None:
+            return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
+        terms = [weight * losses.of_known(term, predictions, targets, known) for term, weight in self._terms]
+        return torch.stack(terms).sum()
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(model(batch["images"], batch["tokens"]), batch["targets"])
+        return self.loss(model(batch["images"], batch["tokens"]), batch["targets"], batch.get("known"))
 
     def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns scores (B, T)."""

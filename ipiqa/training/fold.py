@@ -13,6 +13,7 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
+from ipiqa.datasets.leak import leak
 from ipiqa.datasets.splits import Split
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
@@ -155,4 +156,5 @@ class FoldRun:
             self.folder, table, self.split, measured, predictions, epochs=None if run.evaluate else run.max_epochs,
             dataset=self.config.dataset["name"], num_folds=run.num_folds, settings=identity_of(self.config),
             seen_in_training=self.seen_in_training,
+            leak=leak(table, self.split, self.data.image_hashes) if len(self.split.train) else None,
         )  # fmt: skip

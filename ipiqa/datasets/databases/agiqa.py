@@ -1,45 +1,25 @@
-"""The databases AGIQA-1k and AGIQA-3k, and tables of one's own, as registered datasets."""
+"""The databases AGIQA-1k and AGIQA-3k as registered datasets."""
 
-import math
 import re
-from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import ClassVar
 
-from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, read_table
-from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.registry import FilePath, register
+from ipiqa.datasets.databases.annotated import ALIGNMENT, QUALITY, About, AnnotatedImages, choose_targets
+from ipiqa.datasets.table import Layout, Target
+from ipiqa.errors import DataError
+from ipiqa.registry import register
 
-_HINT = "Get {0} from https://github.com/lcysyzxdxc/{0}-Database; cache/README.md shows where its files belong."
-QUALITY = Target("quality", 0.0, 5.0, "perceptual quality: how good the image looks")
-ALIGNMENT = Target("alignment", 0.0, 5.0, "text-image alignment: how well the image shows what the prompt asks for")
+_SOURCE, _LICENCE = (
+    "https://github.com/lcysyzxdxc/{}-Database",
+    "MIT (the table; that of the images is not known to us)",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnnotatedImages(ImageFolder):
-    """A table file of scores and a folder of images.
-
-    Attributes:
-        annotations: table file.
-        duplicates: what to do with an image that stands in several rows; see `table.make_table`.
-    """
-
-    annotations: FilePath
-    duplicates: DuplicateRule = "auto"
-
-    @abstractmethod
-    def layout(self) -> Layout:
-        """Returns which columns to read and how rows are grouped."""
-
-    @property
-    def num_targets(self) -> int:
-        return len(self.layout().targets)
-
-    def load(self) -> AnnotationTable:
-        path, images = Path(self.annotations), Path(self.images)
-        return read_table(path, self.layout(), image_dir=images, duplicates=self.duplicates, hint=self.hint)
+def _field(name: str, *, last: bool) -> str:
+    """Returns the first field of a file name, between underscores, or all but the last one."""
+    stem = PurePosixPath(name).name
+    return stem.rpartition("_")[0] if last else stem.partition("_")[0]
 
 
 @register("dataset", "agiqa_1k")
@@ -47,11 +27,16 @@ class AnnotatedImages(ImageFolder):
 class Agiqa1k(AnnotatedImages):
     """AGIQA-1k: 1,080 images by two generators, one MOS (arXiv:2303.12618); `AIGC_MOS_Zscore.xlsx`."""
 
-    hint: ClassVar[str] = _HINT.format("AGIQA-1k")
+    about: ClassVar[About] = About(
+        name="AGIQA-1k", num_rows=(1080,), source=_SOURCE.format("AGIQA-1k"), licence=_LICENCE, raters="not published",
+        sha256={"AIGC_MOS_Zscore.xlsx": "83706b6e46314feffd9ba5e48eba31e6585f7f5056f15cb38166b8b53e2b3323"},
+    )  # fmt: skip
 
     def layout(self) -> Layout:
         return Layout(
-            image=["Image", "name"], prompt=["Prompt"], targets={QUALITY: ["MOS", "mos_quality"]}, group=agiqa_1k_group,
+            image=["Image", "name"], prompt=["Prompt"],
+            targets={Target("quality", 0.0, 5.0, QUALITY): ["MOS", "mos_quality"]},
+            group=agiqa_1k_group, segments={"generator": lambda name: _field(name, last=False)},
             # reference: the published table ends with two rows of this name and different scores; both are trained on
             known_duplicates=frozenset({"dreamStudio_8_9_1_1.jpg"}), reference_draw="bernoulli",
         )  # fmt: skip
@@ -68,61 +53,28 @@ class Agiqa3k(AnnotatedImages):
         targets: which of quality and alignment to predict; null for both.
     """
 
-    hint: ClassVar[str] = _HINT.format("AGIQA-3k")
+    about: ClassVar[About] = About(
+        name="AGIQA-3k", num_rows=(2982,), source=_SOURCE.format("AGIQA-3k"), licence=_LICENCE,
+        raters="21 assumed: the table has their spread, not their number",
+        sha256={"data.csv": "4b1945c2137e196d9378b9cf4a114de2267b97a4724f0743e260287eb2ddd6c0"},
+    )  # fmt: skip
 
     targets: list[str] | None = None
 
     def layout(self) -> Layout:
-        columns = {QUALITY: ["mos_quality", "quality"], ALIGNMENT: ["mos_align", "mos_alignment", "alignment"]}
-        known = {target.name: target for target in columns}
-        chosen = list(known) if self.targets is None else self.targets
-        _check_targets(chosen, list(known))
+        columns = {
+            Target("quality", 0.0, 5.0, QUALITY): ["mos_quality", "quality"],
+            Target("alignment", 0.0, 5.0, ALIGNMENT): ["mos_align", "mos_alignment", "alignment"],
+        }
         return Layout(
-            image=["name", "Image"], prompt=["prompt"], targets={known[name]: columns[known[name]] for name in chosen},
-            group=agiqa_3k_group, reference_draw="permutation",
+            image=["name", "Image"], prompt=["prompt"], group=agiqa_3k_group, reference_draw="permutation",
+            targets=choose_targets(columns, self.targets),
+            std={"quality": ["std_quality"], "alignment": ["std_align"]}, num_raters=21, may_lack=True,
+            segments={
+                "generator": lambda name: _field(name, last=False),
+                "variant": lambda name: _field(name, last=True),  # generator and setting: ten names
+            },
         )  # fmt: skip
-
-
-@register("dataset", "table")
-@dataclass(frozen=True, kw_only=True)
-class OwnTable(AnnotatedImages):
-    """Anyone's table: columns by name.
-
-    Attributes:
-        targets: score columns; each becomes a target of that name.
-        image: column of image file names, relative to `images`.
-        prompt: column of prompts.
-        group: column of what a split may not cut; null groups by prompt, as the model reads it.
-        mos_min: lowest score that can be right; null for no limit.
-        mos_max: highest score that can be right; null for no limit.
-    """
-
-    targets: list[str]
-    image: str = "image"
-    prompt: str = "prompt"
-    group: str | None = None
-    mos_min: float | None = None
-    mos_max: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_targets(self.targets, self.targets)
-        limits = [limit for limit in (self.mos_min, self.mos_max) if limit is not None]
-        if not all(map(math.isfinite, limits)) or limits != sorted(set(limits)):
-            scale = f"{self.mos_min} to dataset.mos_max {self.mos_max}"
-            raise ConfigError(f"dataset.mos_min: {scale} is no scale. Give finite numbers, the lower first, or null.")
-
-    def layout(self) -> Layout:
-        targets = {Target(name, self.mos_min, self.mos_max): [name] for name in self.targets}
-        return Layout(image=[self.image], prompt=[self.prompt], targets=targets, group=self.group)
-
-
-def _check_targets(chosen: list[str], known: list[str]) -> None:
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"dataset.targets: {chosen} is empty or names a target twice. Name each target once.")
-    if unknown := [target for target in chosen if target not in known]:
-        near = f"{did_you_mean(unknown[0], known)} There are: {', '.join(known)}."
-        raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
 
 
 def agiqa_3k_group(name: str) -> str:
