@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.models.bundle import ModelSpec
 from ipiqa.scoring.job import Settings, score_columns, score_parts
 from ipiqa.scoring.model_scorer import ModelScorer
-from ipiqa.scoring.parts import PartsFolder, score_to_file
-from ipiqa.scoring.rows import Part, Rows
-from ipiqa.scoring.sources import Inputs, open_rows
+from ipiqa.scoring.parts import PartsFolder
+from ipiqa.scoring.rows import Inputs, Rows
+from ipiqa.scoring.sources import open_rows
 from ipiqa.scoring.writers import Columns
 
 TARGETS = (Target("quality", 0, 5), Target("alignment", 0, 5))
@@ -85,17 +85,16 @@ def write_table(path: Path, images: Sequence[Path], count: int) -> None:
         writer.writerows((images[i % len(images)], texts[i % len(texts)]) for i in range(count))
 
 
-def run_job(scorer: ModelScorer, rows: Rows, out: Path, workers: int) -> None:
+def run_job(
+    scorer: ModelScorer, rows: Rows, out: Path, workers: int, after_batch: Callable[[int], None] = lambda count: None
+) -> None:
     """Scores rows as `ipiqa score --out` does."""
-    settings = Settings(score_columns(scorer), BATCH_SIZE, workers)
-
-    def score(parts: Iterator[Part], folder: PartsFolder) -> None:
-        for scored in score_parts(scorer, parts, settings):
+    settings, folder = Settings(score_columns(scorer), BATCH_SIZE, workers), PartsFolder.of(out)
+    with folder.claimed({}, overwrite=True):
+        pending = folder.pending(rows.parts(settings.part_size), skipped=print)
+        for scored in score_parts(scorer, pending, settings, after_batch):
             folder.write(scored)
-
-    columns = Columns.of(rows.columns, settings.columns)
-    parts = rows.parts(settings.part_size)
-    score_to_file(out, columns, parts, score, {}, overwrite=True, skipped=lambda count: None)
+        folder.write_output(out, Columns.of(rows.columns, settings.columns))
 
 
 def compare(folder: Path, images: list[Path], count: int, turns: int, amp: str, workers: int) -> None:
@@ -138,7 +137,6 @@ def measure_memory(folder: Path, count: int) -> None:
     Image.effect_noise((64, 64), 40).convert("RGB").save(folder / "small.png")
     write_table(folder / "many.csv", [folder / "small.png"], count)
     rows = open_rows(str(folder / "many.csv"), Inputs(), needs_prompt=True)
-    settings = Settings(score_columns(scorer), BATCH_SIZE, num_threads())
     figures, done, started = {}, 0, time.perf_counter()
 
     def after_batch(size: int) -> None:
@@ -148,14 +146,7 @@ def measure_memory(folder: Path, count: int) -> None:
                 figures[f"{tenths}/10"] = resident()
         done += size
 
-    def score(parts: Iterator[Part], parts_folder: PartsFolder) -> None:
-        for scored in score_parts(scorer, parts, settings, after_batch):
-            parts_folder.write(scored)
-
-    columns = Columns.of(rows.columns, settings.columns)
-    score_to_file(
-        folder / "many.out.csv", columns, rows.parts(settings.part_size), score, {}, overwrite=True, skipped=print
-    )
+    run_job(scorer, rows, folder / "many.out.csv", num_threads(), after_batch)
     figures |= {"end": resident(), "per_second": count / (time.perf_counter() - started)}
     print(json.dumps(figures))
 

@@ -6,7 +6,7 @@ import csv
 import errno
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ipiqa.scoring import job
 from ipiqa.scoring.images import OneImage
 from ipiqa.scoring.job import Settings, auto_batch_size, score_columns, score_part, score_parts
 from ipiqa.scoring.loading import model_sha256
-from ipiqa.scoring.parts import PartsFolder, Summary, score_to_file
+from ipiqa.scoring.parts import PartsFolder, Summary
 from ipiqa.scoring.rows import Completion, Part, Row, Rows, legible
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.scoring.writers import Columns
@@ -236,16 +236,13 @@ class Job:
             if batches == stop_after:
                 raise Interrupted("in a test")
 
-        def score(parts: Iterator[Part], folder: PartsFolder) -> None:
-            for scored in score_parts(self.scorer, parts, settings, after_batch):
-                folder.write(scored)
-
-        rows = rows_of(self.listed, PROMPTED if self.scorer.needs_prompt else ANY)
+        rows, folder = rows_of(self.listed, PROMPTED if self.scorer.needs_prompt else ANY), PartsFolder.of(self.out)
         self.skipped.clear()
-        return score_to_file(
-            self.out, Columns.of(rows.columns, settings.columns), rows.parts(settings.part_size), score, self.facts,
-            overwrite=overwrite, skipped=self.skipped.append,
-        )  # fmt: skip
+        with folder.claimed(self.facts, overwrite=overwrite):
+            pending = folder.pending(rows.parts(settings.part_size), self.skipped.append)
+            for scored in score_parts(self.scorer, pending, settings, after_batch):
+                folder.write(scored)
+            return folder.write_output(self.out, Columns.of(rows.columns, settings.columns))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,8 @@ from ipiqa.errors import ConfigError
 if TYPE_CHECKING:
     from ipiqa.engine.stop import StopSignals
     from ipiqa.scoring.job import Cell, Settings
-    from ipiqa.scoring.parts import PartsFolder, Summary
-    from ipiqa.scoring.rows import Part, Rows
+    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.rows import Rows
     from ipiqa.scoring.scorer import Scorer
     from ipiqa.scoring.writers import Columns
 
@@ -136,10 +135,11 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
     from ipiqa.scoring.job import Settings, auto_batch_size, device_type, score_parts, usual_batch_size
-    from ipiqa.scoring.parts import PartsFolder, score_to_file
+    from ipiqa.scoring.parts import PartsFolder
     from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
-    batch_size = arguments.batch_size or PartsFolder.of(out).job().get("batch_size")
+    folder = PartsFolder.of(out)
+    batch_size = arguments.batch_size or folder.job().get("batch_size")
     try:
         with contextlib.ExitStack() as stack:
             pool = None
@@ -151,20 +151,21 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
             num_workers = arguments.num_workers or (pool.num_cpus if pool else num_threads())
             settings = Settings(columns.scores, batch_size, num_workers)
             job = _identity(device, columns, settings, arguments)
-            progress = Progress(rows.num_rows, stack.enter_context(StopSignals()))
+            stop = stack.enter_context(StopSignals())
+            progress = Progress(rows.num_rows, stop)
 
-            def score_pending(parts: Iterator[Part], folder: PartsFolder) -> None:
-                if pool:
-                    model = arguments.model
-                    model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
-                    task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
-                    score_on_ray(parts, task, pool, rows.num_rows, progress.add)
-                else:
-                    for scored in score_parts(scorer, parts, settings, progress.add):
-                        folder.write(scored)
-
-            parts, overwrite = rows.parts(settings.part_size), arguments.overwrite
-            summary = score_to_file(out, columns, parts, score_pending, job, overwrite=overwrite, skipped=progress.skip)
+            stack.enter_context(folder.claimed(job, overwrite=arguments.overwrite))
+            pending = folder.pending(rows.parts(settings.part_size), progress.skip)
+            if pool:
+                model = arguments.model
+                model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
+                task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
+                with stop.calling(lambda: progress.add(0)):
+                    score_on_ray(pending, task, pool, rows.num_rows, progress.add)
+            else:
+                for scored in score_parts(scorer, pending, settings, progress.add):
+                    folder.write(scored)
+            summary = folder.write_output(out, columns)
     except Interrupted as error:
         print(f"ipiqa: stopped {error}. Go on with the same command", file=sys.stderr)
         return 128 + error.signal_number

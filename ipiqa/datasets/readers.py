@@ -45,7 +45,7 @@ def read_rows(
     names: list[str] = []
 
     def choose(heading: Sequence[str]) -> list[int]:
-        there = [one for one in wanted if one[0] not in optional or _matching(heading, one)]
+        there = [one for one in wanted if one[0] not in optional or matching_columns(heading, one)]
         names[:] = [spellings[0] for spellings in there]
         return [find_column(heading, spellings, f"{where}: '{path}'") for spellings in there]
 
@@ -78,11 +78,9 @@ def stream_rows(path: Path, where: str, choose: Choose, hint: str = "") -> Rows:
     to know that it can be read.
 
     Args:
-        path: file ending in .csv, .tsv, .xlsx, .jsonl or .json (one object a line, or a list of them) or .parquet.
-            Text files are UTF-8.
-        where: setting that names the file, for messages.
+        path: file of one of the `READERS`. Text files are UTF-8; .json has one object a line, or is a list of them.
+        where: setting that names the file, for messages; `hint`, where to get it.
         choose: gives the positions of the wanted columns in the heading; what it raises is passed on.
-        hint: where to get the file, for messages.
     """
     here, hint, ending = f"{where}: '{path}'", f" {hint}" if hint else "", path.suffix.lower()
 
@@ -127,7 +125,7 @@ def _is_array(path: Path) -> bool:
 
 def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> int:
     """Returns the position of the column that bears one of the spellings; case, spaces and dashes are forgiven."""
-    if matching := _matching(columns, spellings):
+    if matching := matching_columns(columns, spellings):
         if len(matching) > 1:
             named = ", ".join(repr(columns[position]) for position in matching[:5])
             raise DataError(f"{here} has {len(matching)} columns for {spellings[0]!r}: {named}. Rename all but one.")
@@ -139,7 +137,7 @@ def find_column(columns: Sequence[str], spellings: Sequence[str], here: str) -> 
     raise DataError(f"{here} has no column {wanted}.{near} Its columns are: {shown}.")
 
 
-def _matching(columns: Sequence[str], spellings: Sequence[str]) -> list[int]:
+def matching_columns(columns: Sequence[str], spellings: Sequence[str]) -> list[int]:
     """Returns the positions of the columns that bear the first spelling which any bears, exactly or nearly so."""
     for form in (str, _plain):
         for spelling in spellings:
@@ -193,9 +191,8 @@ def _read_xlsx(path: Path, here: str, choose: Choose) -> Rows:
         sheet.reset_dimensions()  # what a file says of its size need not be true
         chosen = choose([as_text(value) for value in next(sheet.iter_rows(max_row=1, values_only=True), ())])
         rows = sheet.iter_rows(min_row=2, max_col=max(chosen) + 1, values_only=True)
-        yield from (
-            (number, [as_text(row[position]) for position in chosen]) for number, row in enumerate(rows, start=2)
-        )
+        for number, row in enumerate(rows, start=2):
+            yield number, [as_text(row[position]) for position in chosen]
 
 
 def _read_jsonl(path: Path, here: str, choose: Choose) -> Rows:

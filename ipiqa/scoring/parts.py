@@ -25,11 +25,15 @@ _OURS = ("part-*.jsonl", "tries-*", "output.*", ".*.tmp")  # what lies there; th
 MOST_FAILURES = 20  # that are kept to be shown
 
 
-@dataclass(frozen=True)
+@dataclass
 class PartsFolder:
-    """The folder `OUT.parts`. It can be pickled; on a cluster it lies on a disk that all machines see."""
+    """The folder `OUT.parts`, which keeps what is scored until all is, so that a job that was stopped goes on.
+
+    It can be pickled; on a cluster it lies on a disk that all machines see.
+    """
 
     path: Path
+    num_parts: int = 0  # of the job, known once `pending` has ended
 
     @classmethod
     def of(cls, out: Path) -> PartsFolder:
@@ -72,6 +76,14 @@ class PartsFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def pending(self, parts: Iterable[Part], skipped: Callable[[int], None]) -> Iterator[Part]:
+        """Yields the parts that are not written; `skipped` is called with the number of rows of each that is."""
+        for self.num_parts, part in enumerate(parts, start=1):
+            if self.has(part):
+                skipped(len(part))
+            else:
+                yield part
+
     def has(self, part: Part) -> bool:
         """Returns whether a part is written and still of the same rows."""
         try:
@@ -87,6 +99,14 @@ class PartsFolder:
     def read(self, number: int) -> ScoredPart:
         """Returns a part that is written."""
         return ScoredPart(**json.loads(self._file(number).read_text(encoding="utf-8")))
+
+    def write_output(self, out: Path, columns: Columns) -> Summary:
+        """Writes the scores of all parts to a file, whole or not at all, and removes them here."""
+        summary, merged = Summary(), self.path / f"output{out.suffix}"  # here a killed process may leave it
+        write_output(merged, columns, (summary.add(self.read(number)) for number in range(self.num_parts)))
+        os.replace(merged, out)
+        self.remove()
+        return summary
 
     def remove(self) -> None:
         """Removes the parts; the folder goes when the claim ends."""
@@ -120,35 +140,3 @@ class Summary:
         self.rows, self.failed = self.rows + len(part.rows), self.failed + len(failures)
         self.too_long += part.num_too_long
         return part.rows
-
-
-def score_to_file(
-    out: Path, columns: Columns, parts: Iterable[Part], score: Callable[[Iterator[Part], PartsFolder], None],
-    job: dict[str, Any], *, overwrite: bool, skipped: Callable[[int], None],
-) -> Summary:  # fmt: skip
-    """Writes the scores of all parts to a file, which is there when all are, and never in part.
-
-    Stopped and called again, it goes on after the last whole part, to the same bytes.
-
-    `score` scores parts, in whatever processes, and has the folder write each; `job` is what decides the scores besides
-    the rows, as JSON keeps it; `skipped` is called with the number of rows of each part that is there already.
-    """
-    folder, count = PartsFolder.of(out), 0
-
-    def pending() -> Iterator[Part]:
-        nonlocal count
-        for part in parts:
-            count += 1
-            if folder.has(part):
-                skipped(len(part))
-            else:
-                yield part
-
-    summary = Summary()
-    with folder.claimed(job, overwrite=overwrite):
-        score(pending(), folder)
-        merged = folder.path / f"output{out.suffix}"  # there, so that a killed process leaves nothing elsewhere
-        write_output(merged, columns, (summary.add(folder.read(number)) for number in range(count)))
-        os.replace(merged, out)
-        folder.remove()
-    return summary

@@ -8,12 +8,10 @@ import logging
 import os
 import pickle
 import re
-import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from ipiqa.errors import ConfigError, DataError, IpiqaError
@@ -173,7 +171,7 @@ def score_on_ray(
 ) -> None:
     """Scores parts on the connected cluster as `task` says, and has them written there; machines may die on the way.
 
-    `progress` is called with numbers of rows, and with 0 after a signal; what it raises ends the job.
+    `progress` is called with numbers of rows; what it raises ends the job.
     """
     ray = require_package("ray", "--engine ray")
     for path in task.folder.path.glob("tries-*"):
@@ -191,34 +189,14 @@ def score_on_ray(
     )  # fmt: skip
     results = dataset.iter_internal_ref_bundles()  # unlike `iter_rows`, without a thread that would go on
     try:
-        with _stoppable(progress):
-            for result in itertools.chain.from_iterable(bundle.block_refs for bundle in results):
-                (answer,) = ray.get(result).to_pylist()
-                progress(answer["rows"])
-                if answer["problem"]:
-                    raise DataError(answer["problem"])
+        for result in itertools.chain.from_iterable(bundle.block_refs for bundle in results):
+            (answer,) = ray.get(result).to_pylist()
+            progress(answer["rows"])
+            if answer["problem"]:
+                raise DataError(answer["problem"])
     except ray.exceptions.RayError as error:
         if missing := re.search(r"No module named ('[\w.]+')", str(error)):
             raise ConfigError(f"--engine ray: a machine has no {missing[1]}. Install the same on all.") from None
         raise
     finally:
         del results  # which ends what runs there; Ray must not be shut down before
-
-
-@contextlib.contextmanager
-def _stoppable(progress: Callable[[int], None]) -> Iterator[None]:
-    """While open, `progress` is called after a signal too: the next result may be minutes away."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if callable(handler := before[signal.Signals(number)]):
-            handler(number, frame)
-        progress(0)
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

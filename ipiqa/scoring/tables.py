@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ipiqa.datasets.readers import as_text, counted, find_column, stream_rows
+from ipiqa.datasets.readers import as_text, counted, find_column, matching_columns, stream_rows
 from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.registry import file_path
@@ -40,13 +40,10 @@ def open_table(path: Path, inputs: Inputs, complete: Completion) -> Rows:
 
     def choose(heading: Sequence[str]) -> list[int]:
         chosen = [_find(heading, inputs.image_column, IMAGE_COLUMNS, here, "--image-column")]
-        if not inputs.gives_prompts:
+        wants = complete.needs_prompt or inputs.prompt_column is not None or matching_columns(heading, PROMPT_COLUMNS)
+        if wants and not inputs.gives_prompts:
             option = "--prompt-column, or give --prompt TEXT or --prompts FILE, sidecar or embedded"
-            try:
-                chosen.append(_find(heading, inputs.prompt_column, PROMPT_COLUMNS, here, option))
-            except DataError:
-                if complete.needs_prompt or inputs.prompt_column is not None:
-                    raise
+            chosen.append(_find(heading, inputs.prompt_column, PROMPT_COLUMNS, here, option))
         others = [position for position, name in enumerate(heading) if name.strip() and position not in chosen]
         columns[:] = [heading[position] for position in others]
         if again := [name for name in columns if columns.count(name) > 1]:
