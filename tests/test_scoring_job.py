@@ -24,7 +24,7 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import Training
 from ipiqa.scoring import job
 from ipiqa.scoring.images import OneImage
-from ipiqa.scoring.job import Settings, auto_batch_size, score_columns, score_part, score_parts
+from ipiqa.scoring.job import ScoredPart, Settings, auto_batch_size, score_columns, score_parts
 from ipiqa.scoring.loading import model_sha256
 from ipiqa.scoring.parts import PartsFolder, Summary
 from ipiqa.scoring.rows import Completion, Part, Row, Rows, legible
@@ -66,6 +66,10 @@ def rows_of(listed: Sequence[Row], complete: Completion = PROMPTED) -> Rows:
 
 def settings_of(scorer: Scorer, batch_size: int = 16, num_workers: int = 2) -> Settings:
     return Settings(score_columns(scorer), batch_size, num_workers)
+
+
+def score_part(scorer: Scorer, part: Part, settings: Settings) -> ScoredPart:
+    return next(score_parts(scorer, [part], settings))
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +179,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     part = Part(0, tuple(bytes_rows(*range(10))), ANY)
     assert [row[2] for row in score_part(scorer, part, Settings(("value",), 10, 1)).rows] == [*range(10)]
     assert auto_batch_size(scorer) == 32
-    monkeypatch.setattr(scorer, "device", torch.device("cuda"), raising=False)
+    monkeypatch.setattr(scorer, "device", torch.device("cuda"))
     assert auto_batch_size(scorer) == 2
     scorer.fits = 0
     with pytest.raises(torch.OutOfMemoryError):

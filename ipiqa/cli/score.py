@@ -134,7 +134,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     """Writes scores to a file, computed in this process or on Ray; when it is stopped, what is scored is kept."""
     from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.job import Settings, auto_batch_size, device_type, score_parts, usual_batch_size
+    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts, usual_batch_size
     from ipiqa.scoring.parts import PartsFolder
     from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
@@ -146,7 +146,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
             if arguments.engine == "ray":
                 stack.enter_context(connected(arguments.address or os.environ.get("RAY_ADDRESS")))
                 pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
-            device = pool.device if pool else device_type(scorer)
+            device = pool.device if pool else scorer.device.type
             batch_size = batch_size or (usual_batch_size(device) if pool else auto_batch_size(scorer))
             num_workers = arguments.num_workers or (pool.num_cpus if pool else num_threads())
             settings = Settings(columns.scores, batch_size, num_workers)

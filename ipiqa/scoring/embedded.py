@@ -67,10 +67,8 @@ def _user_comment(content: bytes) -> str:
     code, text = content[:8], content[8:]
     if code != b"UNICODE\0":
         return (text if code in (b"ASCII\0\0\0", bytes(8)) else content).decode("utf-8", "backslashreplace")
-    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return text.decode("utf-16", "replace")
     is_big = text[::2].count(0) >= text[1::2].count(0)  # the names of settings are ASCII, whatever the prompt is
-    return text[: len(text) // 2 * 2].decode("utf-16-be" if is_big else "utf-16-le", "replace")
+    return text[: len(text) // 2 * 2].decode("utf-16-be" if is_big else "utf-16-le", "replace").lstrip("\ufeff")
 
 
 def _parameters(text: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ipiqa.errors import DataError
-from ipiqa.processors.image import SquashProcessor, upright
+from ipiqa.processors.image import SquashProcessor
 from ipiqa.registry import file_path
 
 OneImage = str | Path | bytes | Image.Image | torch.Tensor
@@ -34,34 +34,25 @@ def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
     return processor.decode(_source(image))
 
 
-def picture(image: OneImage) -> Image.Image:
-    """Returns an image in RGB, upright and in its own size; DataError where it cannot be used."""
-    if isinstance(image, torch.Tensor) and image.is_floating_point():
-        image = as_bytes(image)
-    return upright(_source(image))
-
-
 def _is_image(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.numel() > 0
 
 
 def _source(image: OneImage) -> Path | bytes | Image.Image:
     """Returns what Pillow can open; DataError for what is no image."""
-    source: Path | bytes | Image.Image | None = None
     shown = type(image).__name__
     if isinstance(image, (str, Path)):
-        source = Path(file_path(str(image), "images"))
-    elif isinstance(image, bytes):
-        source = image
-    elif isinstance(image, Image.Image):
-        source, shown = image if image.mode != "F" else None, f"an image of mode {image.mode}"  # F: of any range
-    elif isinstance(image, torch.Tensor):
-        is_bytes, shown = _is_image(image) and image.dtype == torch.uint8, f"a tensor of {(*image.shape, image.dtype)}"
-        source = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) if is_bytes else None
-    if source is None:
-        right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
-        raise DataError(f"images: {shown} cannot be scored. Give {right}.")
-    return source
+        return Path(file_path(str(image), "images"))
+    if isinstance(image, torch.Tensor):
+        if _is_image(image) and image.dtype == torch.uint8:
+            return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        shown = f"a tensor of {(*image.shape, image.dtype)}"
+    elif isinstance(image, Image.Image) and image.mode == "F":  # of any range
+        shown = "an image of mode F"
+    elif isinstance(image, (bytes, Image.Image)):
+        return image
+    right = "a path, a PIL image of 8 or 16 bits, or a tensor (3, H, W), uint8 or float from 0 to 1"
+    raise DataError(f"images: {shown} cannot be scored. Give {right}.")
 
 
 def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.Tensor:

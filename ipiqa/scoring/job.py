@@ -51,11 +51,6 @@ def score_columns(scorer: Scorer) -> tuple[str, ...]:
     return tuple(scorer.columns(scorer.score_folds(Image.new("RGB", (64, 64), "grey"), "a")))
 
 
-def device_type(scorer: Scorer) -> str:
-    """Returns on what kind of device a scorer computes."""
-    return getattr(scorer, "device", torch.device("cpu")).type
-
-
 def usual_batch_size(device: str) -> int:
     """Returns how many images a kind of device is given at once."""
     return 32 if device == "cpu" else 128
@@ -63,19 +58,14 @@ def usual_batch_size(device: str) -> int:
 
 def auto_batch_size(scorer: Scorer) -> int:
     """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size, grey = usual_batch_size(device_type(scorer)), scorer.prepare(Image.new("RGB", (64, 64), "grey"))
-    while device_type(scorer) != "cpu" and size > 1:
+    size, grey = usual_batch_size(scorer.device.type), scorer.prepare(Image.new("RGB", (64, 64), "grey"))
+    while scorer.device.type != "cpu" and size > 1:
         try:
             scorer.outputs([grey] * size, ["a"] * size)
             break
         except torch.OutOfMemoryError:
             size //= 2
     return size
-
-
-def score_part(scorer: Scorer, part: Part, settings: Settings) -> ScoredPart:
-    """Returns the scores of one part."""
-    return next(score_parts(scorer, [part], settings))
 
 
 def score_parts(

@@ -71,10 +71,9 @@ class PartsFolder:
     def job(self) -> dict[str, Any]:
         """Returns what the folder is claimed for, {} where that is not known."""
         try:
-            found = json.loads((self.path / JOB).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return dict(json.loads((self.path / JOB).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return {}
-        return found if isinstance(found, dict) else {}
 
     def pending(self, parts: Iterable[Part], skipped: Callable[[int], None]) -> Iterator[Part]:
         """Yields the parts that are not written; `skipped` is called with the number of rows of each that is."""

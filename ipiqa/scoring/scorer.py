@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError, did_you_mean
@@ -38,6 +39,7 @@ class Scorer(ABC):
     needs_prompt: bool
     image_size: int
     trained_on: Training
+    device = torch.device("cpu")  # that it computes on
     _has_warned = False
 
     @abstractmethod

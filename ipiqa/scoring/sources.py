@@ -93,7 +93,7 @@ def _check(images: str, kind: Kind, inputs: Inputs, needs_prompt: bool) -> None:
     if inputs.prompts is not None and not (prompts in _READ or joins_table or _is_text(inputs)):
         known = f"{shorten(prompts)} is no table, no .txt, and neither sidecar nor embedded"
         raise ConfigError(f"--prompts: {known}.{did_you_mean(prompts, _READ)} Give one text with --prompt.")
-    if root is not None and not os.path.isdir(file_path(root, "--image-root")):  # noqa: PTH112
+    if root is not None and not os.path.isdir(root):  # noqa: PTH112
         raise ConfigError(f"--image-root: {shorten(root)} is no folder. Give that of the images.")
     if needs_prompt and not gives and kind in ("a picture", "a folder"):
         raise ConfigError(f"images: '{images}' is {kind}, and the scores depend on prompts. {WAYS}.")

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 from ipiqa.datasets.readers import as_text, counted, find_column, matching_columns, stream_rows
 from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
 from ipiqa.errors import ConfigError, DataError, shorten
-from ipiqa.registry import file_path
 from ipiqa.scoring.rows import Completion, Inputs, Row, Rows, legible
 
 logger = logging.getLogger("ipiqa")
@@ -53,7 +52,7 @@ def open_table(path: Path, inputs: Inputs, complete: Completion) -> Rows:
     images = (cells[0] for _, cells in stream_rows(path, "images", choose))
     first = list(itertools.islice(images, _LOOKED_FOR))
     num_rows = len(first) + sum(1 for _ in images)
-    roots = [path.parent, path.parent / "images"] if inputs.image_root is None else [_root(inputs)]
+    roots = [path.parent, path.parent / "images"] if inputs.image_root is None else [Path(inputs.image_root)]
     there = [sum(os.path.isfile(root / name) for name in first) for root in roots]  # noqa: PTH113 (too long a name)
     if not any(there):
         message = "%s: none of its first %d images is in '%s'. Name their folder with --image-root"
@@ -67,10 +66,6 @@ def open_table(path: Path, inputs: Inputs, complete: Completion) -> Rows:
             yield Row(cells[0], root / cells[0], cells[1] if own > 1 else None, tuple(cells[own:]), problem)
 
     return Rows(tuple(columns), num_rows, listing, complete)
-
-
-def _root(inputs: Inputs) -> Path:
-    return Path(file_path(inputs.image_root or "", "--image-root"))
 
 
 def _find(heading: Sequence[str], name: str | None, spellings: Sequence[str], here: str, option: str) -> int:
@@ -97,7 +92,7 @@ def read_lines(file: BinaryIO, inputs: Inputs, columns: list[str]) -> Iterator[R
     """Yields the rows of lines that are not empty; `columns` gets the keys of the first beside its image and prompt."""
     images = IMAGE_COLUMNS if inputs.image_column is None else (inputs.image_column,)
     prompts = PROMPT_COLUMNS if inputs.prompt_column is None else (inputs.prompt_column,)
-    root, is_first = _root(inputs).absolute(), True
+    root, is_first = Path(inputs.image_root or "").absolute(), True
     for number, content in enumerate(iter(lambda: file.readline(MAX_PROMPT_BYTES), b""), start=1):
         text = content.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip("\r\n")
         if not text.strip():
