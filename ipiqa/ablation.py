@@ -92,6 +92,19 @@ class Point:
     def is_done(self) -> bool:
         return self.state == "finished"
 
+    def check_folder(self) -> None:
+        """Raises ConfigError, with the differences, where the folder holds a run with other settings."""
+        if self.is_begun:
+            check_same_run(self.config, weights_of(self.config))
+
+    def check(self) -> None:
+        """Finds missing or wrong weights, which else would stop the run only when its turn comes."""
+        build.make_model(self.config, num_targets=1)
+
+    def run(self, *, resume: bool) -> None:
+        """Runs the folds that are left and writes their results."""
+        run(self.config, resume=resume)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -111,19 +124,24 @@ def load_grid(path: str | Path, *overrides: str) -> Grid:
     content = yaml_file.read_mapping(path, "--grid", CONTENT)
     with located(str(path)):
         file = GridFile(**registry.check_settings(GridFile, content, "grid"))
-        config_path = path.parent / file.config
-        if not config_path.is_file():
-            raise ConfigError(f"grid.config: '{config_path}' is not a file. Give a config, relative to this file.")
-        output_dir = dict(map(parse_override, overrides)).get(OUTPUT_DIR, file.output_dir)
-        output_dir = Path(registry.file_path(str(output_dir), OUTPUT_DIR))
-        common = [_override("run.num_folds", file.num_folds)] if file.num_folds is not None else []
-        points: list[Point] = []
-        for name, changes in _named_changes(file):
-            with located(f"row {name!r}"):
-                folder = _override(OUTPUT_DIR, str(output_dir / _folder_name(name)))
-                config = load_config(config_path, *common, *changes, *overrides, folder)
-            points.append(Point(name, changes, config))
-        _check_distinct(points)
+        return make_grid(dataclasses.replace(file, config=str(path.parent / file.config)), overrides)
+
+
+def make_grid(file: GridFile, overrides: Sequence[str]) -> Grid:
+    """Returns the points of the keys of a grid file; `config` is relative to the working directory here."""
+    config_path = Path(file.config)
+    if not config_path.is_file():
+        raise ConfigError(f"grid.config: '{config_path}' is not a file. Give a config, relative to this file.")
+    output_dir = dict(map(parse_override, overrides)).get(OUTPUT_DIR, file.output_dir)
+    output_dir = Path(registry.file_path(str(output_dir), OUTPUT_DIR))
+    common = [_override("run.num_folds", file.num_folds)] if file.num_folds is not None else []
+    points: list[Point] = []
+    for name, changes in _named_changes(file):
+        with located(f"row {name!r}"):
+            folder = _override(OUTPUT_DIR, str(output_dir / folder_name(name)))
+            config = load_config(config_path, *common, *changes, *overrides, folder)
+        points.append(Point(name, changes, config))
+    check_distinct(points)
     return Grid(output_dir, tuple(points))
 
 
@@ -161,10 +179,10 @@ def _override(key: str, value: Any) -> str:
     return plain if is_read_back else f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
     """Returns a name as a file name.
 
-    >>> _folder_name("Without [QA], loss=mse")
+    >>> folder_name("Without [QA], loss=mse")
     'without_qa_loss_mse'
     """
     folder = re.sub(r"[^a-z0-9.+-]+", "_", name.lower()).strip("._")
@@ -173,7 +191,7 @@ def _folder_name(name: str) -> str:
     return folder
 
 
-def _check_distinct(points: Sequence[Point]) -> None:
+def check_distinct(points: Sequence[Point]) -> None:
     """Raises where two points have the same name, folder or settings: one of them would stand for both."""
     seen: dict[tuple[str, str], Point] = {}
     for point in points:
@@ -188,9 +206,8 @@ def _check_distinct(points: Sequence[Point]) -> None:
 def check_folders(points: Sequence[Point]) -> None:
     """Raises ConfigError, with the differences, where the folder of a point holds a run with other settings."""
     for point in points:
-        if point.is_begun:
-            with located(f"row {point.name!r}"):
-                check_same_run(point.config, weights_of(point.config))
+        with located(f"row {point.name!r}"):
+            point.check_folder()
 
 
 def run_points(points: Sequence[Point]) -> dict[str, str]:
@@ -212,12 +229,12 @@ def run_points(points: Sequence[Point]) -> dict[str, str]:
                 logger.info("row %r is finished, skipped", point.name)
                 continue
             with _collecting(failures, point.name):
-                build.make_model(point.config, num_targets=1)  # finds missing or wrong weights
+                point.check()
                 left.append((point, is_begun))
         for number, (point, is_begun) in enumerate(left, 1):
             logger.info("row %r (%d of %d): %s", point.name, number, len(left), " ".join(point.changes) or "as it is")
             with _collecting(failures, point.name):
-                run(point.config, resume=is_begun)
+                point.run(resume=is_begun)
                 if dist.is_main():
                     write_summary(point.run_dir)
     return failures

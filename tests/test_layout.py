@@ -33,7 +33,7 @@ LAYERS = {
     "config": 3, "scorers": 3,
     "build": 4,
     "evaluation": 5, "training": 5, "scoring": 5,
-    "report": 6, "ablation": 6, "demo": 6, "explain": 6, "export": 6,
+    "report": 6, "ablation": 6, "bench": 6, "demo": 6, "explain": 6, "export": 6,
     "serve": 7, "cli": 7,
 }  # fmt: skip
 SAME_LAYER = {
@@ -41,6 +41,8 @@ SAME_LAYER = {
     ("config", "scorers"),
     ("training", "evaluation"),
     ("ablation", "report"),
+    ("bench", "report"),
+    ("bench", "ablation"),
     ("export", "report"),
     ("cli", "serve"),
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ipiqa.cli.arguments import add_command, add_overrides
@@ -38,8 +39,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def ablate(arguments: argparse.Namespace) -> int:
     """Runs the points of this shard, and writes and prints the table of all points that are finished."""
     from ipiqa import dist
-    from ipiqa.ablation import check_folders, load_grid, rows_of, run_points
-    from ipiqa.engine.stop import Interrupted
+    from ipiqa.ablation import check_folders, load_grid, rows_of
     from ipiqa.report import write_ablation
 
     grid = load_grid(arguments.grid, *arguments.options, *arguments.overrides)
@@ -52,20 +52,34 @@ def ablate(arguments: argparse.Namespace) -> int:
                 print(f"{i if point in chosen else '-':>3}  {point.name}: {point.state}")
                 print(f"     {' '.join(point.changes) or '(no change)'}\n     {point.run_dir}")
         return 0
+
+    def show(failures: dict[str, str]) -> None:
+        rows = rows_of(grid, failures)
+        if all(row.run is None for row in rows):
+            print(f"{grid.output_dir}: no point is finished, so there is no table yet")
+        else:
+            print(write_ablation(grid.output_dir, rows))
+            print(f"Table: {grid.output_dir}/ablation.md  .csv  .tex  .json")
+
+    return run_and_show(chosen, show)
+
+
+def run_and_show(points: Sequence[Any], show: Callable[[dict[str, str]], None]) -> int:
+    """Runs points, shows what came out and returns the exit status; `show` takes the errors by name of point."""
+    from ipiqa import dist
+    from ipiqa.ablation import check_folders, run_points
+    from ipiqa.engine.stop import Interrupted
+
+    check_folders(points)
     try:
-        failures = run_points(chosen)
-    except Interrupted as error:  # reported here, because this command goes on without --resume
+        failures = run_points(points)
+    except Interrupted as error:  # reported here, because these commands go on without --resume
         if dist.is_main():
             print(f"ipiqa: stopped {error}. The state is saved; go on with the same command", file=sys.stderr)
         return 128 + error.signal_number
     if not dist.is_main():
         return 0
-    rows = rows_of(grid, failures)
-    if all(row.run is None for row in rows):
-        print(f"{grid.output_dir}: no point is finished, so there is no table yet")
-    else:
-        print(write_ablation(grid.output_dir, rows))
-        print(f"Table: {grid.output_dir}/ablation.md  .csv  .tex  .json")
+    show(failures)
     for name, problem in failures.items():
         print(f"ipiqa: row {name!r}: {problem}", file=sys.stderr)
     return 2 if failures else 0

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 # Spellings of one column, the preferred one first; or one text: the name of a column, or a pattern with {braces}.
 Source = Sequence[str]
 
+# Headings that columns of images and prompts bear in tables of other people
+IMAGE_COLUMNS = (
+    "image", "image_path", "image_name", "image_file", "img", "img_path", "img_name", "file_name", "filename",
+    "file_path", "file", "path", "name",
+)  # fmt: skip
+PROMPT_COLUMNS = ("prompt", "text", "caption")
+
 _PART = re.compile(r"\{([^{}~:]+)(?::0(\d)d|~([^{}]+))?\}")
 PATTERN = "{column}, {column:05d} for a number with leading zeros, or {column~regex} for what a (group) of it matches"
 

@@ -35,7 +35,7 @@ def no_pixel(table: AnnotationTable, split: Split, by: Sequence[str]) -> np.ndar
         words = np.array([[len(prompt.split())] for prompt in table.prompts], dtype=np.float64)
         is_length = by[0] == PROMPT_LENGTH
         inputs = [words if is_length else np.delete(table.scores, t, axis=1) for t in range(len(table.targets))]
-        fits = [_linear(x, y, split.train, split.val) for x, y in zip(inputs, table.scores.T, strict=True)]
+        fits = [linear(x, y, split.train, split.val) for x, y in zip(inputs, table.scores.T, strict=True)]
     else:
         labels = [same_prompts(table.prompts) if name == PROMPT else segments_of(table)[name] for name in by]
         codes = [pd.factorize(np.array(of_rows, dtype=object))[0] for of_rows in labels]
@@ -46,22 +46,11 @@ def no_pixel(table: AnnotationTable, split: Split, by: Sequence[str]) -> np.ndar
 def measure_baselines(table: AnnotationTable, split: Split) -> dict[str, dict[str, dict[str, float | None]]]:
     """Returns {baseline: {target: {metric: value}}} on the held-out part, of all baselines that the table allows.
 
-    These are each of its segments, prompt length, the other targets, and, where prompts stand on both sides, the prompt
-    alone and with each segment. Of segments that part the images alike, the first is taken. Images without a score in a
-    target do not count in it.
+    Images without a score in a target do not count in it.
     """
     prompts = pd.factorize(np.array(same_prompts(table.prompts), dtype=object))[0]
-    segments, seen = [], set()
-    for name, labels in segments_of(table).items():
-        codes = pd.factorize(np.array(labels, dtype=object))[0]
-        if 0 < codes.max(initial=0) < len(table) / 2 and codes.tobytes() not in seen:
-            segments.append((name,))
-            seen.add(codes.tobytes())
-    leaks = bool(np.isin(prompts[split.val], prompts[split.train]).any())
-    known_prompt = [(PROMPT,), *((*segment, PROMPT) for segment in segments)] if leaks else []
-    chosen = [*segments, *known_prompt, (PROMPT_LENGTH,), *[(OTHER_TARGETS,)] * (len(table.targets) > 1)]
     out: dict[str, dict[str, dict[str, float | None]]] = {}
-    for by in chosen if len(split.train) else ():
+    for by in possible(table, split):
         predicted, out[" + ".join(by)] = no_pixel(table, split, by), (of_targets := {})
         for t, target in enumerate(table.target_names):
             scored = np.isfinite(table.scores[split.val, t]) & np.isfinite(predicted[:, t])
@@ -71,7 +60,26 @@ def measure_baselines(table: AnnotationTable, split: Split) -> dict[str, dict[st
     return out
 
 
-def _linear(x: np.ndarray, y: np.ndarray, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def possible(table: AnnotationTable, split: Split) -> list[tuple[str, ...]]:
+    """Returns what `no_pixel` can go `by`, nothing without a training part.
+
+    These are each segment of the table, prompt length, the other targets, and, where prompts stand on both sides, the
+    prompt alone and with each segment. Of segments that part the images alike, the first is taken.
+    """
+    segments, seen = [], set()
+    for name, labels in segments_of(table).items():
+        codes = pd.factorize(np.array(labels, dtype=object))[0]
+        if 0 < codes.max(initial=0) < len(table) / 2 and codes.tobytes() not in seen:
+            segments.append((name,))
+            seen.add(codes.tobytes())
+    prompts = np.array(same_prompts(table.prompts), dtype=object)
+    leaks = bool(set(prompts[split.val]) & set(prompts[split.train]))
+    known_prompt = [(PROMPT,), *((*segment, PROMPT) for segment in segments)] if leaks else []
+    chosen = [*segments, *known_prompt, (PROMPT_LENGTH,), *[(OTHER_TARGETS,)] * (len(table.targets) > 1)]
+    return chosen if len(split.train) else []
+
+
+def linear(x: np.ndarray, y: np.ndarray, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Returns a least-squares plane through y over x (N, D), fitted to the known rows, at the rows asked for."""
     known = known[np.isfinite(y[known]) & np.isfinite(x[known]).all(axis=1)]
     if not len(known):

@@ -116,11 +116,18 @@ def checkpoint_title(run: RunResult, checkpoint: str) -> str:
 
 def selection_rule(run: RunResult) -> str:
     """Returns in words how the epoch called best was chosen."""
+    settings = run.first.settings or {}
+    if "scorer" in settings:
+        scale = f"put on the scale of the MOS by a {settings.get('scale')} map fitted to the training part"
+        scale = "as they are, for want of a training part" if run.first.split.kind == "all" else scale
+        return f"not trained here: {settings['scorer']}" + f", its scores {scale}" * bool(settings.get("scale"))
+    if not run.trained and run.first.epochs is not None:
+        return "the epoch that no reported image has chosen"
     if not run.trained:
         return "not trained here: the checkpoint given in run.checkpoint, evaluated on the held-out part"
     if run.first.selection == "reported part":
         return "best epoch on the reported part (optimistic: the reported images also choose the epoch)"
-    fraction = (run.first.settings or {}).get("run.val_fraction")
+    fraction = settings.get("run.val_fraction")
     share = f" of {100 * fraction:g} %" if isinstance(fraction, float) else ""
     return f"best epoch on a validation part{share} of the training groups"
 

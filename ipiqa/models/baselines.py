@@ -94,3 +94,20 @@ class LinearProbe(nn.Module):
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
         return self.head(self.norm(self.image_encoder(images)[1].float()))
+
+
+@register("model", "clip_linear")
+class CLIPLinear(nn.Module):
+    """A linear layer on CLIP's image feature of length 1, as LAION's aesthetics predictor comes to."""
+
+    reads_prompt = False
+
+    def __init__(self, image_encoder: ImageTower, num_targets: int) -> None:
+        super().__init__()
+        image_encoder.freeze()
+        self.image_encoder = image_encoder
+        self.layer = ScoreLayer(image_encoder.embed_dim, num_targets)
+
+    def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
+        return self.layer(functional.normalize(self.image_encoder(images)[1].float(), dim=1))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ipiqa.files import write_json, write_text
 from ipiqa.metrics import PairedTest, Spread, holm
 from ipiqa.report.compare import LEVEL, TEST_COLUMNS, interval_and_p
 from ipiqa.report.render import MISSING, markdown_table, render
-from ipiqa.report.tables import mean_std
+from ipiqa.report.tables import label, mean_std
 
 COLUMNS = ("srcc", "plcc")
 UP, DOWN = "↑", "↓"
@@ -40,6 +40,7 @@ class Ablation:
     summaries: dict[str, Summary]
     differences: dict[tuple[str, str, str], PairedTest]  # SRCC minus that of the first, by checkpoint, target, row
     notes: tuple[str, ...]
+    columns: tuple[str, ...] = COLUMNS
 
     @property
     def runs(self) -> list[RunResult]:
@@ -58,21 +59,22 @@ class Ablation:
     def results(self, name: str, checkpoint: str, target: str) -> tuple[dict[str, Spread], PairedTest | None]:
         """Returns the spreads by metric of a row, none where it has none, and its test against the first."""
         spreads = self.summaries[name].spreads if name in self.summaries else {}
-        shown = {metric: spreads[key] for metric in COLUMNS if (key := (target, checkpoint, metric)) in spreads}
+        shown = {metric: spreads[key] for metric in self.columns if (key := (target, checkpoint, metric)) in spreads}
         return shown, self.differences.get((checkpoint, target, name))
 
 
-def write_ablation(folder: Path, rows: Sequence[AblationRow]) -> str:
-    """Writes ablation.md, .csv, .tex and .json into a folder and returns the markdown.
+def write_ablation(
+    folder: Path, rows: Sequence[AblationRow], *, name: str = "ablation", columns: tuple[str, ...] = COLUMNS
+) -> str:
+    """Writes <name>.md, .csv, .tex and .json into a folder, with these metrics, and returns the markdown.
 
     The other rows are compared with the first. Where none is finished, a DataError is raised and nothing is written.
     """
-    ablation = compare_rows(rows)
+    ablation = replace(compare_rows(rows), columns=columns)
     text = ablation_markdown(ablation, short_name(folder))
-    write_text(folder / "ablation.md", text)
-    write_text(folder / "ablation.csv", ablation_csv(ablation))
-    write_text(folder / "ablation.tex", ablation_latex(ablation))
-    write_json(folder / "ablation.json", ablation_json(ablation))
+    for kind, content in {"md": text, "csv": ablation_csv(ablation), "tex": ablation_latex(ablation)}.items():
+        write_text(folder / f"{name}.{kind}", content)
+    write_json(folder / f"{name}.json", ablation_json(ablation))
     return text
 
 
@@ -120,7 +122,7 @@ def _row_notes(summaries: dict[str, Summary]) -> list[str]:
 
 def ablation_markdown(ablation: Ablation, title: str) -> str:
     """Returns the table of all rows, the table of differences, and what must be known to read them."""
-    header = ["epoch", "row", *(f"{t} {m.upper()}" for t in ablation.targets for m in COLUMNS)]
+    header = ["epoch", "row", *(f"{t} {label(m)}" for t in ablation.targets for m in ablation.columns)]
     shown = itertools.product(ablation.checkpoints, ablation.summaries)
     rows = [[ablation.checkpoints[c], name, *_figures(ablation, c, name)] for c, name in shown]
     differences = []
@@ -135,10 +137,10 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
 
 
 def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
-    """Returns the cells of a row: SRCC with its mark, and PLCC, for each target."""
+    """Returns the cells of a row: each metric for each target, SRCC with its mark."""
     results = [ablation.results(name, checkpoint, target) for target in ablation.targets]
-    cells = [(f"{mean_std(s.get('srcc'))} {mark(test)}".strip(), mean_std(s.get("plcc"))) for s, test in results]
-    return [*itertools.chain(*cells)]
+    cells = [(m, mean_std(spreads.get(m)), test) for spreads, test in results for m in ablation.columns]
+    return [f"{figure} {mark(test)}".strip() if m == "srcc" else figure for m, figure, test in cells]
 
 
 def mark(test: PairedTest | None) -> str:
@@ -168,7 +170,8 @@ def ablation_csv(ablation: Ablation) -> str:
             continue
         line: dict[str, Any] = {"row": row.name, "changes": " ".join(row.changes), "checkpoint": checkpoint}
         line |= {"target": target, "folds": len(row.run.folds)}
-        line |= {f"{m}_{field}": getattr(spreads.get(m), field, None) for m in COLUMNS for field in ("mean", "std")}
+        shown = itertools.product(ablation.columns, ("mean", "std"))
+        line |= {f"{metric}_{field}": getattr(spreads.get(metric), field, None) for metric, field in shown}
         line |= {"common_folds": str(getattr(test, "n", "")), "srcc_difference": getattr(test, "difference", None)}
         lines.append(line | {name: getattr(test, name, None) for name in ("low", "high", "p", "p_holm")})
     return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
@@ -199,4 +202,5 @@ def ablation_latex(ablation: Ablation) -> str:
         for c, heading in ablation.checkpoints.items()
     ]
     above = {"facts": facts(ablation.runs[0]), "remarks": _remarks(ablation)}
-    return render("ablation.tex.j2", ablation=ablation, columns=COLUMNS, blocks=blocks, **above)
+    columns = [label(metric) for metric in ablation.columns]
+    return render("ablation.tex.j2", ablation=ablation, columns=columns, blocks=blocks, **above)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,9 +19,11 @@ from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec
 from ipiqa.models.checkpoints import read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.weights import printable
+from ipiqa.scorers.table import ScoreTable
 from ipiqa.scoring.hub import HUB, download
 from ipiqa.scoring.model_scorer import ModelScorer, Precision
 from ipiqa.scoring.scorer import Scorer
+from ipiqa.scoring.table_scorer import TableScorer
 
 ONNX = ".onnx"  # what names of exported graphs end with
 
@@ -34,7 +37,7 @@ def load(
         what: a bundle or fold folder, a checkpoint such as best.pt, or a run folder, of which each score is the mean
             over its folds' best epochs; a file of `ipiqa export`, FILE.onnx; "hf-hub:OWNER/NAME" or
             "hf-hub:OWNER/NAME@REVISION"; a registered scorer and its settings, such as
-            "clipscore architecture=RN50-quickgelu".
+            "clipscore architecture=RN50-quickgelu" or "table scores=scores.csv column=brisque".
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1", ...
         amp: precision; "bf16" is faster and changes scores a little.
         folds: which folds of a run folder; None for all.
@@ -42,6 +45,9 @@ def load(
     A file that is missing, damaged or does not say which model it belongs to is a DataError, a device that is not
     there a ConfigError.
     """
+    if str(what).partition(" ")[0] == "table":
+        _refuse_folds(folds, what)
+        return TableScorer(_registered(str(what)))
     if not str(what).lower().endswith(ONNX):
         return load_models(what, device, amp, folds=folds)
     from ipiqa.scoring.onnx_scorer import OnnxScorer
@@ -76,10 +82,12 @@ class Loaded(NamedTuple):
 
 def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Loaded]:
     """Returns the models of one kind, one per fold, that `what` stands for; arguments and errors as for `load`."""
-    name, _, settings = str(what).partition(" ")
-    if name in registry.list_registered("scorer"):
+    if str(what).partition(" ")[0] in registry.list_registered("scorer"):
         _refuse_folds(folds, what)
-        return [_registered(name, settings)]
+        part = _registered(str(what))
+        if isinstance(part, ScoreTable):
+            raise DataError(f"ipiqa.load: '{what}' is a table of scores. Give a model.")
+        return [Loaded(part[1], part[0])]
     if str(what).lower().endswith(ONNX) and os.path.isfile(what):  # noqa: PTH113 (is_file raises for a long path)
         raise DataError(f"ipiqa.load: '{what}' can only be scored with. Give the model it was exported from.")
     loaded: list[Loaded] = []
@@ -98,12 +106,12 @@ def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Lo
     return loaded
 
 
-def _registered(name: str, settings: str) -> Loaded:
-    """Returns the model of a registered scorer, for settings written as "key=value key=value"."""
+def _registered(what: str) -> Any:
+    """Returns what a registered scorer gives, for settings written as "name key=value key=value"."""
+    name, _, settings = what.partition(" ")
     with located(f"ipiqa.load: {name}"):
-        section = {"name": name} | dict(map(parse_override, settings.split()))
-        spec, model = registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
-    return Loaded(model, spec)
+        section = {"name": name} | dict(map(parse_override, re.split(r" +(?=[\w.]+=)", settings) if settings else ()))
+        return registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
 
 
 def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:

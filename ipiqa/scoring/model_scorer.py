@@ -46,7 +46,8 @@ class ModelScorer(Scorer):
         self.targets = self.spec.targets
         self.needs_prompt = any(getattr(model, "reads_prompt", True) for model in self.models)
         self.image_size = self.spec.image_size
-        self.trained_on = replace(self.spec.training, quantiles=_mean_quantiles(specs))
+        images = sorted(set().union(*(spec.training.images for spec in specs)))
+        self.trained_on = replace(self.spec.training, images=images, quantiles=_mean_quantiles(specs))
 
     def forget_prompts(self) -> None:
         self._caches = [PromptCache.of(model) for model in self.models]  # the weights stay as they are from here on

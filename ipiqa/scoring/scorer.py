@@ -32,7 +32,7 @@ class Scorer(ABC):
         targets: what the T scores of an image mean, in order.
         needs_prompt: whether scores depend on prompts.
         image_size: side of what the model sees, in pixels; images of any size are resized to it.
-        trained_on: of the first fold, as far as it is known.
+        trained_on: of the first fold, as far as it is known; its images are those of all folds.
     """
 
     targets: tuple[Target, ...]

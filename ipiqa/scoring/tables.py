@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ipiqa.datasets.columns import IMAGE_COLUMNS, PROMPT_COLUMNS
 from ipiqa.datasets.readers import as_text, counted, find_column, matching_columns, stream_rows
 from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
 from ipiqa.errors import ConfigError, DataError, shorten
@@ -20,11 +21,6 @@ from ipiqa.scoring.rows import Completion, Inputs, Row, Rows, legible
 
 logger = logging.getLogger("ipiqa")
 
-IMAGE_COLUMNS = (
-    "image", "image_path", "image_name", "image_file", "img", "img_path", "img_name", "file_name", "filename",
-    "file_path", "file", "path", "name",
-)  # fmt: skip
-PROMPT_COLUMNS = ("prompt", "text", "caption")
 WAYS = "Give --prompt TEXT, or --prompts with a table of images and prompts, a .txt of one a line, sidecar or embedded"
 _LOOKED_FOR = 100  # images that tell which folder the names of a table are relative to
 

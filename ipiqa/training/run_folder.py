@@ -187,14 +187,14 @@ def _claim(
         write_json(run_dir / IDENTITY, {"format": 1, "content": content})
         if config != stored:
             write_text(config_path, config.to_yaml())
-        _record_job(run_dir, folds, resume)
+        record_job(run_dir, folds, resume)
         for folder in ours:
             folder.mkdir(exist_ok=True)
             for half_written in folder.glob(".*.tmp"):  # of a job that was killed while it wrote
                 half_written.unlink(missing_ok=True)
 
 
-def _record_job(run_dir: Path, folds: list[int], resume: bool) -> None:
+def record_job(run_dir: Path, folds: list[int], resume: bool) -> None:
     """Writes what the first job was started with, and a line for each job."""
     command, surroundings = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), environment()
     if not (run_dir / "environment.json").is_file():
