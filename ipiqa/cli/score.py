@@ -160,8 +160,9 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
                 model = arguments.model
                 model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
                 task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
-                with stop.calling(lambda: progress.add(0)):
-                    score_on_ray(pending, task, pool, rows.num_rows, progress.add)
+                stop.then = lambda: progress.add(0)
+                score_on_ray(pending, task, pool, rows.num_rows, progress.add)
+                stop.then = None
             else:
                 for scored in score_parts(scorer, pending, settings, progress.add):
                     folder.write(scored)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -28,7 +27,7 @@ class StopSignals:
     """
 
     signal_number: int | None = None  # of the signal that came
-    _then: Callable[[], None] | None = None
+    then: Callable[[], None] | None = None  # called when it comes, for work that does not ask for long
 
     def __enter__(self) -> StopSignals:
         caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -43,20 +42,11 @@ class StopSignals:
         """Returns whether a signal came."""
         return self.signal_number is not None
 
-    @contextlib.contextmanager
-    def calling(self, then: Callable[[], None]) -> Iterator[None]:
-        """Calls `then` as soon as a signal comes within the block, which may itself look for one minutes later."""
-        self._then = then
-        try:
-            yield
-        finally:
-            self._then = None
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal_number = number
         logger.warning("Stopping after this step; the state will be saved. Once more stops at once.")
-        if self._then is not None:
-            self._then()
+        if self.then is not None:
+            self.then()

@@ -19,7 +19,6 @@ from ipiqa.errors import DataError
 from ipiqa.processors.image import FORMATS, one_line
 
 _LONGEST_NOTE = 4_000_000  # characters; a workflow of a thousand nodes has fewer
-_MOST_INPUTS = 100_000
 _EXIF_IFD, _USER_COMMENT, _CAMERA_TAGS = 0x8769, 0x9286, (0x010E, 0x010F, 0x0110)
 # names of inputs of ComfyUI's nodes: texts to be encoded, texts only held, and what others have encoded
 _TEXTS = ("text", "text_g", "text_l", "clip_g", "clip_l", "t5xxl", "prompt")
@@ -109,7 +108,7 @@ class _Workflow:
     """The inputs of a workflow's nodes. A DataError where following them would take for ever."""
 
     nodes: dict[str, dict[str, Any]]
-    left: int = _MOST_INPUTS
+    left: int = 100_000  # inputs to be looked at
 
     def texts(self, value: Any, names: Sequence[str], seen: set[str]) -> list[str]:
         """Returns the different texts behind an input: those with these names, of the nodes that lead to it."""

@@ -27,8 +27,9 @@ class OnnxScorer(Scorer):
     def __init__(self, path: Path, *, device: str = "auto") -> None:
         """Opens a file that `ipiqa export` wrote; `device` as for `ipiqa.load`. DataError: it is no such file."""
         runtime, where = require_package("onnxruntime", "An .onnx file"), f"ipiqa.load: '{path}'"
+        how = f"Write one with: ipiqa export MODEL {path.name}"
         if not path.is_file():
-            raise DataError(f"{where} does not exist. Write one with: ipiqa export MODEL {path.name}.")
+            raise DataError(f"{where} does not exist. {how}.")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # as OMP_NUM_THREADS says, which it does not read
         options.log_severity_level = 3  # errors alone, which are raised as well
@@ -41,9 +42,7 @@ class OnnxScorer(Scorer):
         try:
             self.spec = ModelSpec.from_dict(json.loads(metadata[METADATA]), where)
         except (KeyError, ValueError, RecursionError):
-            raise DataError(
-                f"{where} was not written by ipiqa. Write one with: ipiqa export MODEL FILE.onnx."
-            ) from None
+            raise DataError(f"{where} was not written by ipiqa. {how}.") from None
         self.targets, self.image_size, self.trained_on = self.spec.targets, self.spec.image_size, self.spec.training
         shapes = {node.name: node.shape for node in (*self._session.get_inputs(), *self._session.get_outputs())}
         self.needs_prompt = TOKENS in shapes

@@ -27,10 +27,7 @@ MOST_FAILURES = 20  # that are kept to be shown
 
 @dataclass
 class PartsFolder:
-    """The folder `OUT.parts`, which keeps what is scored until all is, so that a job that was stopped goes on.
-
-    It can be pickled; on a cluster it lies on a disk that all machines see.
-    """
+    """The folder `OUT.parts`, which keeps what is scored until all is; on a cluster it lies on a disk that all see."""
 
     path: Path
     num_parts: int = 0  # of the job, known once `pending` has ended

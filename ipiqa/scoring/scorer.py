@@ -103,10 +103,8 @@ class Scorer(ABC):
         return out
 
     def percentiles(self, scores: np.ndarray, target: str) -> np.ndarray:
-        """Returns which percentile, 0 to 100, of the MOS trained on each score (N,) is; NaN where that is not known."""
-        quantiles = self.trained_on.quantiles.get(target)
-        if not quantiles:
-            return np.full(len(scores), np.nan, np.float32)
+        """Returns which percentile, 0 to 100, of the MOS trained on each score (N,) is."""
+        quantiles = self.trained_on.quantiles[target]
         percent = np.interp(scores, quantiles, np.linspace(0, 100, len(quantiles)))
         return percent.astype(np.float32)
 

@@ -122,7 +122,17 @@ def join_table(rows: Rows, path: Path, inputs: Inputs, *, of_folder: bool) -> Ro
 
     An image is found there by its name in the output, its path relative to the table, its whole path or its bare name.
     """
-    prompts = _read_prompts(path, inputs.image_column if of_folder else None, inputs.prompt_column)
+    here = f"prompts: '{path}'"
+    prompts: dict[str, str | None] = {}  # None for an image with several
+
+    def choose(heading: Sequence[str]) -> list[int]:
+        image = _find(heading, inputs.image_column if of_folder else None, IMAGE_COLUMNS, here, "--image-column")
+        return [image, _find(heading, inputs.prompt_column, PROMPT_COLUMNS, here, "--prompt-column")]
+
+    for _, (image, prompt) in stream_rows(path, "prompts", choose):
+        if image.strip():
+            name = posixpath.normpath(image)
+            prompts[name] = prompt if prompts.get(name, prompt) == prompt else None
 
     def name_of(row: Row) -> str | None:
         source = str(row.source)
@@ -139,31 +149,15 @@ def join_table(rows: Rows, path: Path, inputs: Inputs, *, of_folder: bool) -> Ro
         names = {row.image: name_of(row) for row in rows.listing()}
         if not any(names.values()):
             known = f"the first image is {next(iter(names))!r}, the first row {next(iter(prompts), '')!r}"
-            raise DataError(f"prompts: '{path}' has a prompt for none of the {len(names)} images: {known}.")
+            raise DataError(f"{here} has a prompt for none of the {len(names)} images: {known}.")
         surplus = sorted(prompts.keys() - names.values())
         if surplus and len(names) > 1:
-            message = "prompts: '%s': %d of %d images in it are not there, first %r"
-            logger.warning(message, path, len(surplus), len(prompts), surplus[0])
+            message = "%s: %d of %d images in it are not there, first %r"
+            logger.warning(message, here, len(surplus), len(prompts), surplus[0])
         if bare := [image for image, name in names.items() if name and image.endswith(f"/{name}")]:
-            message = "prompts: '%s': %d images in subfolders take the prompt of their file name, first %r"
-            logger.warning(message, path, len(bare), bare[0])
+            message = "%s: %d images in subfolders take the prompt of their file name, first %r"
+            logger.warning(message, here, len(bare), bare[0])
     return rows.map(join)
-
-
-def _read_prompts(path: Path, image_column: str | None, prompt_column: str | None) -> dict[str, str | None]:
-    """Returns image -> prompt of a table file, None where an image has several."""
-    here = f"prompts: '{path}'"
-
-    def choose(heading: Sequence[str]) -> list[int]:
-        image = _find(heading, image_column, IMAGE_COLUMNS, here, "--image-column")
-        return [image, _find(heading, prompt_column, PROMPT_COLUMNS, here, "--prompt-column")]
-
-    prompts: dict[str, str | None] = {}
-    for _, (image, prompt) in stream_rows(path, "prompts", choose):
-        if image.strip():
-            name = posixpath.normpath(image)
-            prompts[name] = prompt if prompts.get(name, prompt) == prompt else None
-    return prompts
 
 
 def join_lines(rows: Rows, path: Path) -> Rows:
@@ -173,8 +167,4 @@ def join_lines(rows: Rows, path: Path) -> Rows:
     if len(prompts) != count:
         wanted = f"{count} lines, for the images in their order, or a table of images and prompts"
         raise DataError(f"prompts: '{path}' has {len(prompts)} lines for {count} images. Give {wanted}.")
-    return replace(rows, listing=lambda: map(_with_prompt, rows.listing(), prompts))
-
-
-def _with_prompt(row: Row, prompt: str) -> Row:
-    return replace(row, prompt=prompt)
+    return replace(rows, listing=lambda: (replace(r, prompt=p) for r, p in zip(rows.listing(), prompts, strict=True)))
