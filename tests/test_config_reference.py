@@ -270,6 +270,7 @@ def test_what_was_read_is_logged(
 
 
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", logger="ipiqa")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     sections = copy.deepcopy(SECTIONS)
     sections["run"]["amp"] = True
