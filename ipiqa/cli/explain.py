@@ -32,11 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ipiqa.explain.page import explanation_page
     from ipiqa.explain.picture import caption, draw, notes, with_std
     from ipiqa.files import replacing, write_text
-    from ipiqa.processors.image import upright
+    from ipiqa.scoring.images import picture
     from ipiqa.scoring.loading import load
 
     explanation = explain(load(arguments.model, arguments.device), arguments.image, arguments.prompt)
-    image, words = upright(Path(arguments.image)), explanation.words
+    image, words = picture(arguments.image), explanation.words
     with replacing(out, "wb") as file:
         draw(explanation, image).save(file, "PNG", optimize=True)
     write_text(page, explanation_page(explanation, image))

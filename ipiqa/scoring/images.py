@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ipiqa.errors import DataError
-from ipiqa.processors.image import SquashProcessor
+from ipiqa.processors.image import SquashProcessor, upright
 from ipiqa.registry import file_path
 
 OneImage = str | Path | bytes | Image.Image | torch.Tensor
@@ -32,6 +32,11 @@ def prepare(image: OneImage, processor: SquashProcessor) -> torch.Tensor:
     if isinstance(image, torch.Tensor) and _is_image(image) and image.is_floating_point():
         return normalise_floats(image.float().cpu()[None], processor)[0]
     return processor.decode(_source(image))
+
+
+def picture(image: OneImage) -> Image.Image:
+    """Returns an image in RGB, upright and in its own size; DataError where it cannot be used."""
+    return upright(_source(as_bytes(image)))
 
 
 def _is_image(tensor: torch.Tensor) -> bool:
@@ -64,8 +69,10 @@ def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.
     return (images - processor.mean.to(images.device)) / processor.std.to(images.device)
 
 
-def as_bytes(image: torch.Tensor) -> torch.Tensor:
-    """Returns floats from 0 to 1 as uint8, rounded as they would be in a PNG of them."""
+def as_bytes(image: OneImage) -> OneImage:
+    """Returns an image, a tensor of floats from 0 to 1 as uint8, rounded as they would be in a PNG of them."""
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+        return image
     _check_range(image)
     return (image * 255).round().to(torch.uint8)
 

@@ -54,8 +54,7 @@ class OnnxScorer(Scorer):
         self._cuts_tokens = self.needs_prompt and not isinstance(shapes[TOKENS][1], int)
 
     def prepare(self, image: OneImage) -> np.ndarray:
-        is_float = isinstance(image, torch.Tensor) and image.is_floating_point()
-        return prepare(as_bytes(image) if is_float else image, self.processor).numpy()  # type: ignore[arg-type]
+        return prepare(as_bytes(image), self.processor).numpy()
 
     def outputs(self, prepared: Sequence[np.ndarray], prompts: Sequence[str]) -> np.ndarray:
         inputs = {IMAGE: np.stack(prepared)}
