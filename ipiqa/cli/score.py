@@ -183,8 +183,7 @@ def _identity(device: str, columns: Columns, settings: Settings, arguments: argp
     return {
         "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (no links)
         "model": model_sha256(arguments.model, arguments.folds), "device": device, "amp": arguments.amp,
-        "batch_size": settings.batch_size, "columns": columns.names,
-        "versions": versions(),
+        "batch_size": settings.batch_size, "columns": columns.names, "versions": versions(),
     }  # fmt: skip
 
 

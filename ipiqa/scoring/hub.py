@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ipiqa import __version__
 from ipiqa.errors import DataError
 from ipiqa.models.bundle import CONFIG, README, WEIGHTS
 from ipiqa.models.weights import one_line, printable
@@ -27,12 +26,8 @@ def download(name: str) -> Path:
         errors.LocalEntryNotFoundError: "not reached, nor downloaded before. Check the network and HF_ENDPOINT",
     }
     try:
-        folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=PATTERNS, library_name="ipiqa",
-            library_version=__version__,
-        )  # fmt: skip
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS))
     except Exception as error:  # the hub's client has many of its own for a network that does not answer
         is_closed = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         problem = next((text for kind, text in known.items() if isinstance(error, kind)), one_line(error))
         raise DataError(f"ipiqa.load: '{printable(name)}': {no_access if is_closed else problem}.") from None
-    return Path(folder)
