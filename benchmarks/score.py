@@ -85,9 +85,8 @@ def write_table(path: Path, images: Sequence[Path], count: int) -> None:
         writer.writerows((images[i % len(images)], texts[i % len(texts)]) for i in range(count))
 
 
-def run_job(scorer: ModelScorer, rows: Rows, out: Path, workers: int) -> None:
+def run_job(scorer: ModelScorer, rows: Rows, out: Path, settings: Settings) -> None:
     """Scores rows as `ipiqa score --out` does."""
-    settings = Settings(score_columns(scorer), BATCH_SIZE, workers)
 
     def score(parts: Iterator[Part], folder: PartsFolder) -> None:
         for scored in score_parts(scorer, parts, settings):
@@ -112,7 +111,8 @@ def compare(folder: Path, images: list[Path], count: int, turns: int, amp: str, 
             numbers = range(start, min(start + BATCH_SIZE, count))
             scorer.outputs([prepared[i % len(prepared)] for i in numbers], [texts[i] for i in numbers])
 
-    ways = {"bare model": bare, "whole job": lambda: run_job(scorer, rows, folder / "out.csv", workers)}
+    settings = Settings(score_columns(scorer), BATCH_SIZE, workers)
+    ways = {"bare model": bare, "whole job": lambda: run_job(scorer, rows, folder / "out.csv", settings)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         for name in sorted(ways, reverse=bool(turn % 2)):
