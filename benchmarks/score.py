@@ -86,19 +86,21 @@ def write_table(path: Path, images: Sequence[Path], count: int) -> None:
 
 
 def run_job(
-    scorer: ModelScorer, rows: Rows, out: Path, workers: int, after_batch: Callable[[int], None] = lambda count: None
-) -> None:
+    scorer: ModelScorer, rows: Rows, out: Path, settings: Settings,
+    after_batch: Callable[[int], None] = lambda count: None,
+) -> None:  # fmt: skip
     """Scores rows as `ipiqa score --out` does."""
-    settings, folder = Settings(score_columns(scorer), BATCH_SIZE, workers), PartsFolder.of(out)
+    folder = PartsFolder.of(out)
     with folder.claimed({}, overwrite=True):
         pending = folder.pending(rows.parts(settings.part_size), skipped=print)
         for scored in score_parts(scorer, pending, settings, after_batch):
             folder.write(scored)
-        folder.write_output(out, Columns.of(rows.columns, settings.columns))
+        summary = folder.write_output(out, Columns.of(rows.columns, settings.columns))
+    assert not summary.failed, summary.failures
 
 
 def compare(folder: Path, images: list[Path], count: int, turns: int, amp: str, workers: int) -> None:
-    """Prints images/s of both ways, and the ratio of each turn."""
+    """Prints the speed of both ways and what they cost the processor, with the ratios over the turns."""
     scorer = make_scorer(*LARGE, amp=amp)
     write_table(folder / "rows.csv", images, count)
     rows = open_rows(str(folder / "rows.csv"), Inputs(), needs_prompt=True)
@@ -111,17 +113,27 @@ def compare(folder: Path, images: list[Path], count: int, turns: int, amp: str, 
             numbers = range(start, min(start + BATCH_SIZE, count))
             scorer.outputs([prepared[i % len(prepared)] for i in numbers], [texts[i] for i in numbers])
 
-    ways = {"bare model": bare, "whole job": lambda: run_job(scorer, rows, folder / "out.csv", workers)}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    settings = Settings(score_columns(scorer), BATCH_SIZE, workers)
+    ways = {"bare model": bare, "whole job": lambda: run_job(scorer, rows, folder / "out.csv", settings)}
+    wall: dict[str, list[float]] = {name: [] for name in ways}  # seconds of each turn
+    processor: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         for name in sorted(ways, reverse=bool(turn % 2)):
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             ways[name]()
             if turn:  # the first one warms up
-                speeds[name].append(count / (time.perf_counter() - started))
-    ratios = sorted(b / a for a, b in zip(*speeds.values(), strict=True))
-    both = ", ".join(f"{name} {statistics.median(values):.1f} images/s" for name, values in speeds.items())
-    print(f"{amp}: {both}; ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
+                wall[name].append(time.perf_counter() - started)
+                processor[name].append(time.process_time() - used)
+    speeds = ", ".join(f"{name} {count / statistics.median(times):.1f} images/s" for name, times in wall.items())
+    print(f"{amp}: {speeds}, {ratio_of(wall)}")
+    costs = ", ".join(f"{name} {1e3 * statistics.median(t) / count:.1f} ms" for name, t in processor.items())
+    print(f"{amp}: of the processor for an image: {costs}, {ratio_of(processor)}", flush=True)
+
+
+def ratio_of(seconds: dict[str, list[float]]) -> str:
+    """Returns the ratio of the two ways, its median over the turns and its range."""
+    ratios = sorted(bare / job for bare, job in zip(*seconds.values(), strict=True))
+    return f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
 
 def resident() -> float:
@@ -146,7 +158,8 @@ def measure_memory(folder: Path, count: int) -> None:
                 figures[f"{tenths}/10"] = resident()
         done += size
 
-    run_job(scorer, rows, folder / "many.out.csv", num_threads(), after_batch)
+    settings = Settings(score_columns(scorer), BATCH_SIZE, num_threads())
+    run_job(scorer, rows, folder / "many.out.csv", settings, after_batch)
     figures |= {"end": resident(), "per_second": count / (time.perf_counter() - started)}
     print(json.dumps(figures))
 
@@ -157,6 +170,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="more turns, and 200,000 rows")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures")
     parser.add_argument("--num-workers", type=int, default=num_threads(), metavar="N", help="threads that decode")
+    threads = "of the model; with 1 the processor's time tells the ratio on a busy machine, too"
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help=threads)
     parser.add_argument("--only", choices=["speed", "memory"], help="one of the two")
     parser.add_argument("--memory", nargs=2, metavar=("FOLDER", "ROWS"), help="measure memory in this process")
     arguments = parser.parse_args()
@@ -168,8 +183,11 @@ def main() -> None:
         folder = Path(name)
         if arguments.only != "memory":
             keep_freed_memory()
+            torch.set_num_threads(arguments.threads)
             make_images(folder, 64)
-            images = sorted(path for path in (arguments.images or folder).iterdir() if path.suffix in (".jpg", ".png"))
+            images = sorted(
+                path for path in (arguments.images or folder).absolute().iterdir() if path.suffix in (".jpg", ".png")
+            )
             print(f"{torch.get_num_threads()} threads, {len(images)} pictures, {count} rows, {turns} turns")
             for amp in ("none", "bf16"):
                 compare(folder, images, count, turns, amp, arguments.num_workers)

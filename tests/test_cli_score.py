@@ -65,6 +65,7 @@ def test_a_table_is_scored_in_its_order(here: Path, capsys: pytest.CaptureFixtur
     frame = scorer.frame([here / "images" / row["name"] for row in given], [row["prompt"] for row in given])
     for name in ("quality", "alignment_percentile", "quality_std"):
         np.testing.assert_allclose([float(row[name]) for row in rows], frame[name], rtol=1e-3)
+        assert all(str(np.float32(row[name])) == row[name] for row in rows)  # no more digits than float32 has
     assert run("model", "data.csv", "--out", "one.csv", "--folds", "1", "--limit", "3") == 0
     one = table(here / "one.csv")
     assert len(one) == 3 and "quality_std" not in one[0]

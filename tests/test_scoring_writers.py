@@ -31,6 +31,7 @@ def test_every_form_holds_the_same(tmp_path: Path) -> None:
         write_output(tmp_path / f"out{suffix}", columns, chunks)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     assert [[*json.loads(line).values()] for line in lines] == rows and [*json.loads(lines[0])] == columns.names
+    assert "绿色" in lines[3]
     with (tmp_path / "out.csv").open(newline="") as file:
         found = [*csv.reader(file)]
     assert found == [columns.names] + [["" if cell is None else str(cell) for cell in row] for row in rows]
