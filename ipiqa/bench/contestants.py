@@ -144,7 +144,7 @@ class ScoredPoint(BenchPoint):
 
     def run(self, *, resume: bool) -> None:
         whole, folds = self.database.table, range(self.config.run.num_folds)
-        known = Scores(whole.scores, [*range(len(whole.targets))], "the training part of each fold, no picture", "")
+        known = Scores(whole.scores, [*range(len(whole.targets))], "scores of the training part", "")
         if not self.by:
             known = score_rows(self.what, self.database, self.bench.out / "scores")
         hashes, mos, targets = known.hashes, whole.scores[:, known.targets], [whole.targets[t] for t in known.targets]

@@ -58,7 +58,7 @@ def board_rows(database: str, rows: Sequence[AblationRow]) -> list[dict[str, Any
             "format": 1, "file": f"{run.run_dir.parent.name}/{run.run_dir.name}.json", "database": database,
             "contestant": name, "first": rows[0].name, "targets": targets, "interval": basis_of(run).value,
             "kind": settings.get("scorer.kind", "trained here" if is_trained else "zero-shot"),
-            "trained_on": settings.get("scorer.trained_on", "the training part of each fold" * is_trained),
+            "trained_on": settings.get("scorer.trained_on", "the training part" if is_trained else "not here"),
             "licence": settings.get("scorer.licence", ""), "flags": _flags(run), "facts": dict(facts(run)),
             "table_sha256": run.first.dataset.sha256, "settings": settings, "command": run.command,
             "split_sha256": {str(fold.number): fold.scores.split.sha256 for fold in run.folds},
