@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ipiqa
+from ipiqa import cli
 from ipiqa.errors import DataError
 from ipiqa.scorers.table import ScoreTable, read_scores
 
@@ -96,3 +97,14 @@ def test_a_column_that_is_not_there(path: Path) -> None:
         read_scores(scores=str(path), column="brisk")
     with pytest.raises(DataError, match="no column of numbers note"):
         read_scores(scores=str(path), column="note")
+
+
+def test_a_table_scores_for_the_command(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("image,note\ndalle/p1.png,a\nnobody.png,b\nlone.png,c\n")
+    out = tmp_path / "out.csv"
+    assert (
+        cli.main(["score", f"table scores={path} column=brisque", str(tmp_path / "asked.csv"), "--out", str(out)]) == 3
+    )
+    lines = out.read_text().splitlines()
+    assert lines[0] == "image,prompt,note,brisque,error" and lines[1] == "dalle/p1.png,,a,25.5,"
+    assert lines[2].startswith('nobody.png,,b,,"scores: ') and lines[3] == "lone.png,,c,7.0,"

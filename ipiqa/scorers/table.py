@@ -1,5 +1,6 @@
 """A table of scores that any other tool gave: it scores the images it has rows for."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,19 +26,24 @@ class ScoreTable:
     columns: tuple[str, ...]
     scores: np.ndarray
 
+    @functools.cached_property
+    def _by_file(self) -> dict[str, list[tuple[tuple[str, ...], int]]]:
+        """The parts of the path and the row of every name, by its last part."""
+        rows: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        for row, name in enumerate(self.names):
+            parts = PurePosixPath(name.replace("\\", "/")).parts or ("",)
+            rows.setdefault(parts[-1], []).append((parts, row))
+        return rows
+
     def find(self, images: Sequence[str]) -> list[int]:
         """Returns the row of each image, -1 where there is none or it is not clear which.
 
         An image and a row belong together where one's path ends with the other's, in whole parts: dalle/p01.png is the
         image of a row p01.png or /data/dalle/p01.png, not of sd/p01.png. The row that shares most counts.
         """
-        rows: dict[str, list[tuple[tuple[str, ...], int]]] = {}
-        for row, name in enumerate(self.names):
-            parts = PurePosixPath(name.replace("\\", "/")).parts or ("",)
-            rows.setdefault(parts[-1], []).append((parts, row))
 
         def row_of(image: tuple[str, ...]) -> int:
-            shared = [(min(len(n), len(image)), n == image, r) for n, r in rows.get(image[-1], ())
+            shared = [(min(len(n), len(image)), n == image, r) for n, r in self._by_file.get(image[-1], ())
                       if n[-len(image) :] == image[-len(n) :]]  # fmt: skip
             best = [row for *rank, row in shared if rank == [*max(shared)[:2]]]
             return best[0] if len(best) == 1 else -1

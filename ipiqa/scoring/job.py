@@ -47,8 +47,8 @@ class ScoredPart:
 
 
 def score_columns(scorer: Scorer) -> tuple[str, ...]:
-    """Returns the names of the columns that scores have, which are known when something is scored: a grey image."""
-    return tuple(scorer.columns(scorer.score_folds(Image.new("RGB", (64, 64), "grey"), "a")))
+    """Returns the names of the columns that scores have."""
+    return tuple(scorer.columns(np.zeros((scorer.num_folds, 1, len(scorer.targets)), np.float32)))
 
 
 def usual_batch_size(device: str) -> int:
@@ -58,8 +58,11 @@ def usual_batch_size(device: str) -> int:
 
 def auto_batch_size(scorer: Scorer) -> int:
     """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size, grey = usual_batch_size(scorer.device.type), scorer.prepare(Image.new("RGB", (64, 64), "grey"))
-    while scorer.device.type != "cpu" and size > 1:
+    size = usual_batch_size(scorer.device.type)
+    if scorer.device.type == "cpu":
+        return size
+    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
+    while size > 1:
         try:
             scorer.outputs([grey] * size, ["a"] * size)
             break

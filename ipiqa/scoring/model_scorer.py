@@ -39,7 +39,7 @@ class ModelScorer(Scorer):
             self.models = [for_inference(model).to(self.device) for model in models]
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: {device!r} cannot be used ({printable(error)[:80]}). Take auto.") from None
-        self.amp, self.spec = amp, specs[0]
+        self.amp, self.spec, self.num_folds = amp, specs[0], len(models)
         self.processor = self.spec.build_processor()
         self.tokenize = tokenizer_of(self.spec.model.get("prompt_encoder"))
         self.forget_prompts()

@@ -46,9 +46,10 @@ class OnnxScorer(Scorer):
         self.targets, self.image_size, self.trained_on = self.spec.targets, self.spec.image_size, self.spec.training
         shapes = {node.name: node.shape for node in (*self._session.get_inputs(), *self._session.get_outputs())}
         self.needs_prompt = TOKENS in shapes
-        image, scores = shapes.get(IMAGE, [])[1:], shapes.get(SCORES, [])[2:]
-        if image != [3, self.image_size, self.image_size] or scores != [len(self.targets)]:
+        image, scores = shapes.get(IMAGE, [])[1:], shapes.get(SCORES, [])
+        if image != [3, self.image_size, self.image_size] or scores[2:] != [len(self.targets)]:
             raise DataError(f"{where} says of itself what its graph is not. Export it again.")
+        self.num_folds = scores[1]
         self.processor = self.spec.build_processor()
         self._tokenize = tokenizer_of(self.spec.model.get("prompt_encoder"))
         self._cuts_tokens = self.needs_prompt and not isinstance(shapes[TOKENS][1], int)

@@ -39,6 +39,7 @@ class Scorer(ABC):
     needs_prompt: bool
     image_size: int
     trained_on: Training
+    num_folds = 1  # F
     device = torch.device("cpu")  # that it computes on
     _has_warned = False
 
@@ -71,7 +72,7 @@ class Scorer(ABC):
         all_images = listed(images)
         texts = self.texts(prompts, len(all_images))
         if not all_images:
-            return np.zeros((1, 0, len(self.targets)), np.float32)
+            return np.zeros((self.num_folds, 0, len(self.targets)), np.float32)
         parts = [slice(start, start + BATCH_SIZE) for start in range(0, len(all_images), BATCH_SIZE)]
         outputs = [self.outputs([self.prepare(image) for image in all_images[part]], texts[part]) for part in parts]
         return np.concatenate(outputs, axis=1)
