@@ -80,12 +80,13 @@ def test_folds_are_for_runs(tiny_rn50: Path) -> None:
 
 
 def test_a_job_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
-    for name in ("a.pt", "b.pt", "model.onnx"):
+    for name in ("a.pt", "b.pt", "model.onnx", "some scores.csv"):
         (tmp_path / name).write_bytes(b"0")
     names = [f"clipscore weights={tmp_path}/a.pt", f"clipscore weights={tmp_path}/b.pt", f"{tmp_path}/model.onnx"]
+    names.append(f"table scores={tmp_path}/some scores.csv column=a")
     before = [model_sha256(name) for name in names]
-    assert len({*before, model_sha256("clip_iqa"), model_sha256("clipscore")}) == 5
-    for name in ("a.pt", "model.onnx.data"):
+    assert len({*before, model_sha256("clip_iqa"), model_sha256("clipscore")}) == 6
+    for name in ("a.pt", "model.onnx.data", "some scores.csv"):
         (tmp_path / name).write_bytes(b"1")
     after = [model_sha256(name) for name in names]
-    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False, False]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ipiqa import build
 from ipiqa.ablation import Grid, Point, check_distinct, folder_name, rows_of
-from ipiqa.bench.scores import Curve, Database, Scores, on_scale, score_rows, source_sha256
+from ipiqa.bench.scores import Curve, Database, Scores, on_scale, score_rows
 from ipiqa.config.loading import Config, load_config
 from ipiqa.config.settings import check
 from ipiqa.datasets.leak import leak
@@ -22,6 +22,7 @@ from ipiqa.models.bundle import HASH_DIGITS
 from ipiqa.registry import list_registered
 from ipiqa.report import AblationRow
 from ipiqa.scorers.table import read_scores
+from ipiqa.scoring.loading import model_sha256
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of, is_finished, record_job
 
 MEAN = "mean of "  # how the baselines begin that everybody is compared with
@@ -131,7 +132,7 @@ class ScoredPoint(BenchPoint):
         if self.by:
             return kept | {"scorer.kind": "no picture"}
         kind = "table of scores" if self.what.startswith("table ") else "scorer"
-        return kept | {"scorer.kind": kind, "scale": self.bench.curve, "scorer.sha256": source_sha256(self.what)}
+        return kept | {"scorer.kind": kind, "scale": self.bench.curve, "scorer.sha256": model_sha256(self.what)}
 
     def check_folder(self) -> None:
         if any(is_finished(self.run_dir, fold) for fold in range(self.config.run.num_folds)):

@@ -17,7 +17,7 @@ from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.errors import DataError
 from ipiqa.evaluation.baselines import linear
-from ipiqa.files import content_sha256, replacing
+from ipiqa.files import replacing
 from ipiqa.metrics import fit_logistic
 from ipiqa.scorers import FACTS
 from ipiqa.scoring.loading import load, model_sha256
@@ -57,13 +57,6 @@ class Scores(NamedTuple):
     hashes: tuple[str, ...] | None = None  # of the image files, where they were read
 
 
-def source_sha256(what: str) -> str:
-    """Returns the hash of a scorer's name and of the files that are loaded for it, those in its settings included."""
-    files = [Path(value) for word in what.split() if (value := word.partition("=")[2])]
-    hashes = [model_sha256(what), *content_sha256([file for file in files if file.is_file()])]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def score_rows(what: str, database: Database, store: Path) -> Scores:
     """Returns the scores of what `ipiqa.load` takes; what a model gives is kept in a folder, by content."""
     scorer, table = load(what), database.table
@@ -71,7 +64,7 @@ def score_rows(what: str, database: Database, store: Path) -> Scores:
     pairs = matched(scorer.targets, database, trained=bool(trained.dataset))
     if isinstance(scorer, TableScorer):
         return Scores(scorer.table.of(table.names, table.prompts)[:, [*pairs.values()]], [*pairs])
-    key = [source_sha256(what), database.image_hashes, table.prompts if scorer.needs_prompt else ()]
+    key = [model_sha256(what), database.image_hashes, table.prompts if scorer.needs_prompt else ()]
     path = store / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
     if not path.is_file():
         with replacing(path, "wb") as file:

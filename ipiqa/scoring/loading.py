@@ -110,8 +110,13 @@ def _registered(what: str) -> Any:
     """Returns what a registered scorer gives, for settings written as "name key=value key=value"."""
     name, _, settings = what.partition(" ")
     with located(f"ipiqa.load: {name}"):
-        section = {"name": name} | dict(map(parse_override, re.split(r" +(?=[\w.]+=)", settings) if settings else ()))
+        section = {"name": name} | dict(map(parse_override, _given(settings)))
         return registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
+
+
+def _given(settings: str) -> list[str]:
+    """Returns the "key=value" of a text; a value may hold spaces."""
+    return re.split(r" +(?=[\w.]+=)", settings) if settings else []
 
 
 def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:
@@ -128,7 +133,8 @@ def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
             files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
     else:
         text = str(what)
-        files = [Path(word.partition("=")[2]).expanduser() for word in text.split()]
+        given = _given(text.partition(" ")[2])
+        files = [Path(setting.partition("=")[2].strip()).expanduser() for setting in given]
     hashes = content_sha256([file for file in files if file.is_file()])
     return hashlib.sha256("".join([*hashes, text]).encode()).hexdigest()[:16]
 
