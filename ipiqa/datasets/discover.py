@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipiqa.datasets.databases.annotated import ALIGNMENT, AUTHENTICITY, QUALITY
-from ipiqa.datasets.readers import READERS, find_column, stream_rows
+from ipiqa.datasets.readers import READERS, find_column, read_columns
 from ipiqa.datasets.table import PARTS
 from ipiqa.errors import DataError
 from ipiqa.processors.image import ENDINGS
@@ -88,14 +88,9 @@ def discover(path: Path) -> Found:
 
 
 def _look_at(path: Path) -> Found:
-    heading: list[str] = []
-
-    def choose(columns: Sequence[str]) -> list[int]:
-        heading[:] = columns
-        return list(range(len(columns)))
-
-    rows = [cells for _, cells in itertools.islice(stream_rows(path, "data init", choose), MOST_ROWS + 1)]
-    columns = dict(zip(heading, map(list, zip(*rows[:MOST_ROWS], strict=True)), strict=False))
+    heading, cells_of = read_columns(path, "data init", limit=MOST_ROWS + 1)
+    num_rows = len(cells_of[0])
+    columns = {name: [*cells[:MOST_ROWS]] for name, cells in zip(heading, cells_of, strict=True)}
     here = f"data init: '{path}'"
     prompt = heading[find_column(heading, PROMPTS, here)]
     images, image, count = _images(path, {name: cells for name, cells in columns.items() if name != prompt}, here)
@@ -116,9 +111,9 @@ def _look_at(path: Path) -> Found:
     ]  # fmt: skip
     parts = [n for n, cells in others.items() if any(cells) and all(c.strip().casefold() in PARTS for c in cells)]
     different = {name: len({*cells}) for name, cells in others.items() if name not in (*numbers, *parts)}
-    segments = {name: count for name, count in different.items() if 2 <= count <= min(100, len(rows) // 3)}
+    segments = {name: count for name, count in different.items() if 2 <= count <= min(100, num_rows // 3)}
     return Found(
-        path, min(len(rows), MOST_ROWS), len(rows) <= MOST_ROWS, images, count, image, prompt,
+        path, min(num_rows, MOST_ROWS), num_rows <= MOST_ROWS, images, count, image, prompt,
         len(set(columns[prompt])), tuple(scores), segments, parts[0] if parts else None,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import re
 import zipfile
@@ -58,6 +59,20 @@ def read_rows(
             column.append(cell)
     index = pandas.Index(numbers, name=counted(path))
     return pandas.DataFrame(dict(zip(names, columns, strict=True)), index=index, dtype=object)
+
+
+def read_columns(
+    path: Path, where: str, hint: str = "", limit: int | None = None
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns the heading of a table file and its columns as they are, of the first `limit` rows or of all."""
+    heading: list[str] = []
+
+    def choose(columns: Sequence[str]) -> list[int]:
+        heading[:] = columns
+        return [*range(len(columns))]
+
+    rows = itertools.islice(stream_rows(path, where, choose, hint), limit)
+    return heading, [*zip(*(cells for _, cells in rows), strict=True)]
 
 
 def read_json(path: Path, where: str, hint: str = "") -> Any:

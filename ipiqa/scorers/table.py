@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 
 from ipiqa.datasets.columns import IMAGE_COLUMNS, PROMPT_COLUMNS
-from ipiqa.datasets.readers import find_column, stream_rows
+from ipiqa.datasets.readers import find_column, read_columns
 from ipiqa.errors import DataError, did_you_mean, shorten
 from ipiqa.prompts import clean
 from ipiqa.registry import FilePath, register
@@ -80,14 +80,8 @@ def read_scores(*, scores: FilePath, column: str | None = None) -> ScoreTable:
         scores: csv, tsv, xlsx, json, jsonl or parquet with a column of image paths, and perhaps one of prompts.
         column: the column of scores; null for all that hold nothing but numbers.
     """
-    path, heading = Path(scores), list[str]()
-
-    def choose(columns: Sequence[str]) -> list[int]:
-        heading[:] = columns
-        return [*range(len(columns))]
-
-    rows = [row for _, row in stream_rows(path, "scores", choose)]
-    cells = list(zip(*rows, strict=True))
+    path = Path(scores)
+    heading, cells = read_columns(path, "scores")
     image = find_column(heading, IMAGE_COLUMNS, f"scores: '{path}'")
     prompt = next((i for i, name in enumerate(heading) if name.strip().lower() in PROMPT_COLUMNS), None)
     scored = {name: cells[i] for i, name in enumerate(heading) if name.strip() and i not in (image, prompt)}
@@ -96,5 +90,5 @@ def read_scores(*, scores: FilePath, column: str | None = None) -> ScoreTable:
     if not held:
         near = f"{did_you_mean(column or '', numbers)} It has: {', '.join(numbers)}"
         raise DataError(f"scores: '{path}' has no column of numbers {column or ''}.{near}.")
-    prompts = ("",) * len(rows) if prompt is None else cells[prompt]
+    prompts = ("",) * len(cells[0]) if prompt is None else cells[prompt]
     return ScoreTable(path, cells[image], prompts, tuple(held), np.stack([*held.values()], axis=1))
