@@ -1,6 +1,6 @@
 """What can be predicted without looking at a picture: whoever does not beat it has learnt nothing about pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,16 +8,10 @@ import pandas as pd
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.metrics import DRAWN, Images, plain
-from ipiqa.prompts import same_prompts
 
 MEASURED = ("srcc", "plcc", "srcc_within", "pair_accuracy")
 PROMPT, PROMPT_LENGTH, OTHER_TARGETS = "prompt", "prompt length", "other targets"
 _SWEEPS = 20  # of an additive model; the levels of two crossed factors settle in fewer
-
-
-def segments_of(table: AnnotationTable) -> Mapping[str, tuple[str, ...]]:
-    """Returns the segment columns of a table, such as the generator of each image, by name."""
-    return getattr(table, "segments", None) or {}
 
 
 def no_pixel(table: AnnotationTable, split: Split, by: Sequence[str]) -> np.ndarray:
@@ -37,7 +31,7 @@ def no_pixel(table: AnnotationTable, split: Split, by: Sequence[str]) -> np.ndar
         inputs = [words if is_length else np.delete(table.scores, t, axis=1) for t in range(len(table.targets))]
         fits = [linear(x, y, split.train, split.val) for x, y in zip(inputs, table.scores.T, strict=True)]
     else:
-        labels = [same_prompts(table.prompts) if name == PROMPT else segments_of(table)[name] for name in by]
+        labels = [table.prompts_read if name == PROMPT else table.segments[name] for name in by]
         codes = [pd.factorize(np.array(of_rows, dtype=object))[0] for of_rows in labels]
         fits = [_additive(codes, y, split.train, split.val) for y in table.scores.T]
     return np.stack(fits, axis=1)
@@ -48,7 +42,7 @@ def measure_baselines(table: AnnotationTable, split: Split) -> dict[str, dict[st
 
     Images without a score in a target do not count in it.
     """
-    prompts = pd.factorize(np.array(same_prompts(table.prompts), dtype=object))[0]
+    prompts = pd.factorize(np.array(table.prompts_read, dtype=object))[0]
     out: dict[str, dict[str, dict[str, float | None]]] = {}
     for by in possible(table, split):
         predicted, out[" + ".join(by)] = no_pixel(table, split, by), (of_targets := {})
@@ -67,12 +61,12 @@ def possible(table: AnnotationTable, split: Split) -> list[tuple[str, ...]]:
     prompt alone and with each segment. Of segments that part the images alike, the first is taken.
     """
     segments, seen = [], set()
-    for name, labels in segments_of(table).items():
+    for name, labels in table.segments.items():
         codes = pd.factorize(np.array(labels, dtype=object))[0]
         if 0 < codes.max(initial=0) < len(table) / 2 and codes.tobytes() not in seen:
             segments.append((name,))
             seen.add(codes.tobytes())
-    prompts = np.array(same_prompts(table.prompts), dtype=object)
+    prompts = np.array(table.prompts_read, dtype=object)
     leaks = bool(set(prompts[split.val]) & set(prompts[split.train]))
     known_prompt = [(PROMPT,), *((*segment, PROMPT) for segment in segments)] if leaks else []
     chosen = [*segments, *known_prompt, (PROMPT_LENGTH,), *[(OTHER_TARGETS,)] * (len(table.targets) > 1)]

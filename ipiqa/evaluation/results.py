@@ -15,7 +15,7 @@ from ipiqa.datasets.leak import Leak
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
-from ipiqa.evaluation.baselines import measure_baselines, segments_of
+from ipiqa.evaluation.baselines import measure_baselines
 from ipiqa.evaluation.typed import LARGEST, parse
 from ipiqa.files import write_json, write_text
 
@@ -171,7 +171,7 @@ def write_fold(
     `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
     texts = dict(zip(TEXTS, (table.names, table.prompts, table.groups), strict=True))
-    texts |= {f"segment_{n}" if n in texts else n: labels for n, labels in segments_of(table).items()}
+    texts |= {f"segment_{n}" if n in texts else n: labels for n, labels in table.segments.items()}
     frame = pd.DataFrame(texts).iloc[split.val]
     for name, block in {"mos": table.scores[split.val], **predictions}.items():
         columns = zip(table.target_names, block.T.astype(np.float64), strict=True)
