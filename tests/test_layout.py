@@ -41,6 +41,7 @@ SAME_LAYER = {
     ("config", "scorers"),
     ("training", "evaluation"),
     ("ablation", "report"),
+    ("explain", "report"),
     ("bench", "report"),
     ("bench", "ablation"),
     ("export", "report"),

@@ -4,11 +4,11 @@ import base64
 import io
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 
 from ipiqa.explain import picture
 from ipiqa.explain.explanation import Explanation
+from ipiqa.report.render import render
 
 _SIDE = 480  # of the images, in pixels
 
@@ -23,13 +23,9 @@ def explanation_page(explanation: Explanation, image: Image.Image) -> str:
         numbers = [picture.with_std(folds, "+") for folds in words.differences[:, : words.num_read, i].T]
         chips = list(zip(words.words, numbers, strength.tolist(), strict=False))  # the words that are read
         sections.append((picture.score(explanation, i), explanation.targets[i].meaning, chips))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("explain.html.j2").render(
-        prompt=explanation.prompt, images=images, sections=sections, notes=picture.notes(explanation)
-    )
+    template = Path(__file__).parent / "templates" / "explain.html.j2"
+    about = {"prompt": explanation.prompt, "notes": picture.notes(explanation)}
+    return render(template, images=images, sections=sections, **about)
 
 
 def _data_uri(image: Image.Image) -> str:
