@@ -67,10 +67,9 @@ def ablate(arguments: argparse.Namespace) -> int:
 def run_and_show(points: Sequence[Any], show: Callable[[dict[str, str]], None]) -> int:
     """Runs points, shows what came out and returns the exit status; `show` takes the errors by name of point."""
     from ipiqa import dist
-    from ipiqa.ablation import check_folders, run_points
+    from ipiqa.ablation import run_points
     from ipiqa.engine.stop import Interrupted
 
-    check_folders(points)
     try:
         failures = run_points(points)
     except Interrupted as error:  # reported here, because these commands go on without --resume

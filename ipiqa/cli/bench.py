@@ -40,6 +40,7 @@ def add_commands(commands: Any) -> None:
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """Runs every contestant that is not finished, and writes and prints the leaderboard."""
+    from ipiqa.ablation import check_folders
     from ipiqa.bench.contestants import Bench, boards_of
     from ipiqa.report.leaderboard import write_leaderboard
 
@@ -51,13 +52,14 @@ def run_bench(arguments: argparse.Namespace) -> int:
         print(write_leaderboard(out, boards_of(points, failures), shlex.join(["ipiqa", *sys.argv[1:]])))
         print(f"Leaderboard: {out}/leaderboard.md  .html, {out}/rows/")
 
+    check_folders(points)
     return run_and_show(points, show)
 
 
 def run_protocol(arguments: argparse.Namespace) -> int:
     """Runs a config under every kind of split that its dataset has, and writes and prints one table."""
     from ipiqa import build
-    from ipiqa.ablation import GridFile, make_grid, rows_of
+    from ipiqa.ablation import GridFile, check_folders, make_grid, rows_of
     from ipiqa.report import write_ablation
 
     config, out = load(arguments), Path(arguments.out)
@@ -77,6 +79,7 @@ def run_protocol(arguments: argparse.Namespace) -> int:
         print(write_ablation(out, rows_of(grid, failures), name="protocol", columns=columns))
         print(f"Table: {out}/protocol.md  .csv  .tex  .json")
 
+    check_folders(grid.points)
     return run_and_show(grid.points, show)
 
 
