@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ipiqa.cli.guard import guarded
@@ -76,3 +77,31 @@ def load(arguments: argparse.Namespace) -> Any:
 
     flags = [f"{name}={value}" for name, value in vars(arguments).items() if "." in name and value is not None]
     return load_config(arguments.cfg_path, *arguments.options, *arguments.overrides, *flags)
+
+
+def parse_folds(text: str) -> list[int]:
+    """Returns the numbers of "0,3"; a text that is no such list is a ConfigError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        advice = "Write numbers from 0 with commas, such as 0,3."
+        raise ConfigError(f"--folds: {shorten(text)} is no list of folds. {advice}") from None
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose a trained model, and how it computes."""
+    what = "run folder, best.pt, bundle, .onnx file, hf-hub:OWNER/NAME, or a name such as clipscore"
+    parser.add_argument("model", type=path("model"), metavar="MODEL", help=what)
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1; default auto")
+    parser.add_argument("--amp", default="none", metavar="NAME", help="none, bf16, or fp16 on a GPU; default none")
+    folds = "folds of a run whose mean is taken; default all"
+    parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=folds)
+
+
+def put(text: str, out: str | None) -> None:
+    """Writes text to the file that --out names, and prints its name; without one, prints the text."""
+    from ipiqa.files import write_text
+
+    if out:
+        write_text(Path(out), text)
+    print(out or text, end="\n" if out else "")

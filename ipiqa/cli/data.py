@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ipiqa.cli import databases
-from ipiqa.cli.arguments import add_command, add_config_arguments, load, path, whole_number
+from ipiqa.cli.arguments import add_command, add_config_arguments, load, path, put, whole_number
 from ipiqa.config.settings import MAX_FOLDS
 from ipiqa.errors import ConfigError
 
@@ -54,16 +54,11 @@ def run_check(arguments: argparse.Namespace) -> int:
 def run_split(arguments: argparse.Namespace) -> int:
     """Writes the split of one fold; the images need not be there."""
     from ipiqa.build import make_dataset, split_of
-    from ipiqa.files import write_text
 
     config = load(arguments)
     table = make_dataset(config).load()
     text = json.dumps(split_of(config, table, arguments.fold).to_json(table), indent=1) + "\n"
-    if not arguments.out:
-        print(text, end="")
-    else:
-        write_text(Path(arguments.out), text)
-        print(arguments.out)
+    put(text, arguments.out)
     return 0
 
 

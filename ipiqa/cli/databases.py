@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, add_overrides, path
+from ipiqa.cli.arguments import add_command, add_config_arguments, add_overrides, path, put
 from ipiqa.cli.arguments import load as load_config_of
 from ipiqa.errors import ConfigError, did_you_mean
 
@@ -50,17 +50,12 @@ def run_init(arguments: argparse.Namespace) -> int:
 def run_card(arguments: argparse.Namespace) -> int:
     """Prints or writes the card of the dataset of a config."""
     from ipiqa.build import make_dataset
-    from ipiqa.files import write_text
     from ipiqa.report.card import database_card
 
     dataset = make_dataset(load_config_of(arguments))
     name = Path(getattr(dataset, "annotations", "images")).name
     text = database_card(dataset.load(), name, getattr(dataset, "about", None))
-    if not arguments.out:
-        print(text, end="")
-    else:
-        write_text(Path(arguments.out), text)
-        print(arguments.out)
+    put(text, arguments.out)
     return 0
 
 

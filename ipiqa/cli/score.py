@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipiqa.cli.arguments import add_command, path, whole_number
-from ipiqa.cli.train import parse_folds
+from ipiqa.cli.arguments import add_command, add_model_arguments, path, whole_number
 from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def add_commands(commands: Any) -> None:
         "printed. With a file as --out, a job that was stopped goes on when the same command is given again."
     )
     parser = add_command(commands, "score", score, "score images against prompts with a trained model", more)
-    models = "run folder, best.pt, bundle, .onnx file, hf-hub:OWNER/NAME, or a name such as clipscore"
-    parser.add_argument("model", type=path("model"), metavar="MODEL", help=models)
+    add_model_arguments(parser)
     images = "picture, folder, table, shards such as 'data/{000..099}.tar', or - for lines of standard input"
     parser.add_argument("images", type=path("images"), metavar="IMAGES", help=images)
     prompts = parser.add_mutually_exclusive_group()
@@ -60,10 +58,6 @@ def add_commands(commands: Any) -> None:
     size = "images the model sees at once; default auto: 32 on a CPU, at most 128 on a GPU"
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help=size)
     _add_number(parser, "--num-workers", 1, 256, "threads that decode; default one a core")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1; default auto")
-    parser.add_argument("--amp", default="none", metavar="NAME", help="none, bf16, or fp16 on a GPU; default none")
-    folds = "folds of a run whose mean is taken; default all"
-    parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=folds)
     group = parser.add_argument_group("several processes or machines")
     engine = "local: this process; ray: processes on a Ray cluster or this machine (extra [ray]); default local"
     group.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)

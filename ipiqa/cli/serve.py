@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_command, path, whole_number
-from ipiqa.cli.train import parse_folds
+from ipiqa.cli.arguments import add_command, add_model_arguments, whole_number
 from ipiqa.errors import ConfigError
 
 _NUMBERS = (  # flag, default, lowest, highest, help
@@ -30,13 +29,9 @@ def add_commands(commands: Any) -> None:
         "stops it when the running requests are answered."
     )
     parser = add_command(commands, "serve", serve, "score images that are sent over HTTP", more)
-    what = "run folder, best.pt, bundle, .onnx file, hf-hub:OWNER/NAME, or a name such as clipscore"
-    parser.add_argument("model", type=path("serve"), metavar="MODEL", help=what)
+    add_model_arguments(parser)
     own = "address to listen on (default 127.0.0.1: only this machine reaches it; 0.0.0.0: every machine may)"
     parser.add_argument("--host", default="127.0.0.1", help=own)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--amp", default="none", metavar="none|bf16|fp16", help="precision (default none: fp32)")
-    parser.add_argument("--folds", type=parse_folds, metavar="0,3", help="folds of a run folder (default all)")
     for flag, default, low, high, about in _NUMBERS:
         number = whole_number(flag, low, high)
         parser.add_argument(flag, type=number, default=default, metavar="N", help=f"{about} (default {default})")

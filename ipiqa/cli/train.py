@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, load, start, whole_number
+from ipiqa.cli.arguments import add_command, add_config_arguments, load, parse_folds, start, whole_number
 from ipiqa.config.settings import MAX_FOLDS, MAX_SEED
-from ipiqa.errors import ConfigError, shorten
+from ipiqa.errors import ConfigError
 
 SCRIPTS = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}  # by the dataset they are for
 
@@ -41,15 +41,6 @@ def add_seed_and_resume(parser: argparse.ArgumentParser, seed: str) -> None:
     number = whole_number("--seed", 0, MAX_SEED)
     parser.add_argument("--seed", dest="run.seed", type=number, metavar="N", help=seed)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-
-
-def parse_folds(text: str) -> list[int]:
-    """Returns the numbers of "0,3"; a text that is no such list is a ConfigError."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        advice = "Write numbers from 0 with commas, such as 0,3."
-        raise ConfigError(f"--folds: {shorten(text)} is no list of folds. {advice}") from None
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,6 @@
 """Many contestants on several databases: a table, a page with intervals, and one JSON file a row."""
 
-import base64
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from ipiqa.evaluation.summary import facts
 from ipiqa.files import without_nan, write_json, write_text
 from ipiqa.report.ablation import AblationRow, compare_rows, mark
 from ipiqa.report.compare import LEVEL, interval_and_p
-from ipiqa.report.render import render
+from ipiqa.report.render import render, script_hash
 
 
 def write_leaderboard(folder: Path, boards: Mapping[str, Sequence[AblationRow]], command: str) -> str:
@@ -29,11 +27,11 @@ def write_leaderboard(folder: Path, boards: Mapping[str, Sequence[AblationRow]],
         left = [(row.name, row.state) for row in rows if row.run is None]
         shown[database] = {"rows": finished, "left": left, "targets": _ranked(finished)}
     script = (Path(__file__).parent / "templates" / "leaderboard.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     context = {"boards": shown, "command": command, "level": LEVEL, "shared": _shared(shown)}
     text = render("leaderboard.md.j2", **context)
     write_text(folder / "leaderboard.md", text)
-    write_text(folder / "leaderboard.html", render("leaderboard.html.j2", script=script, digest=digest, **context))
+    page = render("leaderboard.html.j2", script=script, digest=script_hash(script), **context)
+    write_text(folder / "leaderboard.html", page)
     return text
 
 

@@ -1,5 +1,7 @@
 """Templates -> text; what they may write into Markdown and LaTeX without it meaning something there."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -23,6 +25,11 @@ def render(template: str | Path, **context: Any) -> str:
     environment.filters |= {"md": escaped, "tex": latex_escaped, "tex_figure": latex_figure, "one_line": one_line}
     environment.filters["yaml"] = yaml_text
     return environment.get_template(path.name).render(context)
+
+
+def script_hash(script: str) -> str:
+    """Returns what names a script in a content security policy that lets no other run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def yaml_text(value: object) -> str:

@@ -1,9 +1,7 @@
 """The HTTP interface of a scorer: scores, explanations, what the model is, and a page for people."""
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -27,6 +25,7 @@ from ipiqa.explain import Explanation, explain
 from ipiqa.explain.picture import caption, notes
 from ipiqa.files import without_nan
 from ipiqa.prompts import num_too_long
+from ipiqa.report.render import script_hash
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.serve.batching import LATER, Batcher
 from ipiqa.serve.bodies import Limits, Pair, check_pair, read_pairs
@@ -225,8 +224,7 @@ def _on_error(request: Request, error: Exception) -> JSONResponse:
 def _policy(page: str) -> str:
     """Returns what a browser may do on the page: run its own script, ask its own server."""
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
+    own = f"script-src '{script_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
     return f"default-src 'none'; {own}; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 
