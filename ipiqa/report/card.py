@@ -12,6 +12,7 @@ from scipy import stats
 from ipiqa.datasets.databases.annotated import About
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.metrics.ceiling import noise_ceiling
+from ipiqa.metrics.variance import share_between
 from ipiqa.prompts import describe
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
@@ -33,6 +34,7 @@ def database_card(table: AnnotationTable, name: str, about: About | None) -> str
         parts=", ".join(f"{part} {count:,}" for part, count in Counter(table.official or ()).items()),
         targets=_targets(table), histograms={t: _histogram(s) for t, s in _known(table).items()}, segments=segments,
         correlations=_correlations(table) if len(table.targets) > 1 else "", ceilings=_ceilings(table),
+        variance=_variance(table),
         repeated=[(count, _short(p)) for p, count in prompts.most_common(MOST_PROMPTS) if count > 1],
         reading=describe(table.prompts), longest=_short(max(table.prompts, key=len)),
     )  # fmt: skip
@@ -111,3 +113,14 @@ def _ceilings(table: AnnotationTable) -> str:
             rows.append([name, f"{np.nanmean(raters):.3g}", *numbers])
     header = ["target", "raters", "SRCC", "PLCC", "SRCC within a prompt"]
     return markdown_table(header, rows) if rows else ""
+
+
+def _variance(table: AnnotationTable) -> str:
+    """Returns the share of each target's variance between segments, and between prompts."""
+    groups = {**table.segments, "prompt": table.prompts_read}
+    rows = []
+    for name, labels in groups.items():
+        shares = [share_between(labels, scores) for scores in table.scores.T]
+        cells = [MISSING if share is None else f"{100 * share:.1f} %" for share in shares]
+        rows.append([name, f"{len(set(labels)):,}", *cells])
+    return markdown_table(["between", "values", *table.target_names], rows)
