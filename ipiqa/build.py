@@ -118,6 +118,7 @@ def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
     return make_split(
         table, kind=split.kind, seed=split.seed, fold=fold, num_folds=run.num_folds,
         train_fraction=split.train_fraction, val_fraction=run.val_fraction, file=split.file,
+        train_groups=split.train_groups,
     )  # fmt: skip
 
 

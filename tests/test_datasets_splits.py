@@ -175,3 +175,23 @@ def test_refused(case: str) -> None:
     with pytest.raises(IpiqaError) as caught:
         make_split(table, **arguments)
     assert expected in str(caught.value) and isinstance(caught.value, (ConfigError, DataError))
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_fewer_training_groups(kind: str) -> None:
+    """A learning curve: the held-out and the selection part stay, and the training parts are nested."""
+
+    def draw(train_groups: int | None) -> tuple[set[int], list[int], list[int]]:
+        split = make_split(TABLE, kind=kind, seed=1, fold=1, num_folds=5, val_fraction=0.25, train_groups=train_groups)
+        return set(split.train.tolist()), split.selection.tolist(), split.val.tolist()
+
+    whole, few, more = draw(None), draw(3), draw(6)
+    assert few[1:] == more[1:] == whole[1:]
+    assert few[0] < more[0] < whole[0]
+    if kind != "image_random":
+        assert len({TABLE.groups[row] for row in few[0]}) == 3 and len(few[0]) == 9
+
+
+def test_more_training_groups_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"split.train_groups: 17, but fold 0 has 16 to train on"):
+        make_split(TABLE, kind="kfold", seed=1, fold=0, num_folds=5, train_groups=17)

@@ -20,6 +20,7 @@ from conftest import REPOSITORY
 
 import ipiqa
 from ipiqa import cli, registry
+from ipiqa.ablation import load_grid
 from ipiqa.cli.train import script
 from ipiqa.config.loading import load_config
 from ipiqa.files import EXTRAS
@@ -321,8 +322,10 @@ def test_the_code_map_is_the_code() -> None:
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")])
 def test_yaml_in_the_pages_loads(block: str, tmp_path: Path) -> None:
     text = block.replace("base: ../", f"base: {REPOSITORY}/ipiqa/projects/")
+    if text.startswith("config: "):
+        text = text.replace("config: ", f"config: {REPOSITORY}/ipiqa/projects/agiqa3k/")
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    load_config(tmp_path / "config.yaml")
+    (load_grid if text.startswith("config: ") else load_config)(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python")])

@@ -44,6 +44,7 @@ class SplitConfig:
     seed: int = within(42, 0, MAX_SEED)
     # of the groups; kfold takes it from run.num_folds instead
     train_fraction: float = within(0.8, 0, 1, without_low=True, without_high=True)
+    train_groups: int | None = within(None, 1)  # so many of the training groups train, for a learning curve; null: all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ipiqa.datasets.published_splits import HELD_OUT, SELECTION, TRAIN, read_splits, roles
+from ipiqa.datasets.published_splits import HELD_OUT, SELECTION, TRAIN, UNUSED, read_splits, roles
 from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import ConfigError, DataError
 
@@ -20,7 +20,7 @@ DRAWN = ("reference", "holdout", "kfold", "image_random")
 SPLIT_KINDS = (*DRAWN, "file", "official", "all")
 
 # RandomState seeded by [seed, fold, purpose]: streams that no two purposes share
-_HELD_OUT, _SELECTION = 1, 2
+_HELD_OUT, _SELECTION, _TRAINING = 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Split:
 
 def make_split(
     table: AnnotationTable, *, kind: str, seed: int, fold: int, num_folds: int,
-    train_fraction: float = 0.8, val_fraction: float = 0.0, file: str | None = None,
+    train_fraction: float = 0.8, val_fraction: float = 0.0, file: str | None = None, train_groups: int | None = None,
 ) -> Split:  # fmt: skip
     """Returns the split of one fold; it does not depend on other folds having been drawn.
 
@@ -62,6 +62,8 @@ def make_split(
             `image_random` read it.
         val_fraction: share of the training groups that becomes the selection part, from 0 to below 1.
         file: file or folder of the published split; see `read_splits`.
+        train_groups: number of training groups (of `image_random`, images) that are kept, for a learning curve; the
+            rows of the others are in no part. What a smaller number keeps, a larger one keeps too. None keeps all.
 
     Raises:
         ConfigError: the kind is unknown or not for this dataset, or has no such fold.
@@ -80,6 +82,12 @@ def make_split(
     training = sorted({labels[row] for row in np.flatnonzero(part_of == TRAIN)}, key=_natural)
     if selected := _choose(training, val_fraction, [seed, fold, _SELECTION]):
         part_of[[part == TRAIN and label in selected for part, label in zip(part_of, labels, strict=True)]] = SELECTION
+    if train_groups is not None:
+        left = [label for label in training if label not in selected]
+        if train_groups > len(left):
+            raise ConfigError(f"split.train_groups: {train_groups}, but fold {fold} has {len(left)} to train on.")
+        kept = set(_shuffled(left, [seed, fold, _TRAINING])[:train_groups])
+        part_of[[part == TRAIN and label not in kept for part, label in zip(part_of, labels, strict=True)]] = UNUSED
 
     train, selection, val = parts = [np.flatnonzero(part_of == part).astype(np.int64) for part in range(3)]
     for part, rows in zip(("train", "selection", "val"), parts, strict=True):
