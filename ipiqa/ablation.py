@@ -252,10 +252,10 @@ def _collecting(failures: dict[str, str], name: str) -> Iterator[None]:
         failures[name] = str(error)
 
 
-def rows_of(grid: Grid, failures: Mapping[str, str]) -> list[AblationRow]:
+def rows_of(points: Sequence[Point], failures: Mapping[str, str]) -> list[AblationRow]:
     """Returns the rows of the table: every point, with its results where it is finished, or its error in `failures`."""
     rows = []
-    for point in grid.points:
+    for point in points:
         result = None
         if point.is_done:
             whole, count = load_run(point.run_dir), point.config.run.num_folds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ipiqa import build
-from ipiqa.ablation import Grid, Point, check_distinct, folder_name, rows_of
+from ipiqa.ablation import Point, check_distinct, folder_name, rows_of
 from ipiqa.bench.scores import Curve, Database, Scores, on_scale, score_rows
 from ipiqa.config.loading import Config, load_config
 from ipiqa.config.settings import check
@@ -172,7 +172,7 @@ class ScoredPoint(BenchPoint):
 def boards_of(points: Sequence[BenchPoint], failures: Mapping[str, str]) -> dict[str, list[AblationRow]]:
     """Returns the rows of each database with their results or errors, in front the mean of the generator or another."""
     boards: dict[str, list[AblationRow]] = {}
-    for point, row in zip(points, rows_of(Grid(Path(), tuple(points)), failures), strict=True):
+    for point, row in zip(points, rows_of(points, failures), strict=True):
         named = replace(row, name=point.name.removeprefix(f"{point.database.label}: "))
         boards.setdefault(point.database.label, []).append(named)
     for rows in boards.values():

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import ipiqa
-from ipiqa.cli import ablate, bench, data, demo, explain, export, pretrain, score, serve, show, train
+from ipiqa.cli import data, demo, explain, export, grids, score, serve, show, train
 from ipiqa.cli.arguments import start
 from ipiqa.cli.guard import EXIT_STATUS
 
@@ -19,6 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ipiqa {ipiqa.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    for module in (train, pretrain, ablate, bench, score, explain, serve, export, data, show, demo):
+    for module in (train, grids, score, explain, serve, export, data, show, demo):
         module.add_commands(commands)
     return start(parser, argv)

@@ -66,6 +66,16 @@ def whole_number(flag: str, low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def add_number(
+    parser: Any, flag: str, low: int, high: int, about: str, *others: str, default: int | None = None,
+    dest: str | None = None, metavar: str = "N",
+) -> None:  # fmt: skip
+    """Adds an argument, which `others` name as well, that takes a whole number from `low` to `high`."""
+    about += f" (default: {default})" if default is not None else ""
+    number = whole_number(flag, low, high)
+    parser.add_argument(flag, *others, type=number, default=default, dest=dest, metavar=metavar, help=about)
+
+
 def path(flag: str) -> Callable[[str], str]:
     """Returns the `type` of an argument that names a file or folder; a text that no file can bear is a ConfigError."""
     return lambda text: file_path(text, flag)

@@ -4,40 +4,27 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_config_arguments, load, path, whole_number
+from ipiqa.cli.arguments import add_command, add_config_arguments, add_number, load, path
 from ipiqa.config.settings import MAX_SEED
 
 
 def add_commands(commands: Any) -> None:
     """Adds the demo commands."""
-    about = "Render the synthetic demo dataset, in the form of AGIQA-3k."
-    data = commands.add_parser("demo-data", help="render the demo dataset", description=about)
-    _add_rendering(data, "folder to write", seed=0)
-    _add_number(data, "--num-prompts", 300, 1, 10_000, "prompts, ten images each")
-    data.set_defaults(run=run_data)
-    about = "Render pictures and their prompts; no prompt of the demo dataset is among them."
-    pairs = commands.add_parser("demo-pairs", help="render pairs for Image2Prompt on the demo", description=about)
-    _add_rendering(pairs, "the demo's folder", seed=1)
-    _add_number(pairs, "--num", 8192, 1, 100_000, "pairs")
-    pairs.set_defaults(run=run_pairs)
-    about = "Train tiny encoders on rendered picture-prompt pairs."
-    encoders = commands.add_parser("demo-encoders", help="train the demo's tiny encoders", description=about)
+    data = add_command(commands, "demo-data", run_data, "render the synthetic demo dataset, in the form of AGIQA-3k")
+    add_number(data, "--num-prompts", 1, 10_000, "prompts, ten images each", default=300)
+    more = " No prompt of the demo dataset is among them."
+    pairs = add_command(commands, "demo-pairs", run_pairs, "render pairs for Image2Prompt on the demo", more)
+    add_number(pairs, "--num", 1, 100_000, "pairs", default=8192)
+    for seed, parser in enumerate((data, pairs)):
+        folder = "the demo's folder (default: %(default)s)"
+        parser.add_argument("--out", type=path("--out"), default="cache/demo", metavar="DIR", help=folder)
+        add_number(parser, "--seed", 0, MAX_SEED, "of everything", default=seed)
+        add_number(parser, "--image-size", 16, 512, "side of the images, in pixels", default=64)
+    more = " They learn from rendered pairs of a picture and a prompt."
+    encoders = add_command(commands, "demo-encoders", run_encoders, "train the demo's tiny encoders", more)
     add_config_arguments(encoders)
-    _add_number(encoders, "--num-pairs", 16384, 256, 100_000, "rendered pairs to train on")  # one batch at least
-    _add_number(encoders, "--epochs", 4, 1, 1000, "times to go through them")
-    encoders.set_defaults(run=run_encoders)
-
-
-def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, low: int, high: int, what: str) -> None:
-    number = whole_number(flag, low, high)
-    parser.add_argument(flag, type=number, default=default, metavar="N", help=f"{what} (default: %(default)s)")
-
-
-def _add_rendering(parser: argparse.ArgumentParser, out: str, *, seed: int) -> None:
-    where = path("--out")
-    parser.add_argument("--out", type=where, default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
-    _add_number(parser, "--seed", seed, 0, MAX_SEED, "of everything")
-    _add_number(parser, "--image-size", 64, 16, 512, "side of the images, in pixels")
+    add_number(encoders, "--num-pairs", 256, 100_000, "rendered pairs to train on", default=16384)  # one batch at least
+    add_number(encoders, "--epochs", 1, 1000, "times to go through them", default=4)
 
 
 def run_data(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 from ipiqa.datasets.databases.annotated import About
 from ipiqa.datasets.table import AnnotationTable
@@ -22,26 +22,21 @@ MOST_PROMPTS, MOST_LETTERS = 5, 90  # that are shown
 
 def database_card(table: AnnotationTable, name: str, about: About | None) -> str:
     """Returns the page, its title the name of what is published or the given one; images are not looked at."""
-    segments = {title: _by_segment(table, texts) for title, texts in table.segments.items()}
+    scores = pd.DataFrame(table.scores, columns=list(table.target_names))
     prompts = Counter(table.prompts_read)
     per_prompt = Counter(prompts.values())
     title, published = (about.name, about.compare(table)) if about else (name, "")
     return render(
         "card.md.j2", name=title, about=about, published=published, table=table,
-        num_prompts=len(prompts), num_groups=len(set(table.groups)), missing=int(np.isnan(table.scores).sum()),
+        num_prompts=len(prompts), num_groups=len(set(table.groups)), missing=int(scores.isna().sum().sum()),
         per_prompt=", ".join(f"{number} with {count}" for count, number in sorted(per_prompt.items())[:8]),
         parts=", ".join(f"{part} {count:,}" for part, count in Counter(table.official or ()).items()),
-        targets=_targets(table), histograms={t: _histogram(s) for t, s in _known(table).items()}, segments=segments,
-        correlations=_correlations(table) if len(table.targets) > 1 else "", ceilings=_ceilings(table),
+        targets=_targets(table, scores), histograms={t: _histogram(scores[t].dropna()) for t in scores},
+        segments={title: _by_segment(scores, texts) for title, texts in table.segments.items()},
+        correlations=_correlations(scores) if len(table.targets) > 1 else "", ceilings=_ceilings(table),
         repeated=[(count, _short(p)) for p, count in prompts.most_common(MOST_PROMPTS) if count > 1],
         reading=describe(table.prompts), longest=_short(max(table.prompts, key=len)),
     )  # fmt: skip
-
-
-def _known(table: AnnotationTable) -> dict[str, np.ndarray]:
-    """Returns the scores of each target that are not missing."""
-    columns = zip(table.target_names, table.scores.T, strict=True)
-    return {name: scores[~np.isnan(scores)] for name, scores in columns}
 
 
 def _short(text: str) -> str:
@@ -49,19 +44,24 @@ def _short(text: str) -> str:
     return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} ... ({len(line):,} characters)"
 
 
-def _targets(table: AnnotationTable) -> str:
+def _figures(form: str, *numbers: float) -> str:
+    return MISSING if np.isnan(numbers).any() else form.format(*numbers)
+
+
+def _targets(table: AnnotationTable, scores: pd.DataFrame) -> str:
     rows = []
-    for target, scores in zip(table.targets, _known(table).values(), strict=True):
+    for target in table.targets:
+        known = scores[target.name]
         low, high = (MISSING if end is None else f"{end:g}" for end in (target.low, target.high))
-        numbers = [scores.min(), scores.mean(), np.median(scores), scores.max(), scores.std()] if len(scores) else []
-        cells = [f"{number:.3f}" for number in numbers] or [MISSING] * 5
-        rows.append([target.name, target.meaning or MISSING, f"{low} to {high}", f"{len(scores):,}", *cells])
+        numbers = [known.min(), known.mean(), known.median(), known.max(), known.std(ddof=0)]
+        cells = [f"{known.count():,}", *(_figures("{:.3f}", number) for number in numbers)]
+        rows.append([target.name, target.meaning or MISSING, f"{low} to {high}", *cells])
     return markdown_table(["target", "meaning", "scale", "scores", "min", "mean", "median", "max", "std"], rows)
 
 
-def _histogram(scores: np.ndarray) -> str:
+def _histogram(scores: pd.Series) -> str:
     """Returns a bar of text for each tenth of the range of scores."""
-    if not len(scores):
+    if scores.empty:
         return "(no score)"
     counts, edges = np.histogram(scores, BINS)
     ends = [f"{low:6.2f} to {high:6.2f}" for low, high in itertools.pairwise(edges)]
@@ -69,44 +69,38 @@ def _histogram(scores: np.ndarray) -> str:
     return "\n".join(f"{end}  {bar} {count}" for end, bar, count in zip(ends, bars, counts, strict=True))
 
 
-def _by_segment(table: AnnotationTable, texts: Sequence[str]) -> str:
+def _by_segment(scores: pd.DataFrame, texts: Sequence[str]) -> str:
     """Returns for each value its number of images and the mean of each target, the best of the first target first."""
-    values = np.array([text or "(none)" for text in texts], dtype=object)
+    values = [text or "(none)" for text in texts]
+    counts = Counter(values)
+    by_value = scores.groupby(values)
+    means, deviations = by_value.mean(), by_value.std(ddof=0)
+    common = means.loc[[value for value, _ in counts.most_common(MOST_ROWS)]]
     rows = []
-    for value, count in Counter(values.tolist()).most_common(MOST_ROWS):
-        scores = table.scores[values == value]
-        known = [column[~np.isnan(column)] for column in scores.T]
-        cells = [f"{column.mean():.3f} ± {column.std():.3f}" if len(column) else MISSING for column in known]
-        rows.append((-known[0].mean() if len(known[0]) else np.inf, [value, f"{count:,}", *cells]))
-    shown = [row for _, row in sorted(rows, key=lambda row: row[0])]
-    left_out = len(set(values)) - len(shown)
-    page = markdown_table(["", "images", *table.target_names], shown)
+    for value, mean in common.sort_values(scores.columns[0], ascending=False, kind="stable").iterrows():
+        pairs = zip(mean, deviations.loc[value], strict=True)
+        rows.append([str(value), f"{counts[str(value)]:,}", *(_figures("{:.3f} ± {:.3f}", *pair) for pair in pairs)])
+    left_out = len(counts) - len(rows)
+    page = markdown_table(["", "images", *scores], rows)
     return page + (f"\n\n{left_out} rarer ones are not shown." if left_out else "")
 
 
-def _correlations(table: AnnotationTable) -> str:
+def _correlations(scores: pd.DataFrame) -> str:
     """Returns SRCC / PLCC of every pair of targets, over the images that have both scores."""
-
-    def cell(a: int, b: int) -> str:
-        x, y = table.scores[~np.isnan(table.scores[:, [a, b]]).any(axis=1)][:, [a, b]].T
-        if a == b or len(x) < 3 or not np.ptp(x) or not np.ptp(y):
-            return "" if a == b else MISSING
-        return f"{stats.spearmanr(x, y).statistic:.3f} / {stats.pearsonr(x, y).statistic:.3f}"
-
-    count = len(table.targets)
-    rows = [[name, *(cell(a, b) for b in range(count))] for a, name in enumerate(table.target_names)]
-    return markdown_table(["SRCC / PLCC", *table.target_names], rows)
+    both = [scores.corr(method, min_periods=3) for method in ("spearman", "pearson")]  # type: ignore[arg-type]
+    pairs = {(a, b): _figures("{:.3f} / {:.3f}", *(one.loc[a, b] for one in both)) for a in scores for b in scores}
+    rows = [[a, *("" if a == b else pairs[a, b] for b in scores)] for a in scores]
+    return markdown_table(["SRCC / PLCC", *scores], rows)
 
 
 def _ceilings(table: AnnotationTable) -> str:
     """Returns the noise ceilings of the targets whose raters' spread is known, "" where none is."""
+    if table.rater_std is None or table.num_raters is None:
+        return ""
     rows = []
-    for t, name in enumerate(table.target_names):
-        if table.rater_std is None or table.num_raters is None:
-            continue
-        raters = table.num_raters[:, t]
-        ceiling = noise_ceiling(table.scores[:, t], table.rater_std[:, t], raters, table.prompts_read)
-        if ceiling is not None:
+    columns = zip(table.target_names, table.scores.T, table.rater_std.T, table.num_raters.T, strict=True)
+    for name, mos, std, raters in columns:
+        if ceiling := noise_ceiling(mos, std, raters, table.prompts_read):
             numbers = [f"{number:.3f}" for number in (ceiling.srcc, ceiling.plcc, ceiling.within)]
             rows.append([name, f"{np.nanmean(raters):.3g}", *numbers])
     header = ["target", "raters", "SRCC", "PLCC", "SRCC within a prompt"]
