@@ -17,7 +17,7 @@ from toy import write_config
 
 from ipiqa.ablation import check_folders, load_grid, rows_of, run_points
 from ipiqa.cli import main
-from ipiqa.cli.grids import parse_shard
+from ipiqa.cli.arguments import parse_shard
 from ipiqa.config.loading import Config
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.errors import DataError

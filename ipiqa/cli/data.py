@@ -5,49 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, add_overrides, load, path, put, whole_number
-from ipiqa.config.settings import MAX_FOLDS
+from ipiqa.cli.arguments import load, put
 from ipiqa.errors import ConfigError, DataError, did_you_mean
-from ipiqa.registry import file_path
-
-
-def add_commands(commands: Any) -> None:
-    """Adds `ipiqa data check`, `split`, `leak`, `init`, `card` and `prepare`."""
-    what = "check a dataset, write a split, find its leaks, begin with one's own data"
-    data = commands.add_parser("data", help=what, description="Look at a dataset, or get one into place.")
-    actions = data.add_subparsers(metavar="<action>", required=True)
-    check = add_command(actions, "check", run_check, "check the table and decode every image")
-    add_config_arguments(check)
-    look = "how to look at images: decode them whole, read their headers, or not at all"
-    check.add_argument("--images", choices=("decode", "headers", "none"), default="decode", help=look)
-    split = add_command(actions, "split", run_split, "write the split of one fold")
-    add_config_arguments(split)
-    fold = whole_number("--fold", 0, MAX_FOLDS - 1)
-    split.add_argument("--fold", type=fold, required=True, metavar="K", help="number of the fold, from 0")
-    summary = "count the held-out rows whose prompt or image is trained on"
-    leak = add_command(actions, "leak", run_leak, summary, " The table is markdown.")
-    what = "published split (json, table or folder of lists; with --cfg-path), run folder, or config for its own split"
-    leak.add_argument("split", type=path("leak"), metavar="SPLIT|RUN|YAML", help=what)
-    add_config_arguments(leak, required=False)
-    leak.add_argument("--no-images", action="store_true", help="do not read the image files")
-    init = add_command(actions, "init", run_init, "write a first config for a table of one's own")
-    init.add_argument("source", type=path("init"), metavar="FOLDER|TABLE", help="table, or folder with one and images")
-    init.add_argument("--out", type=path("--out"), metavar="YAML", help="file to write; default <name>.yaml here")
-    card = add_command(actions, "card", run_card, "print a page about a database", " Images need not be there.")
-    add_config_arguments(card)
-    for parser in (split, card):
-        what = "file to write; default standard output"
-        parser.add_argument("--out", type=path("--out"), metavar="FILE", help=what)
-    more = (
-        " Table files and images are found by name, copied to where the database's config looks, counted and decoded."
-    )
-    get = add_command(actions, "prepare", run_prepare, "lay out a published database from its archive or folder", more)
-    get.add_argument("project", metavar="NAME", help="name of its folder in ipiqa/projects, e.g. aigciqa2023")
-    what = "archives (zip, tar), folders, table files, or addresses of them"
-    get.add_argument("--from", dest="sources", nargs="+", required=True, metavar="SOURCE", help=what)
-    what, cache = "where to keep what comes from an address; default %(default)s", "cache/downloads"
-    get.add_argument("--downloads", type=path("--downloads"), default=cache, metavar="FOLDER", help=what)
-    add_overrides(get, "settings to change, e.g. dataset.images=elsewhere")
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -152,5 +111,5 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     config = load(arguments)
     dataset = make_dataset(config)
     assert isinstance(dataset, AnnotatedImages)  # all projects with this name are
-    prepare(dataset, [file_path(source, "--from") for source in arguments.sources], Path(arguments.downloads))
+    prepare(dataset, arguments.sources, Path(arguments.downloads))
     return _show(dataset.check(make_processor(config)))

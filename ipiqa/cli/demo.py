@@ -2,29 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, add_number, load, path
-from ipiqa.config.settings import MAX_SEED
-
-
-def add_commands(commands: Any) -> None:
-    """Adds the demo commands."""
-    data = add_command(commands, "demo-data", run_data, "render the synthetic demo dataset, in the form of AGIQA-3k")
-    add_number(data, "--num-prompts", 1, 10_000, "prompts, ten images each", default=300)
-    more = " No prompt of the demo dataset is among them."
-    pairs = add_command(commands, "demo-pairs", run_pairs, "render pairs for Image2Prompt on the demo", more)
-    add_number(pairs, "--num", 1, 100_000, "pairs", default=8192)
-    for seed, parser in enumerate((data, pairs)):
-        folder = "the demo's folder (default: %(default)s)"
-        parser.add_argument("--out", type=path("--out"), default="cache/demo", metavar="DIR", help=folder)
-        add_number(parser, "--seed", 0, MAX_SEED, "of everything", default=seed)
-        add_number(parser, "--image-size", 16, 512, "side of the images, in pixels", default=64)
-    more = " They learn from rendered pairs of a picture and a prompt."
-    encoders = add_command(commands, "demo-encoders", run_encoders, "train the demo's tiny encoders", more)
-    add_config_arguments(encoders)
-    add_number(encoders, "--num-pairs", 256, 100_000, "rendered pairs to train on", default=16384)  # one batch at least
-    add_number(encoders, "--epochs", 1, 1000, "times to go through them", default=4)
+from ipiqa.cli.arguments import load
 
 
 def run_data(arguments: argparse.Namespace) -> int:

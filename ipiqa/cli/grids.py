@@ -7,56 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, add_number, add_overrides, load, path
-from ipiqa.config.settings import MAX_FOLDS
-from ipiqa.errors import ConfigError
-
-PROTOCOLS = ("reference", "holdout", "kfold", "image_random", "file", "official", "all")
-_GOES_ON = "is reported and the others run (status 2). Started again, it goes on where it was stopped."
-
-
-def add_commands(commands: Any) -> None:
-    """Adds the commands of grids and of the workbench."""
-    more = (
-        f" Every point that is not finished is run, and one table written of all. A point that cannot be run {_GOES_ON}"
-    )
-    parser = add_command(commands, "ablate", ablate, "run a grid of changes of a config and compare them", more)
-    example = "ipiqa/projects/agiqa3k/ablation.yaml"
-    parser.add_argument("--grid", required=True, metavar="YAML", help=f"grid file, e.g. {example}")
-    share = "run only every N-th point, from the I-th on: 1/3, 2/3, 3/3"
-    parser.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="I/N", help=share)
-    parser.add_argument("--dry-run", action="store_true", help="print the points and how far they are")
-    add_overrides(parser, "settings to change in all points, e.g. run.max_epochs=10")
-
-    more = f" Every contestant leaves a run folder, and all of them one leaderboard. One that fails {_GOES_ON}"
-    bench = add_command(commands, "bench", run_bench, "compare models, metrics and tables of scores", more)
-    databases = "configs of databases: 'LABEL=YAML KEY=VALUE', of which only YAML is needed"
-    bench.add_argument("--databases", nargs="+", required=True, metavar="YAML", help=databases)
-    names = "train, 'train KEY=VALUE', no-pixel, table:FILE[:COLUMN], or what ipiqa.load takes: a run, a file, a name"
-    bench.add_argument("--scorers", nargs="+", required=True, metavar="NAME", help=names)
-    kinds = f"kind of split, {', '.join(PROTOCOLS)}; default as each config says"
-    bench.add_argument("--protocol", choices=PROTOCOLS, metavar="KIND", help=kinds)
-    curve = "map from scores to MOS, fitted to the training part, linear or logistic; default linear"
-    bench.add_argument("--scale", choices=("linear", "logistic"), default="linear", metavar="MAP", help=curve)
-    add_overrides(bench, "settings to change for all databases, e.g. run.max_epochs=10")
-    protocol = add_command(commands, "protocol", run_protocol, "run one config under every kind of split")
-    add_config_arguments(protocol)
-    for parser, out in ((bench, "output/bench"), (protocol, "output/protocol")):
-        add_number(parser, "--folds", 1, MAX_FOLDS, "number of folds; default as a config says")
-        parser.add_argument("--out", type=path("--out"), default=out, metavar="DIR", help="default %(default)s")
-    add_command(commands, "scorers", run_scorers, "list the scorers that have names")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (number, count) of "1/3"; a text that is no such pair is a ConfigError."""
-    number, _, count = text.partition("/")
-    try:
-        shard = int(number), int(count)
-    except ValueError:
-        shard = 0, 0
-    if not 1 <= shard[0] <= shard[1]:
-        raise ConfigError(f"--shard: {text!r} is no share of the points. Write I/N with I from 1 to N, such as 1/3.")
-    return shard
+from ipiqa.cli.arguments import load
 
 
 def ablate(arguments: argparse.Namespace) -> int:

@@ -3,19 +3,11 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, add_number, load, parse_folds, start
-from ipiqa.config.settings import MAX_FOLDS, MAX_SEED
+from ipiqa.cli.arguments import add_arguments, commands, load, start
 from ipiqa.errors import ConfigError
 
 SCRIPTS = {"agiqa_1k": "train_agiqa1k.py", "agiqa_3k": "train_agiqa3k.py"}  # by the dataset they are for
-
-
-def add_commands(commands: Any) -> None:
-    """Adds `ipiqa train` and `ipiqa pretrain`."""
-    _add_arguments(add_command(commands, "train", train, "train k folds of any config"))
-    _add_arguments(add_command(commands, "pretrain", pretrain, "teach an image tower the prompts of pictures"))
 
 
 def script(dataset: str | None, argv: Sequence[str] | None = None) -> int:
@@ -23,21 +15,8 @@ def script(dataset: str | None, argv: Sequence[str] | None = None) -> int:
     about = f"Train and evaluate k folds on {dataset}." if dataset else "Image2Prompt pre-training of an image tower."
     parser = argparse.ArgumentParser(description=about)
     parser.set_defaults(run=train if dataset else pretrain, dataset=dataset)
-    _add_arguments(parser)
+    add_arguments(parser, commands()["train" if dataset else "pretrain"]["arguments"])
     return start(parser, argv)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
-    seed = "seed (run.seed)"
-    if parser.get_default("run") is train:
-        about = "number of folds (run.num_folds)"
-        add_number(parser, "--num_cv", 1, MAX_FOLDS, about, "--num-cv", dest="run.num_folds", metavar="K")
-        about = "train only these folds, counted from 0; default all"
-        parser.add_argument("--folds", type=parse_folds, metavar="0,3", help=about)
-        seed = "seed of training (run.seed); splits keep split.seed"
-    add_number(parser, "--seed", 0, MAX_SEED, seed, dest="run.seed")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
 def train(arguments: argparse.Namespace) -> int:
