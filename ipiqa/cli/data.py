@@ -70,7 +70,7 @@ def run_init(arguments: argparse.Namespace) -> int:
     """Writes a commented config, unless there is one."""
     from ipiqa.datasets.discover import discover
     from ipiqa.files import write_text
-    from ipiqa.report.first_config import first_config
+    from ipiqa.report.database import first_config
 
     source = Path(arguments.source)
     out = Path(arguments.out or f"{source.absolute().stem}.yaml")
@@ -87,7 +87,7 @@ def run_init(arguments: argparse.Namespace) -> int:
 def run_card(arguments: argparse.Namespace) -> int:
     """Prints or writes the card of the dataset of a config."""
     from ipiqa.build import make_dataset
-    from ipiqa.report.card import database_card
+    from ipiqa.report.database import database_card
 
     dataset = make_dataset(load(arguments))
     name = Path(getattr(dataset, "annotations", "images")).name

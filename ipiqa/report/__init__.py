@@ -5,12 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from ipiqa.evaluation.results import load_run
-from ipiqa.evaluation.segments import by_segment
-from ipiqa.evaluation.summary import Summary, summarise
+from ipiqa.evaluation.summary import Summary, by_segment, summarise
 from ipiqa.files import write_json, write_text
-from ipiqa.report.ablation import AblationRow, write_ablation
 from ipiqa.report.breakdown import beside_section, section_text, segment_section
-from ipiqa.report.compare import compare_runs
+from ipiqa.report.compare import AblationRow, compare_runs, write_ablation
 from ipiqa.report.page import report_page
 from ipiqa.report.tables import console_table, summary_csv, summary_json, summary_latex, summary_markdown
 

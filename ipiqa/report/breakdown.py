@@ -4,8 +4,7 @@ import math
 from typing import NamedTuple
 
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.segments import ALL, IMAGES, ORDER, Breakdown
-from ipiqa.evaluation.summary import Summary, checkpoint_title, interval_words
+from ipiqa.evaluation.summary import ALL, IMAGES, ORDER, Breakdown, Summary, checkpoint_title, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, render
 

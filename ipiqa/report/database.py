@@ -1,15 +1,19 @@
-"""A page about a database, in markdown: what its scores, prompts and generators are like, whatever model comes."""
+"""A database before any model: a page about its scores, prompts and generators, and the first config of one's own."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import ipiqa
 from ipiqa.datasets.databases.annotated import About
+from ipiqa.datasets.discover import Found
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.metrics.ceiling import noise_ceiling
 from ipiqa.prompts import describe
@@ -18,6 +22,10 @@ from ipiqa.report.render import MISSING, markdown_table, one_line, render
 BINS, WIDTH = 10, 40  # of a histogram: bars, and the characters of the longest
 MOST_ROWS = 40  # of a table by segment
 MOST_PROMPTS, MOST_LETTERS = 5, 90  # that are shown
+_BASE = Path(ipiqa.__file__).parent / "projects" / "agiqa3k" / "ipiqa_224.yaml"
+_SMALL = 1000  # rows; below, every prompt is held out once, which wastes none
+_BATCH = 32  # of the base
+_WIDE = 20  # end of a scale from which a head, which starts near 0, takes long
 
 
 def database_card(table: AnnotationTable, name: str, about: About | None) -> str:
@@ -105,3 +113,17 @@ def _ceilings(table: AnnotationTable) -> str:
             rows.append([name, f"{np.nanmean(raters):.3g}", *numbers])
     header = ["target", "raters", "SRCC", "PLCC", "SRCC within a prompt"]
     return markdown_table(header, rows) if rows else ""
+
+
+def first_config(found: Found, out: Path) -> str:
+    """Returns the config that trains on what was found, as it will stand in the file `out`."""
+    folds = min(5, found.num_prompts)
+    kind = "holdout" if found.num_rows >= _SMALL else "kfold"
+    kind = "official" if found.part else kind if folds > 1 else "image_random"
+    smallest = found.num_rows * (folds - 1) // folds if folds > 1 else found.num_rows // 2
+    return render(
+        "init.yaml.j2", found=found, base=os.path.relpath(_BASE, out.absolute().parent), kind=kind,
+        folds=1 if found.part else max(folds, 2), output=f"output/{out.stem}/ipiqa",
+        batch=max(2, smallest // 4) if smallest < 2 * _BATCH else 0,
+        wide=all(score.scale is not None and score.scale[1] > _WIDE for score in found.scores),
+    )  # fmt: skip
