@@ -3,7 +3,7 @@
 python pretrain_image2prompt.py --cfg-path ipiqa/projects/image2prompt/rn50.yaml
 """
 
-from ipiqa.cli.pretrain import script
+from ipiqa.cli.train import script
 
 if __name__ == "__main__":
-    raise SystemExit(script())
+    raise SystemExit(script(None))

@@ -1,20 +1,4 @@
-"""A grid of runs: from one YAML file to named points, each a resumable run in a folder of its own.
-
-The file (paths of `config` are relative to it, `output_dir` to where the command is started):
-
-    config: ipiqa.yaml              # what every point is a change of
-    output_dir: output/demo/ablation
-    num_folds: 5                    # optional: run.num_folds of every point
-    rows:                           # named points; all others are compared with the first
-      - name: whole
-      - name: without prompt
-        set: {model.name: image_only}
-    grid:                           # every combination of these, for each row
-      task.loss: [mse, huber]
-
-At least one of `rows` and `grid` is there. The points of a grid bear their values behind the name of the row: "whole,
-loss=mse". A point runs in `<output_dir>/<its name, as a file name>`.
-"""
+"""A grid of runs: from one YAML file (docs/experiments.md) to named points, each a resumable run in its own folder."""
 
 import contextlib
 import dataclasses
@@ -87,10 +71,6 @@ class Point:
         count = self.config.run.num_folds
         done = sum(is_finished(self.run_dir, fold) for fold in range(count))
         return ("finished" if done == count else f"{done} of {count} folds") if self.is_begun else "not begun"
-
-    @property
-    def is_done(self) -> bool:
-        return self.state == "finished"
 
     def check_folder(self) -> None:
         """Raises ConfigError, with the differences, where the folder holds a run with other settings."""
@@ -222,7 +202,7 @@ def run_points(points: Sequence[Point]) -> dict[str, str]:
         return failures
     with dist.process_group(build.choose_device(points[0].config)):
         # Asked of rank 0 once: a process that looks later would find the folder that this very run has made.
-        states = dist.from_main([(point.is_done, point.is_begun) for point in points])
+        states = dist.from_main([(point.state == "finished", point.is_begun) for point in points])
         left = []
         for point, (is_done, is_begun) in zip(points, states, strict=True):
             if is_done:
@@ -252,12 +232,12 @@ def _collecting(failures: dict[str, str], name: str) -> Iterator[None]:
         failures[name] = str(error)
 
 
-def rows_of(grid: Grid, failures: Mapping[str, str]) -> list[AblationRow]:
+def rows_of(points: Sequence[Point], failures: Mapping[str, str]) -> list[AblationRow]:
     """Returns the rows of the table: every point, with its results where it is finished, or its error in `failures`."""
     rows = []
-    for point in grid.points:
+    for point in points:
         result = None
-        if point.is_done:
+        if point.state == "finished":
             whole, count = load_run(point.run_dir), point.config.run.num_folds
             folds = tuple(fold for fold in whole.folds if fold.number < count)  # an earlier grid may have had more
             result = dataclasses.replace(whole, folds=folds, num_folds=count)

@@ -17,7 +17,7 @@ from toy import write_config
 
 from ipiqa.ablation import check_folders, load_grid, rows_of, run_points
 from ipiqa.cli import main
-from ipiqa.cli.ablate import parse_shard
+from ipiqa.cli.arguments import parse_shard
 from ipiqa.config.loading import Config
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.errors import DataError
@@ -224,8 +224,8 @@ def test_only_what_is_missing_is_run_and_begun_points_go_on(write, done: Path) -
     new = {name for name, when in times(done).items() if before.get(name) != when}
     assert not any(name.startswith((FOLDERS[0], FOLDERS[2], FOLDERS[3], f"{FOLDERS[1]}/fold_00")) for name in new)
     assert f"{FOLDERS[1]}/fold_01/scores.json" in new and f"{FOLDERS[1]}/report.html" in new
-    assert [row.run is None for row in rows_of(grid, {})] == [False, False, True, False]
-    fewer = rows_of(load_grid(write(TWO_BY_TWO), "run.max_epochs=1", "run.num_folds=1"), {})[0].run
+    assert [row.run is None for row in rows_of(grid.points, {})] == [False, False, True, False]
+    fewer = rows_of(load_grid(write(TWO_BY_TWO), "run.max_epochs=1", "run.num_folds=1").points, {})[0].run
     assert fewer is not None and [fold.number for fold in fewer.folds] == [0] and not fewer.missing
 
 

@@ -22,8 +22,8 @@ from webdriver import browser
 
 import ipiqa
 from ipiqa import cli, registry
-from ipiqa.bench import scores as bench_scores
-from ipiqa.bench.scores import Database, Scores, matched
+from ipiqa.bench import contestants as bench_scores
+from ipiqa.bench.contestants import Database, Scores, matched
 from ipiqa.datasets.splits import Split
 from ipiqa.datasets.table import Target
 from ipiqa.errors import DataError

@@ -18,7 +18,8 @@ from toy import write_config
 
 import ipiqa
 from ipiqa.cli import main
-from ipiqa.cli.train import parse_folds, script
+from ipiqa.cli.arguments import parse_folds
+from ipiqa.cli.train import script
 from ipiqa.config.loading import Config, load_config
 from ipiqa.errors import ConfigError
 
@@ -122,7 +123,7 @@ def test_names_that_no_file_can_have(name: str, capsys: pytest.CaptureFixture[st
     for flag, command in (
         ("--cfg-path", ["config", "show", "--cfg-path", name]),
         ("--grid", ["ablate", "--grid", name]),
-        ("report", ["report", name]),
+        ("runs", ["report", name]),
         ("--out", ["demo-data", "--out", name]),
         ("--out", ["data", "split", "--cfg-path", config, "--fold", "0", "--out", name]),
         ("source", ["convert-clip", name, "x"]),

@@ -14,7 +14,7 @@ from ipiqa.build import make_dataset
 from ipiqa.cli import main
 from ipiqa.config.loading import load_config
 from ipiqa.datasets.discover import discover
-from ipiqa.report.first_config import first_config
+from ipiqa.report.database import first_config
 
 
 def write(folder: Path, rows: list[dict[str, Any]], images: list[str] = (), name: str = "table.csv") -> Path:  # type: ignore[assignment]

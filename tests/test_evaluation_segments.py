@@ -16,8 +16,7 @@ from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError
 from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import Measured, RunResult, load_run, write_fold
-from ipiqa.evaluation.segments import beside_baselines, by_segment
-from ipiqa.evaluation.summary import common_folds, compare, summarise
+from ipiqa.evaluation.summary import beside_baselines, by_segment, common_folds, compare, summarise
 from ipiqa.metrics import DRAWN, measure, plain
 from ipiqa.report import write_summary
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ipiqa.errors import DataError
 from ipiqa.report import AblationRow, load_run, write_ablation
-from ipiqa.report.ablation import compare_rows, mark
+from ipiqa.report.compare import compare_rows, mark
 
 FOLDS = {"folds": range(6), "num_folds": 6, "epochs": 3}
 

@@ -10,7 +10,7 @@ import pytest
 from ipiqa.cli import main
 from ipiqa.datasets.databases.agiqa import Agiqa3k
 from ipiqa.datasets.table import AnnotationTable, Target
-from ipiqa.report.card import database_card
+from ipiqa.report.database import database_card
 
 
 def test_real_agiqa_3k(shared: Path) -> None:

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import ipiqa
-from ipiqa.cli import ablate, bench, data, demo, explain, export, pretrain, score, serve, show, train
-from ipiqa.cli.arguments import start
+from ipiqa.cli.arguments import add_all, commands, start
 from ipiqa.cli.guard import EXIT_STATUS
 
 
@@ -18,7 +17,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ipiqa {ipiqa.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    for module in (train, pretrain, ablate, bench, score, explain, serve, export, data, show, demo):
-        module.add_commands(commands)
+    add_all(parser, commands())
     return start(parser, argv)

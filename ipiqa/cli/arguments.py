@@ -1,11 +1,14 @@
-"""Arguments that several commands share, and how they become a config."""
+"""From commands.yaml to parsers, and from arguments to a config."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ipiqa.cli.guard import guarded
+from ipiqa.config import settings, yaml_file
 from ipiqa.errors import ConfigError, shorten
 from ipiqa.registry import file_path
 
@@ -29,26 +32,45 @@ def start(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     return guarded(run)
 
 
-def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: str, more: str = "") -> Any:
+@functools.cache
+def commands() -> dict[str, Any]:
+    """Returns what commands.yaml says of each command."""
+    return yaml_file.read_mapping(Path(__file__).with_name("commands.yaml"), "commands", "It lies beside this file.")
+
+
+def add_all(parser: argparse.ArgumentParser, about: Mapping[str, Any], what: str = "command") -> None:
+    """Adds commands and those below them to a parser; modules without arguments in commands.yaml add their own."""
+    actions = parser.add_subparsers(title=f"{what}s", metavar=f"<{what}>", required=True)
+    for name, command in about.items():
+        if "module" in command:
+            importlib.import_module(f"ipiqa.cli.{command['module']}").add_commands(actions)
+            continue
+        module, _, run = command.get("run", "").partition(".")
+        run = getattr(importlib.import_module(f"ipiqa.cli.{module}"), run) if module else None
+        own = add_command(actions, name, run, command["summary"], f" {command.get('more', '')}".rstrip())
+        if "commands" in command:
+            add_all(own, command["commands"], "action")
+        add_arguments(own, command.get("arguments", {}))
+
+
+def add_command(commands: Any, name: str, run: Any, summary: str, more: str = "") -> Any:
     """Returns the parser of a new command that `run` carries out; `more` follows the summary in its help."""
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.{more}")
     parser.set_defaults(run=run)
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the arguments that choose a config and change its settings."""
-    example = "ipiqa/projects/agiqa3k/ipiqa.yaml"
-    parser.add_argument("--cfg-path", required=required, metavar="YAML", help=f"config file, e.g. {example}")
-    add_overrides(parser, "settings to change, e.g. run.max_epochs=10")
-
-
-def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds settings as arguments, described by `what`."""
-    parser.add_argument(
-        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="the same, as in LAVIS"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what)
+def add_arguments(parser: argparse.ArgumentParser, arguments: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds arguments as commands.yaml gives them, the names of each mapped to its options."""
+    for names, options in arguments.items():
+        first, *others = names.split()
+        kind, options = options.get("type"), {name: value for name, value in options.items() if name != "type"}
+        if isinstance(kind, list):
+            low, high = (getattr(settings, end) if isinstance(end, str) else end for end in kind)
+            options["type"] = whole_number(first, low, high)
+        elif kind:
+            options["type"] = {"path": path(first), "folds": parse_folds, "shard": parse_shard}[kind]
+        parser.add_argument(first, *others, **options)
 
 
 def whole_number(flag: str, low: int, high: int) -> Callable[[str], int]:
@@ -86,6 +108,18 @@ def parse_folds(text: str) -> list[int]:
     except ValueError:
         advice = "Write numbers from 0 with commas, such as 0,3."
         raise ConfigError(f"--folds: {shorten(text)} is no list of folds. {advice}") from None
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Returns (number, count) of "1/3"; a text that is no such pair is a ConfigError."""
+    number, _, count = text.partition("/")
+    try:
+        shard = int(number), int(count)
+    except ValueError:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
+        raise ConfigError(f"--shard: {text!r} is no share of the points. Write I/N with I from 1 to N, such as 1/3.")
+    return shard
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,49 +1,26 @@
-"""`ipiqa data`: look at a dataset before anything is trained."""
+"""`ipiqa data`: look at a dataset before anything is trained, get one into place, begin with one's own."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from ipiqa.cli import databases
-from ipiqa.cli.arguments import add_command, add_config_arguments, load, path, put, whole_number
-from ipiqa.config.settings import MAX_FOLDS
-from ipiqa.errors import ConfigError
-
-
-def add_commands(commands: Any) -> None:
-    """Adds `ipiqa data check`, `split`, `leak`, and those of `databases`."""
-    what = "check a dataset, write a split, find its leaks, begin with one's own data"
-    data = commands.add_parser("data", help=what, description="Look at a dataset, or get one into place.")
-    actions = data.add_subparsers(metavar="<action>", required=True)
-    check = add_command(actions, "check", run_check, "check the table and decode every image")
-    add_config_arguments(check)
-    look = "how to look at images: decode them whole, read their headers, or not at all"
-    check.add_argument("--images", choices=("decode", "headers", "none"), default="decode", help=look)
-    split = add_command(actions, "split", run_split, "write the split of one fold")
-    add_config_arguments(split)
-    fold = whole_number("--fold", 0, MAX_FOLDS - 1)
-    split.add_argument("--fold", type=fold, required=True, metavar="K", help="number of the fold, from 0")
-    split.add_argument("--out", type=path("--out"), metavar="FILE", help="json file to write; default standard output")
-    summary = "count the held-out rows whose prompt or image is trained on"
-    leak = add_command(actions, "leak", run_leak, summary, " The table is markdown.")
-    what = "published split (json, table or folder of lists; with --cfg-path), run folder, or config for its own split"
-    leak.add_argument("split", type=path("leak"), metavar="SPLIT|RUN|YAML", help=what)
-    add_config_arguments(leak, required=False)
-    leak.add_argument("--no-images", action="store_true", help="do not read the image files")
-    databases.add_commands(actions)
+from ipiqa.cli.arguments import load, put
+from ipiqa.errors import ConfigError, DataError, did_you_mean
 
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Prints what is wrong with a dataset: every image that is missing or cannot be decoded, by name."""
     from ipiqa.build import make_dataset, make_processor
-    from ipiqa.errors import DataError
 
     config = load(arguments)
     dataset, processor = make_dataset(config), make_processor(config)
     if dataset.streamed and arguments.images != "decode":
         raise ConfigError(f"--images: {arguments.images!r} is for tables. The images of shards are always decoded.")
-    findings = dataset.check(processor) if dataset.streamed else dataset.check(processor, arguments.images)
+    return _show(dataset.check(processor) if dataset.streamed else dataset.check(processor, arguments.images))
+
+
+def _show(findings: Any) -> int:
     print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
     if findings.refusal:
         raise DataError(findings.refusal)
@@ -57,8 +34,7 @@ def run_split(arguments: argparse.Namespace) -> int:
 
     config = load(arguments)
     table = make_dataset(config).load()
-    text = json.dumps(split_of(config, table, arguments.fold).to_json(table), indent=1) + "\n"
-    put(text, arguments.out)
+    put(json.dumps(split_of(config, table, arguments.fold).to_json(table), indent=1) + "\n", arguments.out)
     return 0
 
 
@@ -84,8 +60,56 @@ def run_leak(arguments: argparse.Namespace) -> int:
     problem = "--no-images" if arguments.no_images else f"no folder {str(table.image_dir)!r}"
     is_read = not arguments.no_images and table.image_dir.is_dir()
     hashes = dataset.image_hashes(table) if is_read else None
-    header, rows = leak_rows(splits, [leak(table, split, hashes) for split in splits])
-    print(markdown_table(header, rows))
+    print(markdown_table(*leak_rows(splits, [leak(table, split, hashes) for split in splits])))
     if hashes is None:
         print(f"\nImages are not compared: {problem}.")
     return 0
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    """Writes a commented config, unless there is one."""
+    from ipiqa.datasets.discover import discover
+    from ipiqa.files import write_text
+    from ipiqa.report.database import first_config
+
+    source = Path(arguments.source)
+    out = Path(arguments.out or f"{source.absolute().stem}.yaml")
+    if out.exists():
+        raise ConfigError(f"--out: '{out}' is there already. Name another file.")
+    found = discover(source)
+    write_text(out, first_config(found, out))
+    targets = ", ".join(score.name for score in found.scores)
+    print(f"{out}: {found.num_rows} rows of '{found.table}', {found.num_images} images found; targets: {targets}")
+    print(f"Read it, then: ipiqa data check --cfg-path {out}")
+    return 0
+
+
+def run_card(arguments: argparse.Namespace) -> int:
+    """Prints or writes the card of the dataset of a config."""
+    from ipiqa.build import make_dataset
+    from ipiqa.report.database import database_card
+
+    dataset = make_dataset(load(arguments))
+    name = Path(getattr(dataset, "annotations", "images")).name
+    put(database_card(dataset.load(), name, getattr(dataset, "about", None)), arguments.out)
+    return 0
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    """Lays out a database and checks it."""
+    import ipiqa
+    from ipiqa.build import make_dataset, make_processor
+    from ipiqa.datasets.databases.annotated import AnnotatedImages
+    from ipiqa.datasets.prepare import prepare
+
+    projects = Path(ipiqa.__file__).parent / "projects"
+    arguments.cfg_path = str(projects / arguments.project / "ipiqa.yaml")
+    names = sorted(folder.parent.name for folder in projects.glob("*/ipiqa.yaml") if folder.parent.name != "demo")
+    if arguments.project not in names:
+        near = f"{did_you_mean(arguments.project, names)} There are: {', '.join(names)}."
+        raise ConfigError(f"prepare: no database is called {arguments.project!r}.{near}")
+    config = load(arguments)
+    dataset = make_dataset(config)
+    assert isinstance(dataset, AnnotatedImages)  # all projects with this name are
+    prepare(dataset, arguments.sources, Path(arguments.downloads))
+    return _show(dataset.check(make_processor(config)))

@@ -2,26 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ipiqa.cli.arguments import add_command, add_config_arguments, load, path
+from ipiqa.cli.arguments import load
 from ipiqa.errors import ConfigError
-
-
-def add_commands(commands: Any) -> None:
-    """Adds `ipiqa config show`, `ipiqa report`, `ipiqa env` and `ipiqa convert-clip`."""
-    config = commands.add_parser("config", help="show a config with every default", description="Show configs.")
-    actions = config.add_subparsers(metavar="<action>", required=True)
-    add_config_arguments(add_command(actions, "show", run_config_show, "print the resolved YAML of a config"))
-    report = add_command(commands, "report", run_report, "sum up a run, or compare two")
-    folders = "run folder; a second one is compared with the first"
-    report.add_argument("runs", nargs="+", type=path("report"), metavar="DIR", help=folders)
-    column = "show the run by this column of its predictions as well: generator, style, prompt_length ..."
-    report.add_argument("--by", metavar="COLUMN", help=column)
-    add_command(commands, "env", run_env, "print versions and machine facts", " Put them in a bug report.")
-    convert = add_command(commands, "convert-clip", run_convert, "write CLIP weights as safetensors")
-    convert.add_argument("source", type=path("source"), help="RN50.pt or another weights file")
-    convert.add_argument("target", type=path("target"), help="safetensors file to write")
 
 
 def run_config_show(arguments: argparse.Namespace) -> int:

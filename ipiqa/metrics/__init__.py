@@ -1,10 +1,9 @@
 """What is measured: agreement of predictions with mean opinion scores, and how sure we may be of it."""
 
 from ipiqa.metrics.agreement import METRICS, LogisticFit, aggregate, fit_logistic, measure
-from ipiqa.metrics.resampling import DRAWN, Images, Resampled, plain
+from ipiqa.metrics.resampling import DRAWN, Images, Resampled, pair_accuracy, plain, within_srcc
 from ipiqa.metrics.retrieval import retrieval
 from ipiqa.metrics.significance import PairedTest, Spread, describe, holm, paired_test
-from ipiqa.metrics.within import pair_accuracy, within_srcc
 
 __all__ = ["DRAWN", "METRICS", "Images", "LogisticFit", "PairedTest", "Resampled", "Spread", "aggregate", "describe"]
 __all__ += ["fit_logistic", "holm", "measure", "pair_accuracy", "paired_test", "plain", "retrieval"]

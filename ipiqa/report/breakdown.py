@@ -4,12 +4,13 @@ import math
 from typing import NamedTuple
 
 from ipiqa.evaluation.results import RunResult
-from ipiqa.evaluation.segments import ALL, IMAGES, ORDER, Breakdown
-from ipiqa.evaluation.summary import Summary, checkpoint_title, interval_words
+from ipiqa.evaluation.summary import ALL, IMAGES, ORDER, Breakdown, checkpoint_title, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.render import MISSING, markdown_table, render
 
-BESIDE = {"srcc": "SRCC", "srcc_within": "SRCC within prompts", "pair_accuracy": "pairs in order"}
+BESIDE = {
+    "srcc": ("SRCC", ".3f"), "srcc_within": ("SRCC within prompts", ".3f"), "pair_accuracy": ("pairs in order", ".3f"),
+}  # fmt: skip
 BY = {
     IMAGES: ("images", ".0f"), "srcc": ("SRCC", ".3f"), "srcc_within": ("within prompts", ".3f"),
     "bias": ("mean error", "+.3f"), "slope": ("slope", ".3f"), "intercept": ("intercept", "+.3f"),
@@ -37,33 +38,29 @@ class Section(NamedTuple):
     notes: list[str]
 
 
-def beside_section(summary: Summary) -> Section:
-    """Returns for each target the agreement of both checkpoints, and of the baselines."""
-    run, spreads, tables = summary.run, summary.beside.spreads, []
+def section_of(run: RunResult, parts: Breakdown) -> Section:
+    """Returns for each target a row for all images and for each segment, at the last epoch, which nothing chose.
+
+    Where nothing parts the images, the rows are the agreement of both checkpoints and of the baselines.
+    """
+    last, names = run.checkpoints[-1], dict.fromkeys(name for _, name, _, _ in parts.spreads)
+    titles = {n: checkpoint_title(run, n) if n in run.checkpoints else f"no picture: {n}" for n in names}
+    shown = [(title, name, ALL) for name, title in titles.items()]
+    title, columns, notes = "Within prompts, and without a picture", BESIDE, [_WITHIN]
+    notes += [_NO_PICTURE] * any(name not in run.checkpoints for name in names)
+    if parts.by:
+        shown = [(subset.removeprefix(f"{parts.by}=") or "(empty)", last, subset) for subset in parts.subsets]
+        title, columns, notes = f"By {parts.by}, {checkpoint_title(run, last)}", BY, [_BY]
+    tables = []
     for target in run.targets:
         rows: list[list[Cell]] = []
-        for name in dict.fromkeys(key[1] for key in spreads if key[0] == target):
-            title = checkpoint_title(run, name) if name in run.checkpoints else f"no picture: {name}"
-            rows.append([title, *(_cell(spreads[target, name, ALL, metric]) for metric in BESIDE)])
-        tables.append(([target, *BESIDE.values()], rows, ""))
-    has_baselines = any(key[1] not in run.checkpoints for key in spreads)
-    notes = [_WITHIN, *[_NO_PICTURE] * has_baselines, _interval(run)]
-    return Section("Within prompts, and without a picture", tables, notes)
-
-
-def segment_section(run: RunResult, parts: Breakdown) -> Section:
-    """Returns for each target a row for all images and for each segment, at the last epoch, which nothing chose."""
-    checkpoint, tables = run.checkpoints[-1], []
-    for target in run.targets:
-        rows: list[list[Cell]] = []
-        for subset in parts.subsets:
-            spreads = {metric: parts.spreads[target, checkpoint, subset, metric] for metric in BY}
-            cells = [_cell(spreads[m], form, m not in _WITHOUT_INTERVAL) for m, (_, form) in BY.items()]
-            rows.append([subset.removeprefix(f"{parts.by}=") or "(empty)", *cells])
-        order = _cell(parts.spreads[target, checkpoint, ALL, ORDER])
+        for words, name, subset in shown:
+            spreads = {metric: parts.spreads[target, name, subset, metric] for metric in columns}
+            rows.append([words, *(_cell(spreads[metric], form, metric) for metric, (_, form) in columns.items())])
+        order = _cell(parts.spreads[target, last, ALL, ORDER]) if parts.by else MISSING
         words = "" if order == MISSING else f"Order of the means: SRCC {_in_one(order)}."
-        tables.append(([target, *(title for title, _ in BY.values())], rows, words))
-    return Section(f"By {parts.by}, {checkpoint_title(run, checkpoint)}", tables, [_BY, _interval(run)])
+        tables.append(([target, *(heading for heading, _ in columns.values())], rows, words))
+    return Section(title, tables, [*notes, f"With the means: 95 % interval, {interval_words(run)}."])
 
 
 def section_text(section: Section) -> str:
@@ -72,17 +69,13 @@ def section_text(section: Section) -> str:
     return render("breakdown.md.j2", title=section.title, tables=tables, notes=section.notes)
 
 
-def _cell(spread: Spread, form: str = ".3f", has_interval: bool = True) -> Cell:
+def _cell(spread: Spread, form: str = ".3f", metric: str = "srcc") -> Cell:
     """Returns a mean and its interval, the mean alone where it has none, or "-" where it is undefined."""
     mean, low, high = (format(value, form) for value in (spread.mean, spread.low, spread.high))
     if math.isnan(spread.mean):
         return MISSING
-    return mean if math.isnan(spread.low) or not has_interval else (mean, f"{low} to {high}")
+    return mean if math.isnan(spread.low) or metric in _WITHOUT_INTERVAL else (mean, f"{low} to {high}")
 
 
 def _in_one(cell: Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell[0]} ({cell[1]})"
-
-
-def _interval(run: RunResult) -> str:
-    return f"With the means: 95 % interval, {interval_words(run)}."

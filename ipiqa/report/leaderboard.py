@@ -9,8 +9,7 @@ from ipiqa.evaluation.held_out import basis_of
 from ipiqa.evaluation.results import RunResult
 from ipiqa.evaluation.summary import facts
 from ipiqa.files import without_nan, write_json, write_text
-from ipiqa.report.ablation import AblationRow, compare_rows, mark
-from ipiqa.report.compare import LEVEL, interval_and_p
+from ipiqa.report.compare import LEVEL, AblationRow, compare_rows, interval_and_p, mark
 from ipiqa.report.render import render, script_hash
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipiqa.evaluation.results import RunResult
+from ipiqa.evaluation.results import EvaluatedEpoch, RunResult
 from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words, selection_rule
 from ipiqa.metrics import Spread, fit_logistic
 from ipiqa.report import plots
@@ -60,24 +60,25 @@ def _curves(run: RunResult) -> Iterator[Chart]:
     """Yields the loss and the SRCC of each target by epoch, where the run has them."""
     if not any(fold.curve for fold in run.folds):
         return
-    losses = [{row.epoch: row.loss for row in fold.curve} for fold in run.folds]
-    yield chart("training loss by epoch", "epoch", "training loss", _lines(losses))
+    yield chart("training loss by epoch", "epoch", "training loss", _lines(run))
     best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
     for target in run.targets:
-        measured = [{row.epoch: (row.metrics or {}).get(target, {}) for row in fold.curve} for fold in run.folds]
-        srcc = [{epoch: metrics.get("srcc") for epoch, metrics in curve.items()} for curve in measured]
         chosen = [one.epoch for one in best], [one.metrics[target].get("srcc") for one in best]
         title = f"SRCC of {target} on the held-out part, by epoch"
-        yield chart(title, "epoch", f"SRCC, {target}", _lines(srcc), marks=chosen)
+        yield chart(title, "epoch", f"SRCC, {target}", _lines(run, target), marks=chosen)
 
 
-def _lines(folds: list[dict[int, Any]]) -> list[Line]:
-    """Returns the line of each fold, and their mean over the epochs that all of them have, where there are several."""
-    curves = [{epoch: value for epoch, value in fold.items() if isinstance(value, float)} for fold in folds]
-    lines: list[Line] = [("fold", list(curve), list(curve.values())) for curve in curves]
-    shared = sorted(set.intersection(*map(set, curves)))
-    mean = [float(np.mean([curve[epoch] for curve in curves])) for epoch in shared]
-    return lines + [("mean", shared, mean)] * (len(curves) > 1)
+def _lines(run: RunResult, target: str | None = None) -> list[Line]:
+    """Returns the loss, or the SRCC of a target, of each fold, and the mean where all of several folds have it."""
+
+    def value(row: EvaluatedEpoch) -> Any:
+        return row.loss if target is None else (row.metrics or {}).get(target, {}).get("srcc")
+
+    values = [{row.epoch: v for row in fold.curve if isinstance(v := value(row), float)} for fold in run.folds]
+    curves = [pd.Series(of_fold, dtype=float) for of_fold in values]
+    lines = [("fold", curve.index, curve) for curve in curves]
+    mean = pd.concat(curves, axis=1, join="inner").sort_index().mean(axis=1)
+    return lines + [("mean", mean.index, mean)] * (len(curves) > 1)
 
 
 def _scatter(target: str, images: pd.DataFrame) -> tuple[Chart, str]:

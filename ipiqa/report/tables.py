@@ -10,7 +10,7 @@ import pandas as pd
 
 from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words
 from ipiqa.metrics import Spread
-from ipiqa.report.breakdown import beside_section, section_text
+from ipiqa.report.breakdown import section_of, section_text
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
 WIDTH = 100
@@ -160,7 +160,7 @@ def summary_markdown(summary: Summary) -> str:
         folds.append((target, markdown_table(header, table.rows)))
     means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
     notes = shown_notes(summary)
-    below = {"folds": folds, "beside": section_text(beside_section(summary)), "notes": notes, "fitted": FITTED}
+    below = {"folds": folds, "beside": section_text(section_of(run, summary.beside)), "notes": notes, "fitted": FITTED}
     return render("summary.md.j2", run=run, facts=facts(run), means=means, **below)
 
 
