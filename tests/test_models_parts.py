@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ipiqa.engine import prompt_cache
 from ipiqa.engine.predict import predict
 from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.checkpoints import check_qa_token, load_model
+from ipiqa.models.checkpoints import load_model
 from ipiqa.models.heads import LinearHead, MLPHead
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
@@ -348,17 +347,3 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_settings_that_make_no_model_are_answered(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(tiny_section(**changes))
-
-
-@pytest.mark.parametrize(
-    ("old", "today"),
-    [
-        ({"qa_token": "embeddings"}, "qa_token: none, train_embeddings: true."),
-        ({"qa_token": "token", "qa_position": "suffix"}, "qa_token: suffix, train_embeddings: false."),
-        ({"qa_token": "none", "qa_position": "prefix"}, "qa_token: none, train_embeddings: false."),
-    ],
-)
-def test_the_qa_settings_of_version_0_1_are_answered_with_todays(old: dict[str, str], today: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"Write {today}")):
-        check_qa_token({"name": "ipiqa", "prompt_encoder": {"name": "clip", **old}})
-    check_qa_token({"prompt_encoder": {"name": "clip", "qa_token": "none"}})

@@ -22,7 +22,6 @@ from ipiqa import registry
 from ipiqa.config import reference, yaml_file
 from ipiqa.config.settings import RunConfig, SplitConfig, check
 from ipiqa.errors import ConfigError, did_you_mean, located, shorten
-from ipiqa.models.checkpoints import check_qa_token
 from ipiqa.models.towers import set_normalisation
 from ipiqa.registry import list_registered
 
@@ -222,7 +221,6 @@ def _resolve(settings: dict[str, Any]) -> Config:
             sections = [name for name, section in SETTINGS.items() if key in registry.settings_of(section)]
             near = f" Did you mean '{sections[0]}.{key}'?" if sections else did_you_mean(key, (*SECTIONS, "base"))
             raise ConfigError(f"{key}: no such section.{near} There are: {', '.join(SECTIONS)}, and base.")
-    check_qa_token(settings.get("model"))
     size = settings.get("image_size")
     if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
         problem = "missing" if size is None else f"{shorten(size)} is out of range"

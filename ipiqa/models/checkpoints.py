@@ -1,22 +1,17 @@
-"""Checkpoints of whole models: ours, of version 0.1, of the reference code -> tensors and what rebuilds the model."""
+"""Checkpoints of whole models: ours, of the reference code -> tensors and what rebuilds the model."""
 
-import functools
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
 
 from ipiqa import registry
-from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, Training, own_section, read_bundle
+from ipiqa.errors import DataError
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, read_bundle
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.towers.clip_image import ResNetSizes
-from ipiqa.models.towers.clip_text import TextSizes
 from ipiqa.models.weights import Tensors, read_checkpoint_file, renamed
 
 logger = logging.getLogger("ipiqa")
@@ -35,28 +30,9 @@ REFERENCE_NAMES = {
     "wte.": "prompt_encoder.token_embedding.",
     "head.": "head.",
 }
-OPENAI_NAMES = {"image_encoder.tower.": "visual.", "image_encoder.pool.": "visual.attnpool.", "prompt_encoder.": ""}
 # The reference code leaves frozen parameters out of its checkpoints; the CLIP weights the model was built on hold them.
 REFERENCE_FROZEN = ("prompt_encoder.transformer.", "prompt_encoder.ln_final.")
 HINT = "Give a checkpoint, a bundle, or a run folder with the best.pt of every fold."
-
-OLD_QA_TOKENS = ("embeddings", "token", "none")  # what version 0.1 takes for prompt_encoder.qa_token
-
-
-def _todays_qa_token(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns today's settings for the qa_token and the qa_position of version 0.1."""
-    old, position = section["qa_token"], section.get("qa_position", "prefix")
-    return {"qa_token": position if old == "token" else "none", "train_embeddings": old == "embeddings"}
-
-
-def check_qa_token(model: Any) -> None:
-    """Raises ConfigError, with today's settings, where a model section sets qa_token as version 0.1 had it."""
-    section = model.get("prompt_encoder") if isinstance(model, Mapping) else None
-    section = {"qa_token": "none", **section} if isinstance(section, Mapping) else {"qa_token": None}
-    old = section["qa_token"]
-    if old in OLD_QA_TOKENS and (old != "none" or "qa_position" in section):
-        words = ", ".join(f"{name}: {str(value).lower()}" for name, value in _todays_qa_token(section).items())
-        raise ConfigError(f"model.prompt_encoder.qa_token: {old!r} is of version 0.1. Write {words}.")
 
 
 class Checkpoint(NamedTuple):
@@ -82,46 +58,7 @@ def read_checkpoint(path: str | Path, where: str) -> Checkpoint:
         spec = ModelSpec.from_dict(rest["spec"], f"{where}: '{path}'")
         epoch = rest["epoch"] if isinstance(rest.get("epoch"), int) else -1
         return Checkpoint(tensors, replace(spec, training=replace(spec.training, epoch=epoch or -1)))
-    return Checkpoint(tensors, _spec_of_0_1(tensors, rest.get("identity"), path))
-
-
-def _spec_of_0_1(tensors: Tensors, identity: Any, path: Path) -> ModelSpec | None:
-    """Returns what the settings beside a checkpoint of version 0.1 say, in it or in the config.yaml of its run."""
-    try:
-        settings: Any = {}
-        if isinstance(identity, Mapping) and "model.name" in identity:
-            for key, value in identity.items():
-                *sections, last = str(key).split(".")
-                functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, settings)[last] = value
-        else:
-            settings = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
-        model = dict(settings["model"])
-        for kind, name, sizes, mark in (
-            ("image_encoder", "clip_resnet", ResNetSizes, "image_encoder.tower.layer1.0.conv1.weight"),
-            ("prompt_encoder", "clip_text", TextSizes, "prompt_encoder.text_projection"),
-        ):
-            if model.get(kind) is None:
-                continue
-            section = dict(model[kind])
-            if section["name"] == "clip" and mark in tensors:  # its sizes were those of the file it was built on
-                kept = {key: section[key] for key in ("freeze", "qa_token", "qa_position") if key in section}
-                section = kept | {"name": name} | asdict(sizes.of_tensors(renamed(tensors, OPENAI_NAMES), None))
-            if section.get("qa_token") in OLD_QA_TOKENS:
-                section |= _todays_qa_token(section)
-            without = ("weights", "sha256", "qa_position")
-            model[kind] = {key: value for key, value in section.items() if key not in without}
-        no_files = {"annotations": "-", "images": "-"}  # the dataset is asked for its targets alone
-        section = registry.resolve("dataset", no_files | settings["dataset"], "dataset")
-        spec = ModelSpec(
-            model=registry.resolve("model", model, "model"), image_size=int(settings["image_size"]),
-            processor=registry.resolve("processor", settings["processor"], "processor"),
-            targets=tuple(registry.build("dataset", section, "", {}).layout().targets),
-            training=Training(dataset=section["name"]),
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            return replace(spec, model=own_section(spec.build(), spec.model))  # what is null there in numbers
-    except Exception:  # whatever is missing or wrong in a file that nobody has to trust: it does not say its model
-        return None
+    return Checkpoint(tensors, None)
 
 
 def load_model(model: torch.nn.Module, path: str | Path, where: str, spec: ModelSpec | None = None) -> ModelSpec | None:
