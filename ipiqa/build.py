@@ -23,13 +23,11 @@ from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
-from ipiqa.engine.predict import Batch
-from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.predict import Batch, PromptCache
 from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
-from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, Training, own_section
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, Training, load_model, own_section
 from ipiqa.models.ipiqa import is_head, parameter_depth
 from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.towers.image_tower import ImageTower

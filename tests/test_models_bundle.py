@@ -19,8 +19,16 @@ from ipiqa import registry
 from ipiqa.config.loading import load_config
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, own_section, read_bundle, write_bundle
-from ipiqa.models.checkpoints import load_model, read_checkpoint
+from ipiqa.models.bundle import (
+    CONFIG,
+    WEIGHTS,
+    ModelSpec,
+    load_model,
+    own_section,
+    read_bundle,
+    read_checkpoint,
+    write_bundle,
+)
 from ipiqa.training.cross_validation import run
 
 SECTION: dict[str, Any] = {

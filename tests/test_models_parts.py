@@ -11,11 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from ipiqa import registry
-from ipiqa.engine import prompt_cache
-from ipiqa.engine.predict import predict
-from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.predict import PromptCache, predict
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.bundle import load_model
 from ipiqa.models.heads import LinearHead, MLPHead
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
@@ -212,7 +210,7 @@ def test_a_prompt_cache_encodes_each_prompt_once(
     assert calls == [3, 1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert PromptCache(encoder)(tokens).dtype == dtype
-    monkeypatch.setattr(prompt_cache, "MOST_KEPT", 2)
+    monkeypatch.setattr("ipiqa.engine.predict.MOST_KEPT", 2)
     torch.testing.assert_close(cache(tokenize(MANY))[-4:], expected)
 
 

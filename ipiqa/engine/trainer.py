@@ -153,10 +153,8 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the last epoch from wherever `progress` stands.
 
-        Raises:
-            Interrupted: a signal asked for it; the state is saved.
-            NonFiniteLossError: training has gone wrong; nothing of that step is kept.
-            DataError: a checkpoint could not be written.
+        Raises Interrupted where a signal asked for it, the state saved; NonFiniteLossError where training has gone
+        wrong, nothing of that step kept; DataError where a checkpoint could not be written.
         """
         self._clock = Clock()
         while self.progress.epoch < self.max_epochs:

@@ -9,7 +9,7 @@ from ipiqa.config.loading import Config
 from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split
 from ipiqa.errors import ConfigError
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.bundle import load_model
 from ipiqa.training import run_folder
 from ipiqa.training.fold import FoldRun
 

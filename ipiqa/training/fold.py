@@ -23,8 +23,7 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.protocol import evaluate_split
 from ipiqa.evaluation.results import Measured, write_fold
 from ipiqa.files import write_json
-from ipiqa.models.bundle import HASH_DIGITS, ModelSpec
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, load_model
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.training.run_folder import check_identity, checkpoint_path, fold_dir, identity_of
 
