@@ -28,6 +28,7 @@ from ipiqa.registry import list_registered
 __all__ = ["Config", "list_registered", "load_config"]
 
 MAX_KEYS = 20  # between the dots of a key
+MORE_THAN_REFERENCE = re.compile(r"(?<!\\)(\\\\)*\$\{[^}]*[:$]")  # a colon or a $ in ${...}; \${ opens nothing
 MAX_IMAGE_SIZE = 2048  # pixels; the tables of positions grow with its square
 
 PARTS = ("model", "dataset", "processor", "task")
@@ -186,23 +187,11 @@ def _check_values(value: Any, where: str) -> None:
         _check_values(item, where)
     problems = {
         "is not UTF-8": isinstance(value, str) and re.search("[\ud800-\udfff]", value),
-        "calls a function": isinstance(value, str) and _has_call(value),
+        "is more than a reference": isinstance(value, str) and MORE_THAN_REFERENCE.search(value),
         "has more than 63 bits": isinstance(value, int) and value.bit_length() > 63,
     }
     for problem in filter(problems.get, problems):
         raise ConfigError(f"{where}: {shorten(value)} {problem}. Write a plain value, or ${{section.setting}}.")
-
-
-def _has_call(text: str) -> bool:
-    r"""Returns whether a colon stands inside ${...}; \${ opens nothing.
-
-    >>> [_has_call(text) for text in ("${oc.env:HOME}", "${a.b}:c", r"\${a:b}", "${${a}.env:HOME}")]
-    [True, False, False, True]
-    """
-    text, count = text.replace("\\\\", "_").replace("\\${", "_"), 1
-    while count:  # references without a colon, from the inside out
-        text, count = re.subn(r"\$\{[^{}:]*\}", "_", text)
-    return re.search(r"\$\{.*:", text, re.DOTALL) is not None
 
 
 def _escaped(value: Any) -> Any:

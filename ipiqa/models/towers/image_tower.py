@@ -15,7 +15,6 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.pooling import resize_positions
 from ipiqa.models.weights import Tensors, one_line, read_tensors, renamed
-from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 from ipiqa.registry import FilePath, register
 
 WHERE = "model.image_encoder"
@@ -29,8 +28,6 @@ class ImageTower(nn.Module):
     channels: int  # C of the token map
     embed_dim: int  # length D of the pooled feature
     grid: tuple[int, int]  # (h, w) of the token map
-    mean: list[float] = CLIP_MEAN  # of each colour channel over the images it was trained on, on the scale 0 to 1
-    std: list[float] = CLIP_STD
     num_layers: int = 1  # depth of everything behind the tower, see `depth`
     frozen: bool = False
     file_names: ClassVar[Mapping[str, str]] = {"": ""}  # prefixes of tensors' names, in a file -> here
