@@ -17,7 +17,7 @@ from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
-from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
+from ipiqa.datasets.shard_stream import ShardBatches
 from ipiqa.datasets.source import Source
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
@@ -74,11 +74,6 @@ def make_processor(config: Config) -> SquashProcessor:
     return registry.build("processor", config.processor, "processor", {"image_size": config.image_size})
 
 
-def make_tokenizer(config: Config) -> Tokenize:
-    """Returns what makes tokens, int64 (N, context), of N prompts for the model of a config; it need not be built."""
-    return tokenizer_of(config.model.get("prompt_encoder"))
-
-
 def make_task(config: Config) -> Task:
     """Returns the task of a config."""
     return registry.build("task", config.task, "task", {})
@@ -107,7 +102,7 @@ def load_data(config: Config, processor: SquashProcessor) -> Data:
     images = images or dataset.open_images(table, hashes, processor)
     counts = (len(table), len(set(table.prompts)), len(set(table.groups)))
     logger.info("%d images, %d prompts, %d groups; targets: %s", *counts, ", ".join(table.target_names))
-    return Data(table, images, hashes, make_tokenizer(config)(table.prompts))
+    return Data(table, images, hashes, tokenizer_of(config.model.get("prompt_encoder"))(table.prompts))
 
 
 def split_of(config: Config, table: AnnotationTable, fold: int) -> Split:
@@ -179,12 +174,10 @@ def describe_model(
     if data is not None and split is not None:
         facts["table_sha256"], facts["split_sha256"], facts["fold"] = data.table.sha256, split.sha256, split.fold
         facts["images"] = sorted({data.image_hashes[row][:HASH_DIGITS] for row in split.train})
-        known = {
-            t: s[~np.isnan(s)] for t, s in zip(data.table.target_names, data.table.scores[split.train].T, strict=True)
-        }
-        facts["quantiles"] = {
-            t: np.quantile(s, np.linspace(0, 1, 101)).round(6).tolist() for t, s in known.items() if len(s)
-        }
+        columns = zip(data.table.target_names, data.table.scores[split.train].T, strict=True)
+        known = {target: scores for target, scores in columns if not np.isnan(scores).all()}
+        levels = np.linspace(0, 1, 101)
+        facts["quantiles"] = {t: np.nanquantile(scores, levels).round(6).tolist() for t, scores in known.items()}
         licence = "Before you pass it on, see the licences of that dataset and of the weights training began with."
         facts["licence"] = licence
     versions = {"ipiqa": __version__, "torch": str(torch.__version__)}

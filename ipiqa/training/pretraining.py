@@ -21,13 +21,13 @@ from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
 from ipiqa.files import write_json
 from ipiqa.models.bundle import load_model
+from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.weights import write_tensors
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.training.fold import fit
+from ipiqa.training.cross_validation import fit
 from ipiqa.training.run_folder import check_same_command, claimed, content_of, identity_of, is_restarted, weights_of
 
 logger = logging.getLogger("ipiqa")
-
 
 SUMMARY, ENCODER = "summary.json", "image_encoder.safetensors"
 
@@ -88,7 +88,7 @@ def _batches(
     dataset = build.make_dataset(config)
     if dataset.streamed:
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
-        given = processor, build.make_tokenizer(config), build.loading_of(config, device)
+        given = processor, tokenizer_of(config.model.get("prompt_encoder")), build.loading_of(config, device)
         streamed = dataset.train_batches(*given)
         content["run.num_workers, which decides the order of streamed pairs"] = streamed.num_workers
         return streamed, dataset.val_batches(*given), None, content
