@@ -127,8 +127,9 @@ def _lock(path: Path) -> IO[str] | None:
     is_ours = try_lock(file)
     if is_ours is None:
         logger.warning("%s: this file system has no locks; see that no other job works here", path)
-    if is_ours is not False and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        return file
+    with contextlib.suppress(FileNotFoundError):
+        if is_ours is not False and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
     file.close()
     return None
 
