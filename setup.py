@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
     package_data={
-        "ipiqa": ["projects/*/*.yaml", "cli/commands.yaml", "*/templates/*", "scorers/facts.json", "serve/page.html"]
+        "ipiqa": ["*/*.yaml", "*/*/*.yaml", "*/*.json", "*/templates/*", "serve/page.html"]
     },
     install_requires=requirements(),
     extras_require=EXTRAS

@@ -20,12 +20,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipiqa import registry
+from ipiqa.build import keep_freed_memory
 from ipiqa.config.loading import list_registered
 from ipiqa.datasets.databases.own import OwnTable
 from ipiqa.datasets.loaders import Loading, train_loader
-from ipiqa.engine.memory import keep_freed_memory
-from ipiqa.engine.predict import autocast
-from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.predict import PromptCache, autocast
 from ipiqa.processors.image import SquashProcessor
 from ipiqa.prompts import tokenize
 

@@ -29,9 +29,9 @@ from cases import make_texts
 from PIL import Image
 
 from ipiqa import registry
+from ipiqa.build import keep_freed_memory
 from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.table import Target
-from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.models.bundle import ModelSpec
 from ipiqa.scoring.job import Settings, score_columns, score_parts
 from ipiqa.scoring.model_scorer import ModelScorer

@@ -1,6 +1,7 @@
 """Files: atomic writes, locks, reads of files that nobody has to trust, optional packages."""
 
 import contextlib
+import gzip
 import hashlib
 import importlib
 import json
@@ -10,16 +11,21 @@ import os
 import pickle
 import secrets
 import socket
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
 from ipiqa.errors import ConfigError, DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("ipiqa")
 
@@ -31,8 +37,7 @@ EXTRAS = {
 
 FORMAT = 1  # of checkpoints; a newer number is refused
 
-HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds between two touches of a lock, and after which it is given up
-_NO_LOCK = ("", 0)
+_HELD: set[IO[str]] = set()  # lock files of this process
 
 _MOST_HASHES = 2_000_000  # kept in one file, in records of 48 bytes: 96 MB
 _SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
@@ -45,7 +50,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     The content reaches the disk before the name does: whoever kills the process finds the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         text = "b" not in mode
         with temporary.open(mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
@@ -80,125 +85,69 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Locks a file until it is closed or its process ends; returns whether it did, None where files have no locks."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):  # neither this file system nor, without fcntl, this system has them
+        return None
+
+
 @contextlib.contextmanager
 def locked(*paths: Path, advice: str, wait: float = 0.0) -> Iterator[None]:
     """Holds lock files, all or none, while the block runs. Of several jobs on whatever machines, one holds a file.
 
-    The owner touches its locks every HEARTBEAT seconds. One whose process has ended (on this machine), or that is not
-    touched any more (from elsewhere), is taken over with a warning. Their folders exist. Raises ConfigError, its
-    message ending with the advice, where another living job holds one for longer than `wait` seconds.
+    The locks are the operating system's, which a job that ends in any way leaves free. Their folders exist. Raises
+    ConfigError, its message ending with the advice, where another job holds one for longer than `wait` seconds.
     """
-    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
-    owner = (f"process {pid} on {socket.gethostname()} since {since}", _system(), str(pid), _start_of_process(pid))
-    content = "\n".join((*owner, secrets.token_hex(8)))
-    held: list[Path] = []
-    ended = threading.Event()
-
-    def for_each_held(action: Callable[[Path], None]) -> None:
-        for path in held:
-            with contextlib.suppress(OSError):
-                if _read_lock(path)[0] == content:
-                    action(path)
-
-    def touch() -> None:
-        while not ended.wait(HEARTBEAT):
-            for_each_held(os.utime)
-
-    try:
+    deadline = time.monotonic() + wait
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with contextlib.ExitStack() as held:
         for path in paths:
-            _acquire(path, content, advice, time.monotonic() + wait)
-            held.append(path)
-        threading.Thread(target=touch, daemon=True).start()
+            while (file := _lock(path)) is None:
+                with contextlib.suppress(FileNotFoundError):  # released meanwhile
+                    holder = path.read_text(encoding="utf-8", errors="replace")[:200]
+                    if time.monotonic() >= deadline:
+                        raise ConfigError(f"{path}: held by another job, {holder}. {advice}")
+                time.sleep(0.1)
+            held.callback(_release, file, path)
+            _HELD.add(file)
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
         yield
-    finally:
-        ended.set()
-        for_each_held(Path.unlink)
 
 
-def _acquire(path: Path, content: str, advice: str, deadline: float) -> None:
-    """Makes a lock file; waits until the deadline for a living owner, and until it is known whether one lives."""
-    lock, last_change = _NO_LOCK, 0.0  # as last seen
-    while not _make_lock(path, content):
-        before, lock = lock, _read_lock(path)
-        if lock == _NO_LOCK:  # released meanwhile
-            continue
-        if lock != before:
-            last_change = time.monotonic()
-        owner, system, pid, start, *_ = lock[0].split("\n") + [""] * 4
-        if system == _system() != "":
-            is_alive = start == _start_of_process(pid)
-            is_gone = not is_alive
-        else:
-            is_alive = before not in (lock, _NO_LOCK) and before[0] == lock[0]  # touched
-            is_gone = time.monotonic() - last_change > STALE_AFTER
-            if lock[0] != before[0]:
-                logger.info("%s: looking for up to %d s whether %s is alive", path, STALE_AFTER, owner)
-        if is_gone:
-            _take_over(path, lock[0], owner)
-        elif is_alive and time.monotonic() >= deadline:
-            raise ConfigError(f"{path}: held by another job, {owner}. {advice}")
-        else:
-            time.sleep(min(0.1, STALE_AFTER / 10))
-
-
-def _make_lock(path: Path, content: str) -> bool:
-    """Makes a lock file with its content at once, by a hard link where there are any; returns whether it is ours."""
-    temporary = _beside(path)
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-                file.write(content)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _read_lock(path)[0] == content  # read, as a network file system may repeat and deny what has succeeded
-
-
-def _take_over(path: Path, content: str, owner: str) -> None:
-    """Removes the lock of an owner that is gone, unless another job did so and has made its own."""
-    aside = _beside(path)
+def _lock(path: Path) -> IO[str] | None:
+    """Returns a lock file that is ours now; None where another job holds it, or has just removed it."""
+    file = path.open("a", encoding="utf-8")
+    is_ours = try_lock(file)
+    if is_ours is None:
+        logger.warning("%s: this file system has no locks; see that no other job works here", path)
     with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read_lock(aside)[0] == content:
-            logger.warning("%s: taken over from a job that has ended, %s", path, owner)
-            aside.unlink()
-        else:
-            aside.rename(path)
+        if is_ours is not False and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    file.close()
+    return None
 
 
-def _beside(path: Path) -> Path:
-    """Returns a name for a temporary file in the same folder."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _release(file: IO[str], path: Path) -> None:
+    _HELD.discard(file)
+    with file:  # whoever opens the file now does not find it under its name once he has the lock
+        path.unlink(missing_ok=True)
 
 
-def _read_lock(path: Path) -> tuple[str, int]:
-    """Returns (content, when it was last touched as its file system counts) of a lock file."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:  # opening asks the server of a network file system
-            return file.read(4096), os.fstat(file.fileno()).st_mtime_ns
-    except FileNotFoundError:
-        return _NO_LOCK
+def _close_in_child() -> None:
+    """A forked process must not keep the locks of one that has ended."""
+    for file in _HELD:
+        file.close()
 
 
-def _system() -> str:
-    """Returns a name of what numbers processes, a machine since its start or a container; "" where it is not known."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _start_of_process(pid: int | str) -> str:
-    """Returns when a process of this system was started, in its own unit; "" where there is none."""
-    try:
-        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, ValueError, IndexError):
-        return ""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class CodeInFileError(Exception):
@@ -247,7 +196,7 @@ def content_sha256(paths: Sequence[Path], memory: Path | None = None) -> list[st
     if memory and lasting:
         body = b"".join([key + digest for key, digest in (known | lasting).items()][-_MOST_HASHES:])
         with contextlib.suppress(OSError), replacing(memory, "wb") as file:  # without it, files are only read again
-            file.write(_sealed(body))
+            file.write(gzip.compress(body, 0))  # not smaller: with a checksum
     return [digest.hex() for digest in hashes]
 
 
@@ -271,19 +220,12 @@ def _sha256(path: Path) -> tuple[bytes, bytes | None]:
     return hashed.digest(), _file_key(path, status) if settled else None
 
 
-def _sealed(body: bytes) -> bytes:
-    """Returns records of hashes as their file has them, which shows damage."""
-    return b"ipiqa hashes 1\n" + hashlib.sha256(body).digest() + body
-
-
 def _read_hashes(memory: Path) -> dict[bytes, bytes]:
     """Returns key -> sha256, nothing where the file is absent or damaged."""
-    content = b""
-    with contextlib.suppress(OSError):
-        content = memory.read_bytes()
-    body = content[len(_sealed(b"")) :]
-    starts = range(0, len(body), 48) if content == _sealed(body) else ()
-    return {body[i : i + 16]: body[i + 16 : i + 48] for i in starts}
+    with contextlib.suppress(OSError, EOFError, zlib.error):
+        body = gzip.decompress(memory.read_bytes())
+        return {body[i : i + 16]: body[i + 16 : i + 48] for i in range(0, len(body), 48)}
+    return {}
 
 
 def require_package(name: str, where: str) -> ModuleType:

@@ -15,6 +15,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -138,19 +139,11 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         return value
     elif annotation == FilePath and isinstance(value, str):
         return file_path(value, where)
-    elif origin is None and _is_plain(value, annotation):
-        return float(value) if annotation is float else value
+    elif annotation is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # finite
+        return float(value)
+    elif annotation is Any or (annotation is not float and type(value) is annotation):
+        return value
     raise TypeError
-
-
-def _is_plain(value: Any, annotation: Any) -> bool:
-    """Returns whether a value is of a type without parts; a truth value is no number, and numbers are finite."""
-    if annotation is not float:
-        return annotation is Any or (isinstance(value, annotation) and isinstance(value, bool) == (annotation is bool))
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number too large to be one with a point
-        return False
 
 
 def _remedy(value: Any, annotation: Any) -> str:
@@ -202,8 +195,7 @@ def resolve(kind: str, section: Any, where: str) -> dict[str, Any]:
 
     What the named part does not take is a ConfigError.
     """
-    if isinstance(section, str):
-        section = {"name": section}
+    section = {"name": section} if isinstance(section, str) else section
     if not isinstance(section, Mapping):
         what = f"name: and the settings of the {kind}"
         raise ConfigError(f"{where}: {shorten(section)} is not a mapping. Write {what} under it.")

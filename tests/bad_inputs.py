@@ -103,7 +103,7 @@ CONFIGS = [
         config_with("  num_folds", "\tnum_folds"),
         "{folder}/toy.yaml, line 17: invalid YAML: found character",
     ),
-    Case("function in a value", words("run.output_dir=${oc.env:HOME}"), "run.output_dir: '${oc.env:HOME}' calls"),
+    Case("function in a value", words("run.output_dir=${oc.env:HOME}"), "run.output_dir: '${oc.env:HOME}' is more"),
     Case("missing config", words("--cfg-path", "{folder}/toi.yaml"), "--cfg-path: '{folder}/toi.yaml' does not exist."),
     Case("base of itself", bases(leaf="base: leaf.yaml\n"), "{folder}/leaf.yaml: base: leads in a circle"),
     Case("too many folds", words("split.kind=kfold", "run.num_folds=9"), "num_folds: kfold cannot cut 5 groups"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import CONFIG
 
-from ipiqa.config.loading import _escaped, _has_call, load_config
+from ipiqa.config.loading import MORE_THAN_REFERENCE, _escaped, load_config
 from ipiqa.errors import ConfigError
 
 
@@ -43,6 +43,7 @@ def test_references_are_followed_and_escapes_kept(text: str, value: str, cfg: Pa
         (r"run.output_dir=\\${oc.env:HOME}", "run.output_dir: "),  # an escaped backslash before it
         ("dataset.targets=['${oc.env:HOME}']", "dataset.targets: '${oc.env:HOME}'"),
         ("model.head={name: mlp, dropout: '${oc.decode:1}'}", "model.head.dropout: '${oc.decode:1}'"),
+        ("run.output_dir=${run.${run.amp}}", "run.output_dir: '${run.${run.amp}}'"),
         ("model=${oc.dict.values:run}", "model: '${oc.dict.values:run}'"),
     ],
 )
@@ -51,7 +52,7 @@ def test_functions_are_refused(override: str, where: str, cfg: Path, tmp_path: P
         load_config(cfg, override)
     message = str(caught.value)
     assert message.startswith(where)
-    assert message.endswith(" calls a function. Write a plain value, or ${section.setting}.")
+    assert message.endswith(" is more than a reference. Write a plain value, or ${section.setting}.")
     assert "/root" not in message and "\n" not in message
 
 
@@ -60,10 +61,10 @@ def test_functions_in_a_base_and_in_the_references_form_are_refused(cfg: Path) -
     (cfg.parent / "leaf.yaml").write_text("base: toy.yaml\nimage_size: 64\n")
     (cfg.parent / "theirs.yaml").write_text("model: {base_ckpt: '${oc.env:HOME}'}\n")
     for name, where in (("leaf.yaml", "dataset.images"), ("theirs.yaml", "model.base_ckpt")):
-        with pytest.raises(ConfigError, match=rf"^{where}: '\$\{{oc.env:HOME\}}' calls a function"):
+        with pytest.raises(ConfigError, match=rf"^{where}: '\$\{{oc.env:HOME\}}' is more than a reference"):
             load_config(cfg.parent / name)
 
 
 @given(st.text("\\\\${}:a"))
 def test_escaped_text_calls_nothing(text: str) -> None:
-    assert not _has_call(_escaped(text))
+    assert not MORE_THAN_REFERENCE.search(_escaped(text))

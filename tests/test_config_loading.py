@@ -215,7 +215,7 @@ def test_missing_file_names_the_near_miss(plain: Path) -> None:
         ("processor.std=[.inf, 1, 1]", "processor.std: [inf, 1, 1] is not a list (a number each)"),
         ("task.loss={mse: .nan}", "task.loss: {'mse': nan} is not text or a mapping (a number each). Give finite"),
         ("run.batch_size=1" + "0" * 60, "run.batch_size: 1" + "0" * 60 + " has more than 63 bits."),
-        ("run.num_folds=20000", "run.num_folds: 20000 is out of range. Give a number >= 1 and <= 1000."),
+        ("run.num_folds=20000", "run.num_folds: 20000 is out of range. Give a number in [1, 1000]."),
         ("dataset.images=a\udcff", "dataset.images: 'a\\udcff' is not UTF-8. Write a plain value, or"),
         ("dataset.images=a\0b", "dataset.images: 'a\\x00b' is not a path: it holds a NUL byte."),
         # the override itself

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import refused
 
-from ipiqa.config.settings import Range, RunConfig, SplitConfig, check
+from ipiqa.config.settings import RunConfig, SplitConfig, check
 
 SECTIONS: dict[str, Any] = {"run": RunConfig(output_dir="output/x"), "split": SplitConfig()}
 FIELDS = {f"{name}.{field.name}": field for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
-RANGES: dict[str, Range] = {key: field.metadata["range"] for key, field in FIELDS.items() if field.metadata}
+RANGES: dict[str, str] = {key: field.metadata["range"] for key, field in FIELDS.items() if field.metadata}
 
 
 def check_changed(key: str, value: float) -> None:
@@ -30,19 +30,16 @@ def test_every_number_has_a_range() -> None:
 
 @pytest.mark.parametrize("key", RANGES)
 def test_numbers_out_of_range_are_refused_and_the_ends_are_not(key: str) -> None:
-    low, high, without_low, without_high = RANGES[key]
+    allowed = RANGES[key]
+    low, high = map(float, allowed[1:-1].split(","))
+    without_low, without_high = allowed[0] == "(", allowed[-1] == ")"
     inside = [low] * (not without_low) + [high] * (high < math.inf and not without_high)
     outside = [low if without_low else low - 1, high if without_high else high + 1, math.nan, math.inf, -math.inf]
     for value in inside:
         check_changed(key, value)
     for value in outside:
         message = refused(lambda value=value: check_changed(key, value))  # type: ignore[misc]
-        assert message == f"{key}: {value!r} is out of range. Give a number {RANGES[key]}."
-
-
-def test_ranges_in_words() -> None:
-    ranges = [Range(1, 9), Range(0), Range(0, 1, without_low=True, without_high=True)]
-    assert [str(r) for r in ranges] == [">= 1 and <= 9", ">= 0", "> 0 and < 1"]
+        assert message == f"{key}: {value!r} is out of range. Give a number in {allowed}."
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_links_in_the_place_of_its_files_are_not_followed(
 ) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "precious").write_text("precious")
-    monkeypatch.setattr(image_cache, "fcntl", None)  # or the link would be cleared away
+    monkeypatch.setattr(files, "fcntl", None)  # or the link would be cleared away
     opened(table)
     (file,) = cache_files(table)
     file.unlink()
@@ -288,7 +288,7 @@ def test_the_limit_is_for_the_folder(table: AnnotationTable, caplog: pytest.LogC
 
 
 def test_without_file_locks(table: AnnotationTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_cache, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     images = opened(table)
     assert isinstance(images, CachedImages)
     assert_right(images, table)

@@ -25,7 +25,7 @@ def run_alone(code: str, *arguments: str) -> list[float]:
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     code = """
         import resource, torch
-        from ipiqa.engine.memory import keep_freed_memory
+        from ipiqa.build import keep_freed_memory
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.zeros(16 << 20)

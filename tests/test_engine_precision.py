@@ -19,6 +19,7 @@ from ipiqa.engine import checkpoint
 from ipiqa.engine.optim import Schedule
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import Interrupted, StopSignals
+from ipiqa.models.towers import tokenizer_of
 from ipiqa.training.cross_validation import run
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_scores_in_bf16_stay_distinct(tmp_path: Path) -> None:
     model = build.make_model(config, num_targets=2).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(512, 3, 32, 32, generator=generator) + 3 * torch.randn(512, 3, 1, 1, generator=generator)
-    tokens = build.make_tokenizer(config)(["a red square"] * len(images))
+    tokens = tokenizer_of(config.model.get("prompt_encoder"))(["a red square"] * len(images))
     batch = {"rows": torch.arange(len(images)), "images": images, "tokens": tokens}
     _, scores = predict(model, [batch], lambda m, b: m(b["images"], b["tokens"]), device=CPU, amp="bf16")
     for target in range(2):

@@ -83,66 +83,48 @@ def hold_and_die(path: Path) -> None:
         os._exit(0)
 
 
-@pytest.mark.parametrize("others", [False, True])
-def test_a_lock_whose_job_is_gone_is_taken_over_by_one(
-    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(files, "STALE_AFTER", 0.3)
-    monkeypatch.setattr(files, "HEARTBEAT", 0.05)
+def test_a_lock_whose_job_is_gone_is_free_for_one(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    child = FORK.Process(target=hold_and_die, args=(path,))
-    child.start()
-    child.join()
-    if others:  # written on another machine
-        path.write_text("\n".join(["process 5 on node7", "elsewhere", *path.read_text().split("\n")[2:]]))
-    left = path.read_text()
     for _ in range(5):
-        path.write_text(left)
+        child = FORK.Process(target=hold_and_die, args=(path,))
+        child.start()
+        child.join()
+        assert path.read_text().startswith(f"process {child.pid} on ")
         assert sorted(together(hold, (path,), (path,), (path,))) == ["held", "refused", "refused"]
-    path.write_text(left)
-    with locked(path, advice=""):
-        assert "taken over from a job that has ended, process" in caplog.text
-    path.write_text("")  # of a job killed while it wrote
     with locked(path, advice=""):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def touch(path: Path, ended: Event) -> None:
-    while not ended.wait(0.05):
-        os.utime(path)
+def wait_a_while(ended: Event) -> None:
+    ended.wait(30)
 
 
-def test_a_lock_that_is_touched_from_elsewhere_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "STALE_AFTER", 1.0)
+def test_a_process_that_was_forked_keeps_no_lock(tmp_path: Path) -> None:
+    """As a worker that loads images is, which outlives a job that was killed by a moment."""
     path, ended = tmp_path / "a.lock", FORK.Event()
-    path.write_text("process 5 on node7 since noon\nelsewhere\n5\n1\nid")
-    child = FORK.Process(target=touch, args=(path, ended))
-    child.start()
-    assert "process 5 on node7 since noon. Ask them." in refused(locked(path, advice="Ask them.").__enter__)
-    ended.set()
-    child.join()
-
-
-def test_without_hard_links_there_are_locks_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError))
-    with locked(tmp_path / "a.lock", advice=""):
-        assert "held by another job" in refused(locked(tmp_path / "a.lock", advice="").__enter__)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_owner_touches_its_lock_and_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "HEARTBEAT", 0.02)
-    path = tmp_path / "a.lock"
     with locked(path, advice=""):
-        os.utime(path, (0, 0))
-        deadline = time.monotonic() + 10
-        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert path.stat().st_mtime > 0
-        assert "held by another job" in refused(locked(path, advice="").__enter__)
-        files._take_over(path, "the old one", "nobody")  # it comes when another job has replaced the old lock
-        assert "held by another job" in refused(locked(path, advice="").__enter__)
-        path.write_text("somebody else's")
-    assert path.read_text() == "somebody else's"
-    assert files._start_of_process("no number") == ""
+        child = FORK.Process(target=wait_a_while, args=(ended,))
+        child.start()
+        assert "held by another job" in refused(locked(path, advice="Ask them.").__enter__)
+    with locked(path, advice=""):
+        ended.set()
+        child.join()
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    barrier, queue = FORK.Barrier(2), FORK.SimpleQueue()
+    child = FORK.Process(target=hold, args=(barrier, queue, tmp_path / "a.lock"))
+    child.start()
+    barrier.wait()
+    assert queue.get() == "held"
+    with locked(tmp_path / "a.lock", advice="", wait=30):
+        child.join()
+
+
+def test_without_locks_of_the_file_system_a_job_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    with locked(tmp_path / "a.lock", advice=""):
+        assert "no locks; see that no other job works here" in caplog.text

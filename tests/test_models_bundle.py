@@ -19,8 +19,16 @@ from ipiqa import registry
 from ipiqa.config.loading import load_config
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, own_section, read_bundle, write_bundle
-from ipiqa.models.checkpoints import load_model, read_checkpoint
+from ipiqa.models.bundle import (
+    CONFIG,
+    WEIGHTS,
+    ModelSpec,
+    load_model,
+    own_section,
+    read_bundle,
+    read_checkpoint,
+    write_bundle,
+)
 from ipiqa.training.cross_validation import run
 
 SECTION: dict[str, Any] = {
@@ -138,53 +146,6 @@ def test_a_checkpoint_of_training_describes_itself(run_dir: Path) -> None:
     assert len(spec.training.images) == len(split["train"]) and spec.training.split_sha256 == split["sha256"]
     assert spec.training.epoch in (1, 2) and spec.training.fold == 0 and spec.training.dataset == "agiqa_3k"
     assert read_checkpoint(run_dir / "fold_00" / "last.pt", "x").spec is not None
-
-
-@pytest.mark.parametrize("keeps_identity", [True, False])
-def test_a_checkpoint_of_version_0_1_is_converted(keeps_identity: bool, run_dir: Path, tmp_path: Path) -> None:
-    state = torch.load(run_dir / "fold_00" / "best.pt", weights_only=True)
-    spec = ModelSpec.from_dict(state.pop("spec"), "x")
-    old = {"freeze": "reference", "qa_token": "token", "qa_position": "suffix", "weights": "gone.pt"}
-    for part, settings_of_0_1 in (("image_encoder", {"name": "clip", "weights": "gone.pt"}), ("prompt_encoder", old)):
-        state["identity"] = {k: v for k, v in state["identity"].items() if not k.startswith(f"model.{part}.")}
-        named = {"name": "clip"} | settings_of_0_1
-        state["identity"] |= {f"model.{part}.{key}": value for key, value in named.items()}
-    identity = state["identity"]
-    if not keeps_identity:
-        del state["identity"]
-        (tmp_path / "fold_00").mkdir()
-        nested: dict[str, Any] = {}
-        for key, value in identity.items():
-            *sections, last = key.split(".")
-            inner = nested
-            for section in sections:
-                inner = inner.setdefault(section, {})
-            inner[last] = value
-        (tmp_path / "config.yaml").write_text(json.dumps(nested))
-    path = tmp_path / "fold_00" / "best.pt"
-    path.parent.mkdir(exist_ok=True)
-    torch.save(state, path)
-    found = read_checkpoint(path, "x").spec
-    assert found is not None and found.targets == spec.targets and found.image_size == 32
-    assert found.model["image_encoder"] == spec.model["image_encoder"]
-    text = found.model["prompt_encoder"]
-    assert (text["name"], text["qa_token"], text["train_embeddings"], text["layers"]) == (
-        "clip_text",
-        "suffix",
-        False,
-        1,
-    )
-
-
-def test_a_size_that_version_0_1_left_to_its_default_is_that_of_the_model(run_dir: Path, tmp_path: Path) -> None:
-    state = torch.load(run_dir / "fold_00" / "best.pt", weights_only=True)
-    spec = ModelSpec.from_dict(state.pop("spec"), "x")
-    old = {"name": "clip_text", "freeze": "none", "qa_token": "embeddings", "qa_position": "prefix"}
-    state["identity"] |= {f"model.prompt_encoder.{key}": value for key, value in old.items()}
-    assert state["identity"]["model.image_encoder.heads"] is None and spec.model["image_encoder"]["heads"] == 2
-    torch.save(state, tmp_path / "best.pt")
-    converted = read_checkpoint(tmp_path / "best.pt", "x").spec
-    assert converted is not None and spec.differences(converted) == []
 
 
 def test_a_checkpoint_of_the_reference_code_does_not_name_its_targets(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from torch.nn.functional import mse_loss
 import ipiqa
 from ipiqa import registry
 from ipiqa.engine.optim import make_adamw, parameter_groups
-from ipiqa.models.checkpoints import REFERENCE_NAMES, load_model, renamed
+from ipiqa.models.bundle import REFERENCE_NAMES, load_model
 from ipiqa.models.ipiqa import is_head, parameter_depth
+from ipiqa.models.weights import renamed
 
 NUMBERS = Path(__file__).parent / "reference"
 

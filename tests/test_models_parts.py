@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from ipiqa import registry
-from ipiqa.engine import prompt_cache
-from ipiqa.engine.predict import predict
-from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.predict import PromptCache, predict
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.checkpoints import check_qa_token, load_model
+from ipiqa.models.bundle import load_model
 from ipiqa.models.heads import LinearHead, MLPHead
 from ipiqa.models.pooling import AttentionPool, resize_positions
 from ipiqa.models.towers.clip_image import ImageEncoder, ResNetSizes
@@ -213,7 +210,7 @@ def test_a_prompt_cache_encodes_each_prompt_once(
     assert calls == [3, 1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert PromptCache(encoder)(tokens).dtype == dtype
-    monkeypatch.setattr(prompt_cache, "MOST_KEPT", 2)
+    monkeypatch.setattr("ipiqa.engine.predict.MOST_KEPT", 2)
     torch.testing.assert_close(cache(tokenize(MANY))[-4:], expected)
 
 
@@ -348,17 +345,3 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_settings_that_make_no_model_are_answered(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(tiny_section(**changes))
-
-
-@pytest.mark.parametrize(
-    ("old", "today"),
-    [
-        ({"qa_token": "embeddings"}, "qa_token: none, train_embeddings: true."),
-        ({"qa_token": "token", "qa_position": "suffix"}, "qa_token: suffix, train_embeddings: false."),
-        ({"qa_token": "none", "qa_position": "prefix"}, "qa_token: none, train_embeddings: false."),
-    ],
-)
-def test_the_qa_settings_of_version_0_1_are_answered_with_todays(old: dict[str, str], today: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"Write {today}")):
-        check_qa_token({"name": "ipiqa", "prompt_encoder": {"name": "clip", **old}})
-    check_qa_token({"prompt_encoder": {"name": "clip", "qa_token": "none"}})

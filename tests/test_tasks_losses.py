@@ -11,8 +11,7 @@ from conftest import refused
 from scipy import stats
 
 from ipiqa.registry import list_registered
-from ipiqa.tasks.losses import plcc, rank
-from ipiqa.tasks.quality_regression import QualityRegression
+from ipiqa.tasks.quality_regression import QualityRegression, plcc, rank
 
 PREDICTIONS = torch.tensor([[1.0, 4.0], [2.0, 3.0], [4.0, 1.0], [3.0, 2.5]])
 TARGETS = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [5.0, 3.0]])

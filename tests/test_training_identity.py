@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import error_of, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import write_config
@@ -111,15 +111,10 @@ def test_other_numbers_of_processes_and_threads_are_named_together(cfg: Path, mo
     assert "the number of CPU threads (OMP_NUM_THREADS) was 1, is 7" in message
 
 
-def test_a_folder_of_an_older_version_is_compared_as_far_as_it_goes(
-    cfg: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_without_its_identity_is_not_continued(cfg: Path) -> None:
     run_dir = run(load_config(cfg), folds=[0])
     (run_dir / "identity.json").unlink()
-    (run_dir / "fold_00/scores.json").unlink()
-    exchange_image(cfg.parent)
-    assert "the image files (sha256) was" in refused(lambda: run(load_config(cfg), folds=[0], resume=True))
-    assert "without identity.json" in caplog.text
+    assert "identity.json: not the identity of a run." in error_of(lambda: run(load_config(cfg), resume=True))
 
 
 def test_pretraining_is_compared_as_well(tmp_path: Path) -> None:

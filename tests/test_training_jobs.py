@@ -23,8 +23,7 @@ from toy import write_config
 from ipiqa.cli.train import script
 from ipiqa.config.loading import load_config
 from ipiqa.engine.trainer import Evaluation
-from ipiqa.training.cross_validation import run
-from ipiqa.training.fold import FoldRun
+from ipiqa.training.cross_validation import FoldRun, run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 OPTIONS = ["run.max_epochs=40", "run.eval_every=20", "run.save_every=40"]
@@ -210,7 +209,7 @@ def test_sigterm_ends_an_evaluation_between_two_batches(cfg: Path, whole: Path, 
     program = tmp_path / "evaluates.py"
     program.write_text(
         "import os, signal, sys\n"
-        "import ipiqa.training.fold as fold\n"
+        "import ipiqa.training.cross_validation as fold\n"
         "from ipiqa.cli.train import script\n"
         "class Terminated(fold.Inputs):\n"
         "    def __call__(self, batch, epoch=None):\n"

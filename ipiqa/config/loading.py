@@ -22,13 +22,13 @@ from ipiqa import registry
 from ipiqa.config import reference, yaml_file
 from ipiqa.config.settings import RunConfig, SplitConfig, check
 from ipiqa.errors import ConfigError, did_you_mean, located, shorten
-from ipiqa.models.checkpoints import check_qa_token
 from ipiqa.models.towers import set_normalisation
 from ipiqa.registry import list_registered
 
 __all__ = ["Config", "list_registered", "load_config"]
 
 MAX_KEYS = 20  # between the dots of a key
+MORE_THAN_REFERENCE = re.compile(r"(?<!\\)(\\\\)*\$\{[^}]*[:$]")  # a colon or a $ in ${...}; \${ opens nothing
 MAX_IMAGE_SIZE = 2048  # pixels; the tables of positions grow with its square
 
 PARTS = ("model", "dataset", "processor", "task")
@@ -187,23 +187,11 @@ def _check_values(value: Any, where: str) -> None:
         _check_values(item, where)
     problems = {
         "is not UTF-8": isinstance(value, str) and re.search("[\ud800-\udfff]", value),
-        "calls a function": isinstance(value, str) and _has_call(value),
+        "is more than a reference": isinstance(value, str) and MORE_THAN_REFERENCE.search(value),
         "has more than 63 bits": isinstance(value, int) and value.bit_length() > 63,
     }
     for problem in filter(problems.get, problems):
         raise ConfigError(f"{where}: {shorten(value)} {problem}. Write a plain value, or ${{section.setting}}.")
-
-
-def _has_call(text: str) -> bool:
-    r"""Returns whether a colon stands inside ${...}; \${ opens nothing.
-
-    >>> [_has_call(text) for text in ("${oc.env:HOME}", "${a.b}:c", r"\${a:b}", "${${a}.env:HOME}")]
-    [True, False, False, True]
-    """
-    text, count = text.replace("\\\\", "_").replace("\\${", "_"), 1
-    while count:  # references without a colon, from the inside out
-        text, count = re.subn(r"\$\{[^{}:]*\}", "_", text)
-    return re.search(r"\$\{.*:", text, re.DOTALL) is not None
 
 
 def _escaped(value: Any) -> Any:
@@ -222,7 +210,6 @@ def _resolve(settings: dict[str, Any]) -> Config:
             sections = [name for name, section in SETTINGS.items() if key in registry.settings_of(section)]
             near = f" Did you mean '{sections[0]}.{key}'?" if sections else did_you_mean(key, (*SECTIONS, "base"))
             raise ConfigError(f"{key}: no such section.{near} There are: {', '.join(SECTIONS)}, and base.")
-    check_qa_token(settings.get("model"))
     size = settings.get("image_size")
     if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
         problem = "missing" if size is None else f"{shorten(size)} is out of range"

@@ -9,48 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ipiqa.config.yaml_file import read_mapping
 from ipiqa.errors import ConfigError, did_you_mean, shorten
 from ipiqa.registry import file_path
 
 logger = logging.getLogger("ipiqa")
 
-# reference key -> ours, which takes the value as it stands
-_COPIED = {
-    "model.base_ckpt": "model.image_encoder.weights", "model.input_resolution": "image_size",
-    "model.head_scale": "run.head_learning_rate_scale", "model.dropout_rate": "model.head.dropout",
-    "model.qa_token": "model.prompt_encoder.train_embeddings",
-    "dataset.data_path": "dataset.annotations", "dataset.vis_root": "dataset.images",
-    "run.lr_sched": "run.schedule", "run.lr_decay_rate": "run.learning_rate_decay",
-    "run.warmup_lr": "run.warmup_learning_rate", "run.warmup_steps": "run.warmup_steps",
-    "run.min_lr": "run.min_learning_rate", "run.init_lr": "run.learning_rate", "run.lr_layer_decay": "run.layer_decay",
-    "run.weight_decay": "run.weight_decay", "run.beta2": "run.beta2", "run.batch_size": "run.batch_size",
-    "run.batch_size_val": "run.eval_batch_size", "run.num_worker": "run.num_workers", "run.max_epoch": "run.max_epochs",
-    "run.log_freq": "run.log_every", "run.accum_grad_iters": "run.accumulate_steps",
-    "run.grad_norm_clip": "run.clip_grad_norm", "run.output_dir": "run.output_dir", "run.evaluate": "run.evaluate",
-    "run.eval_freq": "run.eval_every", "run.seed": "run.seed",
-}  # fmt: skip
-# reference key -> ours; compared, or mentioned in a note of its own
-_NOTED = {
-    "model.output_dim": "dataset.targets", "model.load_finetuned": "run.checkpoint",
-    "model.finetuned": "run.checkpoint", "run.resume_ckpt_path": "run.checkpoint", "run.save_freq": "run.save_every",
-    "run.distributed": "the number of processes that torchrun starts",
-    "run.dist_url": "the number of processes that torchrun starts",
-}  # fmt: skip
-# reference key -> ours; the rest are those whose value follows from it
-KEYS = _COPIED | _NOTED | {
-    "model.arch": "model.name", "model.use_mlp_head": "model.head.name",
-    "model.freeze_text": "model.prompt_encoder.freeze", "dataset.transform_train": "processor",
-    "dataset.transform_val": "processor", "run.task": "dataset.name", "run.amp": "run.amp", "run.device": "run.device",
-}  # fmt: skip
-TASKS = {"agiqa": ("agiqa_1k", 1), "agiqa_doublescore": ("agiqa_3k", 2)}  # dataset, number of targets
-TRANSFORMS = {"dataset.transform_train": "image_train_processor", "dataset.transform_val": "image_eval_processor"}
-_NEEDED = ("model.base_ckpt", "model.input_resolution", "dataset.data_path", "dataset.vis_root", "run.task")
-# What the reference code takes where the file says nothing
-_DEFAULTS: dict[str, Any] = {
-    "model.arch": "ipiqa", "model.freeze_text": True, "model.qa_token": False, "model.use_mlp_head": True,
-    "model.load_finetuned": False, "run.lr_sched": "constant_lr", "run.save_freq": 1, "run.amp": False,
-    "run.device": "cuda", "run.distributed": False, "run.dist_url": "env://",
-}  # fmt: skip
+_FORM = read_mapping(Path(__file__).with_suffix(".yaml"), "reference.yaml", "Install ipiqa once more.")
+KEYS: dict[str, str] = _FORM["copied"] | _FORM["noted"] | _FORM["derived"]  # the reference code's -> ours
 
 
 def is_reference_format(settings: Mapping[str, Any]) -> bool:
@@ -98,24 +64,22 @@ def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = _checked(given)
     device = values["run.device"]
     has_gpu = device != "cpu" and torch.cuda.is_available()
-    ours = {ours: given[key] for key, ours in _COPIED.items() if key in given} | {
-        "model.name": "ipiqa",
-        "model.image_encoder.name": "clip",
-        "model.prompt_encoder.name": "clip",
-        "model.prompt_encoder.weights": values["model.base_ckpt"],
-        "model.prompt_encoder.freeze": "reference" if values["model.freeze_text"] else "none",
-        "model.prompt_encoder.train_embeddings": values["model.qa_token"],
-        "model.fusion.name": "cross_attention",
-        "model.head.name": "mlp" if values["model.use_mlp_head"] else "linear",
-        "dataset.name": TASKS[values["run.task"]][0],
-        "dataset.annotations": _table(values),
-        "processor.name": "squash",
-        "processor.flip": 0.5,
-        "split.kind": "reference",
-        "run.checkpoint": _checkpoint(values),
-        "run.device": "cpu" if device == "cpu" else "auto",
-        "run.amp": ("fp16" if has_gpu else "bf16") if values["run.amp"] else "none",
-    }
+    copied = {ours: given[key] for key, ours in _FORM["copied"].items() if key in given}
+    ours: dict[str, Any] = (
+        _FORM["fixed"]
+        | copied
+        | {
+            "model.prompt_encoder.weights": values["model.base_ckpt"],
+            "model.prompt_encoder.freeze": "reference" if values["model.freeze_text"] else "none",
+            "model.prompt_encoder.train_embeddings": values["model.qa_token"],
+            "model.head.name": "mlp" if values["model.use_mlp_head"] else "linear",
+            "dataset.name": _FORM["tasks"][values["run.task"]][0],
+            "dataset.annotations": _table(values),
+            "run.checkpoint": _checkpoint(values),
+            "run.device": "cpu" if device == "cpu" else "auto",
+            "run.amp": ("fp16" if has_gpu else "bf16") if values["run.amp"] else "none",
+        }
+    )
     for text in _notes(given, values, ours):
         logger.info("%s: %s", where, text)
     if device != "cpu" and not has_gpu:
@@ -127,7 +91,7 @@ def translate(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _notes(given: Mapping[str, Any], values: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Returns what was read as what, and what was not read."""
-    pairs = ", ".join(f"{key} as {KEYS[key]}" for key in given if key not in _NOTED and KEYS[key] != key)
+    pairs = ", ".join(f"{key} as {KEYS[key]}" for key in given if key not in _FORM["noted"] and KEYS[key] != key)
     finetuned, resumed = values.get("model.finetuned"), values.get("run.resume_ckpt_path")
     loads, table = values["model.load_finetuned"], values["dataset.data_path"]
     is_constant, every = values["run.lr_sched"] == "constant_lr", int(values["run.save_freq"])
@@ -157,28 +121,22 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
             takes = [k for k in KEYS if k.split(".")[0] == key.split(".")[0]] or ["model", "dataset", "run"]
             near = did_you_mean(key, takes)
             raise ConfigError(f"{key}: the reference code has no such key.{near} It has: {', '.join(takes)}.")
-    for key in _NEEDED:
+    for key in _FORM["needed"]:
         if given.get(key) is None:
             raise ConfigError(f"{key}: missing. The reference code needs it too; here it is {KEYS[key]}.")
-    values = {**_DEFAULTS, **given}
-    for key, default in _DEFAULTS.items():
+    values = _FORM["defaults"] | dict(given)
+    for key, default in _FORM["defaults"].items():
         if isinstance(default, bool) and not isinstance(values[key], bool):
             raise ConfigError(f"{key}: {shorten(values[key])} is not true or false.")
-    for key, pattern, choices in (
-        ("model.arch", "(?i)ip[-_]?iqa", ("ipiqa",)),
-        ("run.task", "|".join(TASKS), TASKS),
-        ("run.device", "cpu|cuda(:[0-9]+)?", ("cuda", "cpu")),
-        ("run.dist_url", "env://", ("env://, where torchrun starts the processes",)),
-        ("run.save_freq", "[1-9][0-9]*", ("a number of epochs from 1",)),
-    ):
+    for key, (pattern, *choices) in _FORM["values"].items():
         if not re.fullmatch(pattern, str(values[key])):
             near = did_you_mean(str(values[key]), choices)
             raise ConfigError(f"{key}: {shorten(values[key])} is invalid.{near} Give {' or '.join(choices)}.")
-    task, number = values["run.task"], TASKS[values["run.task"]][1]
+    task, number = values["run.task"], _FORM["tasks"][values["run.task"]][1]
     if values.get("model.output_dim", number) != number:
         given_number = shorten(values["model.output_dim"])
         raise ConfigError(f"model.output_dim: {given_number} does not go with run.task {task}. Set it to {number}.")
-    for key, name in TRANSFORMS.items():
+    for key, name in _FORM["transforms"].items():
         expected = {"name": name, "cfg": {"image_size": values["model.input_resolution"]}}
         if not _is_part(values.get(key), expected):
             raise ConfigError(f"{key}: {shorten(values[key])} does not go with the rest. Write {shorten(expected)}.")

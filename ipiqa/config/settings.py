@@ -1,9 +1,8 @@
 """The settings that belong to no registered part: how data is split and how a run goes."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ipiqa.errors import ConfigError
 from ipiqa.registry import FilePath
@@ -12,27 +11,15 @@ MAX_FOLDS = 1000
 MAX_SEED = 2**32 - 1
 
 
-class Range(NamedTuple):
-    """The finite numbers a setting may have."""
-
-    low: float
-    high: float = math.inf
-    without_low: bool = False
-    without_high: bool = False
-
-    def __contains__(self, value: Any) -> bool:
-        is_high_enough = value > self.low if self.without_low else value >= self.low
-        is_low_enough = value < self.high if self.without_high else value <= self.high
-        return math.isfinite(value) and is_high_enough and is_low_enough
-
-    def __str__(self) -> str:
-        low = f"{'>' if self.without_low else '>='} {self.low}"
-        return low if self.high == math.inf else f"{low} and {'<' if self.without_high else '<='} {self.high}"
+def within(default: Any, allowed: str) -> Any:
+    """Returns the field of a setting with a default and the range of numbers it may have, such as "(0, 1]"."""
+    return dataclasses.field(default=default, metadata={"range": allowed})
 
 
-def within(default: Any, low: float, high: float = math.inf, **open_ends: bool) -> Any:
-    """Returns the field of a setting with a default and a `Range`."""
-    return dataclasses.field(default=default, metadata={"range": Range(low, high, **open_ends)})
+def _is_within(value: float, allowed: str) -> bool:
+    low, high = map(float, allowed[1:-1].split(","))
+    is_low_enough = value <= high if allowed[-1] == "]" else value < high
+    return is_low_enough and (value >= low if allowed[0] == "[" else value > low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +28,10 @@ class SplitConfig:
 
     kind: Literal["reference", "holdout", "kfold", "image_random", "file", "official", "all"] = "reference"
     file: FilePath | None = None  # of a published split, for kind `file`
-    seed: int = within(42, 0, MAX_SEED)
+    seed: int = within(42, f"[0, {MAX_SEED}]")
     # of the groups; kfold takes it from run.num_folds instead
-    train_fraction: float = within(0.8, 0, 1, without_low=True, without_high=True)
-    train_groups: int | None = within(None, 1)  # so many of the training groups train, for a learning curve; null: all
+    train_fraction: float = within(0.8, "(0, 1)")
+    train_groups: int | None = within(None, "[1, inf)")  # so many train, for a learning curve; null: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +39,35 @@ class RunConfig:
     """How a run goes."""
 
     output_dir: FilePath  # folder of the run
-    num_folds: int = within(10, 1, MAX_FOLDS)
-    seed: int = within(42, 0, MAX_SEED)  # of everything random in training; splits have split.seed
-    max_epochs: int = within(100, 1, 100_000)
-    batch_size: int = within(32, 1, 65_536)  # images per process and step
-    eval_batch_size: int = within(32, 1, 65_536)
-    learning_rate: float = within(1e-5, 0)
-    head_learning_rate_scale: float = within(10.0, 0)  # the head trains at learning_rate times this
-    layer_decay: float = within(1.0, 0, 1, without_low=True)  # of the learning rate per image stage towards the input
-    weight_decay: float = within(0.0, 0)  # of matrices; norms and biases never decay
-    beta2: float = within(0.999, 0, 1, without_high=True)  # of AdamW
+    num_folds: int = within(10, f"[1, {MAX_FOLDS}]")
+    seed: int = within(42, f"[0, {MAX_SEED}]")  # of everything random in training; splits have split.seed
+    max_epochs: int = within(100, "[1, 100000]")
+    batch_size: int = within(32, "[1, 65536]")  # images per process and step
+    eval_batch_size: int = within(32, "[1, 65536]")
+    learning_rate: float = within(1e-5, "[0, inf)")
+    head_learning_rate_scale: float = within(10.0, "[0, inf)")  # the head trains at learning_rate times this
+    layer_decay: float = within(1.0, "(0, 1]")  # of the learning rate per image stage towards the input
+    weight_decay: float = within(0.0, "[0, inf)")  # of matrices; norms and biases never decay
+    beta2: float = within(0.999, "[0, 1)")  # of AdamW
     schedule: Literal[
         "constant_lr", "linear_warmup_cosine_lr", "linear_warmup_step_lr", "linear_warmup_cosine_lr_step-wise"
     ] = "constant_lr"
-    warmup_learning_rate: float = within(-1.0, -1)  # where the warm-up starts; negative: at learning_rate
-    warmup_steps: int = within(0, 0, 10**9)
-    min_learning_rate: float = within(0.0, 0)
-    learning_rate_decay: float | None = within(None, 0, 1, without_low=True)  # per epoch of linear_warmup_step_lr
-    accumulate_steps: int = within(1, 1, 65_536)  # batches per optimizer step
-    clip_grad_norm: float | None = within(None, 0, without_low=True)
+    warmup_learning_rate: float = within(-1.0, "[-1, inf)")  # where the warm-up starts; negative: at learning_rate
+    warmup_steps: int = within(0, "[0, 1000000000]")
+    min_learning_rate: float = within(0.0, "[0, inf)")
+    learning_rate_decay: float | None = within(None, "(0, 1]")  # per epoch of linear_warmup_step_lr
+    accumulate_steps: int = within(1, "[1, 65536]")  # batches per optimizer step
+    clip_grad_norm: float | None = within(None, "(0, inf)")
     amp: Literal["none", "bf16", "fp16"] = "none"  # mixed precision
     tf32: bool = False  # on GPU: faster matrix products with 10-bit mantissas
     compile: bool = False  # torch.compile
     grad_checkpointing: bool = False  # less memory, more time: the forward pass is repeated
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_workers: int | None = within(None, 0, 256)  # of the data loader, per process; null chooses
-    val_fraction: float = within(0.0, 0, 1, without_high=True)  # of the training groups, to choose the epoch on
-    eval_every: int = within(1, 1, 100_000)  # epochs
-    save_every: int = within(1, 1, 100_000)  # epochs between two last.pt
-    log_every: int = within(50, 1, 10**9)  # steps
+    num_workers: int | None = within(None, "[0, 256]")  # of the data loader, per process; null chooses
+    val_fraction: float = within(0.0, "[0, 1)")  # of the training groups, to choose the epoch on
+    eval_every: int = within(1, "[1, 100000]")  # epochs
+    save_every: int = within(1, "[1, 100000]")  # epochs between two last.pt
+    log_every: int = within(50, "[1, 1000000000]")  # steps
     evaluate: bool = False  # score run.checkpoint, or a zero-shot model, on every fold instead of training
     checkpoint: FilePath | None = None  # whole-model weights to start from or to evaluate: a file, or a run folder
 
@@ -90,8 +77,8 @@ def check(split: SplitConfig, run: RunConfig) -> None:
     for section, settings in (("split", split), ("run", run)):
         for field in dataclasses.fields(settings):
             allowed, value = field.metadata.get("range"), getattr(settings, field.name)
-            if allowed is not None and value is not None and value not in allowed:
-                raise ConfigError(f"{section}.{field.name}: {value!r} is out of range. Give a number {allowed}.")
+            if allowed is not None and value is not None and not _is_within(value, allowed):
+                raise ConfigError(f"{section}.{field.name}: {value!r} is out of range. Give a number in {allowed}.")
     rate, low = run.learning_rate, run.min_learning_rate
     problems = {
         "run.output_dir: empty. Give a path.": not run.output_dir.strip(),

@@ -16,13 +16,15 @@ MAX_BYTES = 1 << 20  # of a file
 MAX_VALUES = 100_000  # with every reference written out
 MAX_DEPTH = 50  # of mappings and lists within each other
 MAX_DIGITS = 100  # of a number
+TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists within each other"
 
 _TAG = "tag:yaml.org,2002:"
-_SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, save that 1e-4 is a number."""
+
+    count = 0  # of values
 
 
 _Loader.add_implicit_resolver(
@@ -64,65 +66,50 @@ def parse(text: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
-            return None
-        _measure(node, {})
-        return loader.construct_document(node)
+        return None if node is None else _value(loader, node)
     except RecursionError:
-        raise yaml.YAMLError(f"more than {MAX_DEPTH} mappings and lists within each other") from None
+        raise yaml.YAMLError(TOO_DEEP) from None
     except (ValueError, LookupError, OverflowError) as error:  # "!!bool maybe" and the like
         raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
     finally:
         loader.dispose()
 
 
-def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
-    """Returns (number of values, depth) of a node with references written out; makes dates and its keys text.
-
-    A node that is not for a file of settings is a YAMLError. `known` has None for nodes that are being measured.
-    """
-    if node in known:
-        size = known[node]
-        if size is None:
-            raise _invalid(node, "a reference leads back to itself")
-        return size
-    known[node] = None
-    children: list[yaml.Node] = []
-    if node.tag == _TAG + "timestamp":
-        node.tag = _TAG + "str"
-    if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-        if node.tag in (_TAG + "int", _TAG + "float") and len(node.value) > MAX_DIGITS:
-            raise _invalid(node, f"a number of {len(node.value)} digits")
-    elif isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-        node.value = _with_text_keys(node.value)
-        children = [value for _, value in node.value]
-    elif isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-        children = node.value
-    else:
-        raise _invalid(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not for settings")
-    sizes = [_measure(child, known) for child in children]
-    number, depth = 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
-    if number > MAX_VALUES:
+def _value(loader: _Loader, node: yaml.Node, depth: int = 1) -> Any:
+    """Returns what a node stands for, references in it written out."""
+    loader.count += 1
+    if loader.count > MAX_VALUES:
         raise _invalid(node, f"more than {MAX_VALUES} values, with references written out")
     if depth > MAX_DEPTH:
-        raise RecursionError
-    known[node] = number, depth
-    return number, depth
+        raise _invalid(node, TOO_DEEP)
+    kind = node.tag.removeprefix(_TAG)
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        return _mapping(loader, node, depth)
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_value(loader, item, depth + 1) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode) or kind not in ("str", "int", "float", "bool", "null", "timestamp"):
+        raise _invalid(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not for settings")
+    if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+        raise _invalid(node, f"a number of {len(node.value)} digits")
+    return node.value if kind == "timestamp" else loader.construct_object(node)
 
 
-def _with_text_keys(pairs: list[tuple[yaml.Node, yaml.Node]]) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Returns the pairs of a mapping with keys that are text, each of them once."""
-    out, seen = [], set()
-    for key, value in pairs:
+def _mapping(loader: _Loader, node: yaml.Node, depth: int) -> dict[str, Any]:
+    """Returns a mapping with keys that are text, each of them once; those of a merge (<<) stand behind its own."""
+    own: dict[str, Any] = {}
+    merged: list[dict[str, Any]] = []
+    for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise _invalid(key, "a key that is a mapping or a list")
-        if key.value in seen:
+        if key.value in own:
             raise _invalid(key, f"duplicate key {key.value[:80]!r}")
-        seen.add(key.value)
-        if key.tag != _TAG + "merge":
-            key = yaml.ScalarNode(_TAG + "str", key.value, key.start_mark, key.end_mark)
-        out.append((key, value))
-    return out
+        own[key.value] = _value(loader, value, depth + 1)
+        if key.tag == _TAG + "merge":
+            given = own.pop(key.value)
+            merged += given if isinstance(given, list) else [given]
+    if not all(isinstance(other, dict) for other in merged):
+        raise _invalid(node, "<< of what is no mapping")
+    return {name: item for other in (*reversed(merged), own) for name, item in other.items()}
 
 
 def _invalid(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,8 @@ from tqdm import tqdm
 from ipiqa.datasets.checks import describe_unusable, num_threads
 from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import DataError
+from ipiqa.files import try_lock
 from ipiqa.processors.image import SquashProcessor
-
-try:
-    import fcntl
-except ImportError:  # Windows: several processes may then build the same file; each replaces it atomically
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +68,7 @@ class CachedImages:
         self.path, self.slots, self.decoded = path, slots, decoded
         size, count = decoded.processor.image_size, int(slots.max()) + 1
         with path.open("rb") as file:  # the maps keep the open file, and its lock, as long as the images are in use
-            _try_lock(file, shared=True)
+            try_lock(file, shared=True)
             self.images = np.memmap(file, np.uint8, "r", offset=HEADER_BYTES, shape=(count, size, size, 3))
             self.checksums = np.memmap(file, "<u4", "r", offset=HEADER_BYTES + self.images.size, shape=(count,))
         self.checked, self.is_repaired = np.zeros(count, dtype=bool), False
@@ -160,26 +156,15 @@ def _intact(path: Path, header: bytes, size: int) -> bool:
         return file.read(HEADER_BYTES) == header
 
 
-def _try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool | None:
-    """Locks a file until it is closed or its process ends; returns whether it did, None where files have no locks."""
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        return True
-    except BlockingIOError:
-        return False
-    except (OSError, AttributeError):  # neither this file system nor, without fcntl, this system has them
-        return None
-
-
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
     """Holds the lock of those who build; gives False where files have no locks."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # links are not followed
     with os.fdopen(os.open(path, flags, 0o666)) as file:
-        locked = _try_lock(file)
+        locked = try_lock(file)
         if locked is False:
             logger.info("image cache: another process is building; waiting")
-            locked = _try_lock(file, wait=True)
+            locked = try_lock(file, wait=True)
         yield bool(locked)
 
 
@@ -192,7 +177,7 @@ def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
     surplus, removed = sum(status.st_size for status in files.values()) + size - limit, []
     for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
         with contextlib.suppress(OSError), path.open("r+b") as file:  # of somebody else's
-            if surplus > 0 and _try_lock(file) is not False:
+            if surplus > 0 and try_lock(file) is not False:
                 path.unlink()
                 surplus -= files[path].st_size
                 removed.append(files[path].st_size)

@@ -21,8 +21,7 @@ class UnusableError(DataError):
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Writes a checkpoint atomically; with `previous`, the file it replaces is kept under that name.
 
-    Raises:
-        DataError: the disk is full; what was there before is untouched.
+    A full disk is a DataError; what was there before is untouched.
     """
     try:
         with replacing(path, "wb") as file:
@@ -54,9 +53,8 @@ def refusing(path: Path, what: str) -> Iterator[None]:
 def load(path: Path) -> dict[str, Any]:
     """Returns a checkpoint; nothing in it is ever run.
 
-    Raises:
-        UnusableError: the file is damaged, or holds more or something else than a checkpoint does.
-        DataError: the file cannot be read at all, or was written by a newer version.
+    One that is damaged or holds something else is an UnusableError; one that cannot be read at all, or was written by a
+    newer version, a DataError.
     """
     with refusing(path, "damaged or cut off, or not a checkpoint of this framework"):
         try:

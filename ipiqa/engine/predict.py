@@ -1,4 +1,6 @@
-"""Scores of many images, on one process or several."""
+"""Scores of many images, on one process or several; features of prompts computed once."""
+
+from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sized
@@ -10,10 +12,48 @@ from torch import nn
 
 from ipiqa import dist
 from ipiqa.engine.log import progress_bar
-from ipiqa.engine.prompt_cache import PromptCache
 from ipiqa.engine.stop import Interrupted, StopSignals
 
 Batch = dict[str, torch.Tensor]
+MOST_KEPT = 65536  # features: where prompts are counted in millions, memory stays bounded
+
+
+class PromptCache:
+    """Tokens -> features of one prompt encoder, valid while its weights stay as they are: its owner sees to that.
+
+    Features of a frozen encoder are computed in fp32, those of another in the precision around the call. A model with
+    `fixed_prompts`, tokens (P, context), gets the features of these, (P, D), whatever it is asked for.
+    """
+
+    def __init__(self, encoder: nn.Module, fixed_prompts: torch.Tensor | None = None) -> None:
+        self.encoder, self.fixed_prompts = encoder, fixed_prompts
+        self.is_frozen = not any(p.requires_grad for p in encoder.parameters())
+        self._features: dict[bytes, torch.Tensor] = {}  # by the prompt's tokens
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PromptCache | None:
+        """Returns a cache for a model that reads features of its `prompt_encoder`, None for another."""
+        encoder, fixed = getattr(model, "prompt_encoder", None), getattr(model, "fixed_prompts", None)
+        reads = getattr(model, "reads_prompt", False) or fixed is not None
+        return cls(encoder, fixed) if reads and encoder is not None else None
+
+    @torch.no_grad()
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns features (B, D) of tokens (B, context), without gradient."""
+        tokens = tokens if self.fixed_prompts is None else self.fixed_prompts
+        distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
+        keys = [row.tobytes() for row in distinct.cpu().numpy()]
+        known = {key: self._features[key] for key in keys if key in self._features}
+        if new := [i for i, key in enumerate(keys) if key not in known]:
+            device = next(self.encoder.parameters()).device.type
+            in_fp32 = self.is_frozen or not torch.is_autocast_enabled(device)
+            with torch.autocast(device, enabled=not in_fp32):
+                known |= zip([keys[i] for i in new], self.encoder(distinct[new]), strict=True)
+            if len(self._features) + len(new) > MOST_KEPT:
+                self._features = {}
+            self._features |= known
+        features = torch.stack([known[key] for key in keys])
+        return features[place.to(features.device)]
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[Any]:
@@ -38,10 +78,7 @@ def predict(
         batches: dicts with "rows" (B,) and whatever `forward` reads.
         forward: (model, batch) -> predictions (B, T).
         prompts: features kept from batch to batch; None keeps them for this call alone.
-        stop: asked between batches, where there is nothing to save.
-
-    Raises:
-        Interrupted: a signal came to any of the processes.
+        stop: asked between batches, where there is nothing to save; Interrupted where any process got a signal.
     """
     dist.broadcast_buffers(model)
     prompts = prompts or PromptCache.of(model)

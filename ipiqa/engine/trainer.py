@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import datetime
 import inspect
 import json
 import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ipiqa import dist
 from ipiqa.engine import checkpoint, log
 from ipiqa.engine.predict import Batch, autocast
-from ipiqa.engine.progress import Clock, Progress, read_progress
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.files import without_nan, write_text
 
@@ -41,6 +42,54 @@ class TrainLoader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
+
+
+@dataclass
+class Progress:
+    """How far training has come; `epoch` and `step` count what is finished."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0  # over the steps of the epoch
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_progress(state: dict[str, Any], max_epochs: int, num_steps: int) -> Progress:
+    """Returns how far a saved training had come; raises an exception of some sort where that cannot be."""
+    progress = Progress(**state["progress"])
+    epoch, step, best_epoch = progress.epoch, progress.step, progress.best_epoch
+    fits = all(type(number) is int for number in (epoch, step, best_epoch)) and isinstance(state["identity"], dict)
+    fits = fits and 0 <= step < num_steps and 0 <= best_epoch <= epoch <= max_epochs
+    fits = fits and [row["epoch"] for row in progress.history] == list(range(1, epoch + 1))
+    if not fits or math.isnan(progress.best_value):
+        raise ValueError("its numbers cannot be")
+    json.dumps([progress.history, progress.loss_sum])  # TypeError where it holds something else
+    return progress
+
+
+@dataclass
+class Clock:
+    """How fast a training goes."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0  # since then
+    epoch_started: float = 0.0
+    images: int = 0  # of one process, in the epoch
+
+    def start_epoch(self) -> None:
+        self.epoch_started, self.images = time.monotonic(), 0
+
+    def count(self, images: int) -> None:
+        self.steps, self.images = self.steps + 1, self.images + images
+
+    def in_words(self, steps_left: int) -> str:
+        """Returns images per second in this epoch and the time left at the mean pace, evaluations included."""
+        now = time.monotonic()
+        speed = self.images * dist.world_size() / max(now - self.epoch_started, 1e-9)
+        left = (now - self.started) / max(self.steps, 1) * steps_left
+        return f"{speed:.1f} images/s, {datetime.timedelta(seconds=round(left))} left"
 
 
 @dataclass
@@ -104,10 +153,8 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the last epoch from wherever `progress` stands.
 
-        Raises:
-            Interrupted: a signal asked for it; the state is saved.
-            NonFiniteLossError: training has gone wrong; nothing of that step is kept.
-            DataError: a checkpoint could not be written.
+        Raises Interrupted where a signal asked for it, the state saved; NonFiniteLossError where training has gone
+        wrong, nothing of that step kept; DataError where a checkpoint could not be written.
         """
         self._clock = Clock()
         while self.progress.epoch < self.max_epochs:

@@ -15,8 +15,7 @@ from ipiqa import registry
 from ipiqa.config.loading import parse_override
 from ipiqa.errors import ConfigError, DataError, did_you_mean, located
 from ipiqa.files import content_sha256
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec
-from ipiqa.models.checkpoints import read_checkpoint
+from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.weights import printable
 from ipiqa.scorers.table import ScoreTable

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ipiqa.engine.predict import autocast
-from ipiqa.engine.prompt_cache import PromptCache
+from ipiqa.engine.predict import PromptCache, autocast
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import ModelSpec
 from ipiqa.models.inference import for_inference

@@ -1,17 +1,32 @@
-"""k folds of one config: checks everything first, then trains and evaluates fold after fold."""
+"""k folds of one config: checks everything first, then trains and evaluates fold after fold, each in its own folder."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from ipiqa import build, dist
-from ipiqa.build import Data
+from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
+from ipiqa.datasets.leak import leak
 from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split
-from ipiqa.errors import ConfigError
-from ipiqa.models.checkpoints import load_model
+from ipiqa.engine import checkpoint
+from ipiqa.engine.predict import predict
+from ipiqa.engine.stop import StopSignals
+from ipiqa.engine.trainer import Evaluation, NonFiniteLossError, Trainer
+from ipiqa.errors import ConfigError, DataError
+from ipiqa.evaluation.protocol import evaluate_split
+from ipiqa.evaluation.results import Measured, write_fold
+from ipiqa.files import write_json
+from ipiqa.models.bundle import HASH_DIGITS, ModelSpec, load_model
+from ipiqa.processors.image import SquashProcessor
 from ipiqa.training import run_folder
-from ipiqa.training.fold import FoldRun
 
 logger = logging.getLogger("ipiqa")
 
@@ -72,3 +87,133 @@ def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:
         shown = ",".join(map(str, folds))
         raise ConfigError(f"--folds: {shown} is not a choice from 0 to {count - 1}. Folds are counted from 0.")
     return folds
+
+
+@dataclass
+class FoldRun:
+    """One fold: builds its model, trains it, predicts the held-out part and hands over to `evaluation`."""
+
+    config: Config
+    data: Data
+    processor: SquashProcessor
+    split: Split
+    device: torch.device
+    content: Mapping[str, Any]  # what the run reads, by hash: kept in checkpoints, compared where one is continued
+    stop: StopSignals
+    seen_in_training: int | None = None  # held-out images that a checkpoint to be evaluated was trained on
+
+    def __post_init__(self) -> None:
+        run, fold, num_rows = self.config.run, self.split.fold, len(self.data.table)
+        self.folder = run_folder.fold_dir(Path(run.output_dir), fold)
+        self.task = build.make_task(self.config)
+        self.inputs = Inputs(self.processor, self.device, num_rows=num_rows, seed=run.seed, fold=fold)
+        self.held_out = build.held_out_batches(self.config, self.data, self.split, self.device)
+
+    def run(self, resume: bool) -> None:
+        """Trains or evaluates the fold and writes its files."""
+        config, split, targets = self.config, self.split, self.data.table.targets
+        counts = f"{len(split.train)} images to train on, {len(split.val)} held out"
+        counts += f", {len(split.selection)} to choose the epoch on" if len(split.selection) else ""
+        logger.info("fold %d of %d: %s", split.fold, config.run.num_folds, counts)
+        if dist.is_main():
+            write_json(self.folder / "split.json", split.to_json(self.data.table))
+        # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
+        torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
+        model = build.make_model(config, len(targets))
+        spec = build.describe_model(config, model, targets, self.data, split)
+        if config.run.checkpoint is not None:
+            self._count_seen(load_model(model, run_folder.checkpoint_path(config, split.fold), "run.checkpoint", spec))
+        model.to(self.device)
+        if config.run.evaluate:
+            self._write({"best": (None, self._evaluate(model))})
+            return
+        own = f" of fold {split.fold}"
+        identity = run_folder.identity_of(config)
+        identity |= {n: value for n, value in self.content.items() if " of fold " not in n or n.endswith(own)}
+        trainer = build.make_trainer(
+            config, model, build.train_batches(config, self.data, split, self.device), task=self.task,
+            inputs=self.inputs, evaluate=self._evaluate, folder=self.folder, identity=identity,
+            spec=spec, stop=self.stop, label=f"fold {split.fold} ",
+        )  # fmt: skip
+        fit(trainer, resume, f"fold {split.fold}, ", self.data.table.names)
+        self._finish(trainer)
+
+    def _count_seen(self, trained: ModelSpec | None) -> None:
+        """Counts the held-out images that a checkpoint was trained on; their scores say little of new images."""
+        if trained is not None and (known := set(trained.training.images)):
+            rows = self.split.val
+            self.seen_in_training = sum(self.data.image_hashes[row][:HASH_DIGITS] in known for row in rows)
+            if self.seen_in_training:
+                seen = f"{self.seen_in_training} of the {len(rows)} held-out images"
+                logger.warning("fold %d: run.checkpoint was trained on %s", self.split.fold, seen)
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        """Scores the held-out part, and the selection part where there is one: that one then chooses the epoch."""
+        stop = self.stop if self.config.run.evaluate else None  # training saves its state first
+        rows, outputs = predict(
+            model, self.held_out, lambda module, batch: self.task.outputs(module, self.inputs(batch)),
+            device=self.device, amp=self.config.run.amp, prompts=self.inputs.prompts,
+            description=f"fold {self.split.fold} evaluation", stop=stop,
+        )  # fmt: skip
+        return evaluate_split(self.task, self.data.table, self.split, rows, outputs)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Writes the results of the best and the last epoch."""
+        best = last = trainer.evaluation
+        assert best is not None and last is not None
+        best_epoch = trainer.progress.best_epoch
+        if best_epoch == 0:
+            logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
+            best_epoch = trainer.max_epochs
+            if dist.is_main():
+                checkpoint.save(trainer.best_path, trainer.model_state())
+        elif best_epoch != trainer.max_epochs:
+            best = trainer.best_evaluation()
+        self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
+        dist.barrier()
+
+    def _write(self, evaluations: dict[str, tuple[int | None, Evaluation]]) -> None:
+        if not dist.is_main():
+            return
+        table, val, run, measured, predictions = self.data.table, self.split.val, self.config.run, {}, {}
+        for name, (epoch, evaluation) in evaluations.items():
+            predictions[name] = evaluation.predictions.numpy()
+            if predictions[name].shape != (len(val), len(table.targets)):  # read from a checkpoint
+                raise DataError(f"{self.folder}: the {name} checkpoint holds other predictions. {checkpoint.ANEW}")
+            measured[name] = Measured(epoch, self.task.measure(predictions[name], table, val)[0])
+        write_fold(
+            self.folder, table, self.split, measured, predictions, epochs=None if run.evaluate else run.max_epochs,
+            dataset=self.config.dataset["name"], num_folds=run.num_folds, settings=run_folder.identity_of(self.config),
+            seen_in_training=self.seen_in_training,
+            leak=leak(table, self.split, self.data.image_hashes) if len(self.split.train) else None,
+        )  # fmt: skip
+
+
+def fit(trainer: Trainer, resume: bool, where: str = "", names: tuple[str, ...] = ()) -> None:
+    """Trains to the end, from the newest checkpoint in the folder where the run is resumed.
+
+    A checkpoint of another run is a ConfigError, a loss or weights that are not finite a DataError. Messages begin with
+    `where`, such as "fold 0, ", and give the `names` of images, which are by row.
+    """
+
+    def check(state: dict[str, Any]) -> None:
+        before, now = state["identity"], trainer.identity
+        common = [name for name in now if isinstance(before.get(name, ...), (str, int, float, list, type(None)))]
+        run_folder.check_identity({n: before[n] for n in common}, {n: now[n] for n in common}, trainer.folder)
+
+    if resume and trainer.restore(check):
+        logger.info("%sresumes at epoch %d, step %d", where, trainer.progress.epoch + 1, trainer.progress.step + 1)
+    try:
+        trainer.fit()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        problem = "BatchNorm cannot train on one value per channel, as of 1 image whose token map is 1 x 1"
+        advice = "Use run.batch_size=2 or more, or a larger image_size."
+        raise ConfigError(f"run.batch_size: {problem}. {advice}") from None
+    except NonFiniteLossError as error:
+        shown = ", ".join(names[row] for row in error.rows[:4] if row < len(names))
+        images = f" in the batch with {shown}{' ...' * (len(error.rows) > 4)}" if shown else ""
+        step = f"{where}epoch {error.epoch}, step {error.step}"
+        advice = "Try a lower run.learning_rate, run.clip_grad_norm=1, or run.amp=none."
+        raise DataError(f"{step}: loss or weights are not finite{images}. {advice}") from None

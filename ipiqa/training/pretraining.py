@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,14 @@ from ipiqa.engine.stop import StopSignals
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
 from ipiqa.files import write_json
-from ipiqa.models.checkpoints import load_model
+from ipiqa.models.bundle import load_model
+from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.weights import write_tensors
 from ipiqa.processors.image import SquashProcessor
-from ipiqa.training.fold import fit
+from ipiqa.training.cross_validation import fit
 from ipiqa.training.run_folder import check_same_command, claimed, content_of, identity_of, is_restarted, weights_of
 
 logger = logging.getLogger("ipiqa")
-
-
-@dataclass(frozen=True)
-class Batches:
-    """What pre-training reads."""
-
-    train: BatchLoader | ShardBatches
-    held_out: Iterable[Batch]
-    num_rows: int | None  # of the table, None where pairs are streamed
-    content: dict[str, Any]  # what they come from, see `content_of`
-
 
 SUMMARY, ENCODER = "summary.json", "image_encoder.safetensors"
 
@@ -63,14 +52,14 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         if config.run.checkpoint is not None:
             load_model(model, config.run.checkpoint, "run.checkpoint")
         processor = build.make_processor(config)
-        batches = _batches(config, processor, device)
-        content = batches.content | weights_of(config, [0])
-        inputs = Inputs(processor, device, num_rows=batches.num_rows, seed=config.run.seed, fold=0)
+        train, held_out, num_rows, content = _batches(config, processor, device)
+        content |= weights_of(config, [0])
+        inputs = Inputs(processor, device, num_rows=num_rows, seed=config.run.seed, fold=0)
         with claimed(config, content, [], resume=resume) as stop:
             if (run_dir / SUMMARY).is_file():
                 logger.info("%s is finished", run_dir)
                 return run_dir
-            trainer = _trainer(config, model.to(device), batches, inputs, content, stop)
+            trainer = _trainer(config, model.to(device), train, held_out, inputs, content, stop)
             fit(trainer, resume)
             if dist.is_main():
                 _write(trainer, config)
@@ -89,31 +78,37 @@ def _check(config: Config) -> None:
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
 
-def _batches(config: Config, processor: SquashProcessor, device: torch.device) -> Batches:
-    """Returns the batches of a table or of shards, of which the held-out ones are shards of their own."""
+def _batches(
+    config: Config, processor: SquashProcessor, device: torch.device
+) -> tuple[BatchLoader | ShardBatches, Iterable[Batch], int | None, dict[str, Any]]:
+    """Returns (batches to train on, held-out ones, rows of the table, what they come from) of a table or of shards.
+
+    Streamed pairs have no rows; the held-out ones are then shards of their own.
+    """
     dataset = build.make_dataset(config)
     if dataset.streamed:
         content = content_of(device, None, []) | dist.from_main(dist.on_main(dataset.identity))
-        given = processor, build.make_tokenizer(config), build.loading_of(config, device)
+        given = processor, tokenizer_of(config.model.get("prompt_encoder")), build.loading_of(config, device)
         streamed = dataset.train_batches(*given)
         content["run.num_workers, which decides the order of streamed pairs"] = streamed.num_workers
-        return Batches(streamed, dataset.val_batches(*given), None, content)
+        return streamed, dataset.val_batches(*given), None, content
     data = build.load_data(config, processor)
     split = build.split_of(config, data.table, 0)
     logger.info("%d pairs to train on, %d held out", len(split.train), len(split.val))
     train = build.train_batches(config, data, split, device)
     held_out = build.held_out_batches(config, data, split, device)
-    return Batches(train, held_out, len(data.table), content_of(device, data, [split]))
+    return train, held_out, len(data.table), content_of(device, data, [split])
 
 
 def _trainer(
-    config: Config, model: nn.Module, batches: Batches, inputs: Inputs, content: dict[str, Any], stop: StopSignals
-) -> Trainer:
+    config: Config, model: nn.Module, train: BatchLoader | ShardBatches, held_out: Iterable[Batch], inputs: Inputs,
+    content: dict[str, Any], stop: StopSignals,
+) -> Trainer:  # fmt: skip
     task = build.make_task(config)
 
     def evaluate(module: nn.Module) -> Evaluation:
         rows, outputs = predict(
-            module, batches.held_out, lambda m, batch: task.outputs(m, inputs(batch)), device=inputs.device,
+            module, held_out, lambda m, batch: task.outputs(m, inputs(batch)), device=inputs.device,
             amp=config.run.amp, prompts=inputs.prompts, description="held-out pairs",
         )  # fmt: skip
         metrics, value = task.measure(outputs, None, rows)
@@ -121,7 +116,7 @@ def _trainer(
         return Evaluation(value, metrics, torch.empty(0))
 
     return build.make_trainer(
-        config, model, batches.train, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
+        config, model, train, task=task, inputs=inputs, evaluate=evaluate, folder=Path(config.run.output_dir),
         identity=identity_of(config) | content, spec=build.describe_model(config, model), stop=stop,
     )  # fmt: skip
 

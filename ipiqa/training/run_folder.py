@@ -110,12 +110,7 @@ def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, 
     naming each difference, and DataError where the record of the run cannot be read.
     """
     run_dir = Path(config.run.output_dir)
-    stored, path = load_config(run_dir / CONFIG), run_dir / IDENTITY
-    if path.is_file():
-        recorded = _read_content(path)
-    else:
-        logger.warning("%s: without %s, as older versions left it; its last.pt says what to compare", run_dir, IDENTITY)
-        recorded, content = _named_weights(stored), {**content, **_named_weights(config)}
+    stored, recorded = load_config(run_dir / CONFIG), _read_content(run_dir / IDENTITY)
     common = [name for name in content if name in recorded]
     before, now = ({name: values[name] for name in common} for values in (recorded, content))
     check_identity(identity_of(stored) | before, identity_of(config) | now, run_dir)
@@ -123,7 +118,7 @@ def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, 
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))["content"]
         if isinstance(content, dict) and all(isinstance(value, (str, int, type(None))) for value in content.values()):
             return content

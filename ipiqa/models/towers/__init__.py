@@ -8,10 +8,10 @@ import torch
 from ipiqa import registry
 from ipiqa.errors import ConfigError
 from ipiqa.models.clip_weights import normalisation
-from ipiqa.models.towers import clip_image, clip_text, open_clip_towers, torchvision_resnet
+from ipiqa.models.towers import clip_image, clip_text, open_clip_towers
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
-__all__ = ["clip_image", "clip_text", "open_clip_towers", "set_normalisation", "tokenizer_of", "torchvision_resnet"]
+__all__ = ["clip_image", "clip_text", "open_clip_towers", "set_normalisation", "tokenizer_of"]
 
 
 def tokenizer_of(section: Mapping[str, Any] | None) -> Callable[[Sequence[str]], torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from ipiqa import prompts as clip_prompts
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.models.clip_weights import architecture_settings, load_exactly, normalisation
+from ipiqa.models.clip_weights import architecture_settings, load_exactly
 from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, one_line
@@ -28,7 +28,6 @@ class OpenClipImageEncoder(ImageTower):
         """Builds the tower with the tensors of a whole CLIP, which come from `weights`; None for random values."""
         super().__init__()
         self._section = {"name": "clip", "architecture": architecture}
-        self.mean, self.std = normalisation(architecture, weights)
         with _building(architecture, WHERE, image_size) as model:
             self.visual = model.visual
             patches = getattr(self.visual, "conv1", None) or getattr(self._trunk, "patch_embed", None)

@@ -14,7 +14,7 @@ Prompts = Sequence[str] | torch.Tensor  # B texts, their tokens int64 (B, contex
 
 
 class PromptFeatures(nn.Module):
-    """Prompts -> features of length `embed_dim`, a pure function of prompts and weights (see engine.prompt_cache)."""
+    """Prompts -> features of length `embed_dim`, a pure function of prompts and weights (see engine.predict)."""
 
     embed_dim: int
     any_length = False  # whether tokens may be cut behind the longest prompt: (B, L), 2 to context, for one feature
