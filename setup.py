@@ -39,7 +39,15 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
-    package_data={"ipiqa": ["projects/*/*.yaml", "*/templates/*", "scorers/facts.json", "serve/page.html"]},
+    package_data={
+        "ipiqa": [
+            "projects/*/*.yaml",
+            "datasets/databases/published.yaml",
+            "*/templates/*",
+            "scorers/facts.json",
+            "serve/page.html",
+        ]
+    },
     install_requires=requirements(),
     extras_require=EXTRAS
     | {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import error_of
 
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
+from ipiqa.datasets.databases.published import Agiqa1k, Agiqa3k
 from ipiqa.datasets.leak import Leak, leak, over_folds
 from ipiqa.datasets.published_splits import read_splits
 from ipiqa.datasets.splits import make_split, splits_in

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipiqa.datasets.databases.annotated import ALIGNMENT, AUTHENTICITY, QUALITY
+from ipiqa.datasets.databases.annotated import MEANINGS
 from ipiqa.datasets.readers import READERS, find_column, read_columns
 from ipiqa.datasets.table import PARTS
 from ipiqa.errors import DataError
@@ -25,8 +25,6 @@ STD = re.compile(r"(?<![a-z])(std|sd|stdev|stddev|sigma)(?![a-z])|standard.devia
 NO_SCORE = re.compile(
     r"(unnamed.*|(.*_)?id|index|idx|no|n|width|height|size|seed|steps?|cfg|fold|.*count|raters?)?", re.IGNORECASE
 )
-MEANINGS = {"quality": QUALITY} | dict.fromkeys(("align", "alignment", "correspondence"), ALIGNMENT)
-MEANINGS |= dict.fromkeys(("authenticity", "realism"), AUTHENTICITY)
 SCALES = ((0, 1), (1, 5), (0, 5), (1, 7), (1, 10), (0, 10), (0, 100))
 
 

@@ -13,7 +13,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,11 +121,10 @@ class Layout:
     Attributes:
         targets: what is scored -> its score column; no score outside the target's scale can be right. A cell may hold
             a list of ratings, as in "[4, 3, 5]": their mean is the score.
-        group: what tells a row's group, or how an image name does; None groups by prompt, where prompts are the same
-            which the model reads alike.
+        group: what tells a row's group; None groups by prompt, where prompts are the same which the model reads alike.
         std: name of a target -> column of the standard deviation over raters; for lists of ratings it is computed.
         num_raters: how many raters each image had, where `std` has a column.
-        segments: name -> what tells a row's, or how an image name does.
+        segments: name -> what tells a row's.
         official: column of the part, in the words of `PARTS`, of the split that comes with the table.
         may_lack: whether columns of `std` and `segments` that the file does not have are left out.
         missing: whether an empty score cell is a missing score; it is refused otherwise.
@@ -137,23 +136,23 @@ class Layout:
     image: Source
     prompt: Source
     targets: Mapping[Target, Source]
-    group: Callable[[str], str] | Source | None = None
+    group: Source | None = None
     std: Mapping[str, Source] = field(default_factory=dict)
     num_raters: float | None = None
-    segments: Mapping[str, Callable[[str], str] | Source] = field(default_factory=dict)
+    segments: Mapping[str, Source] = field(default_factory=dict)
     official: Source | None = None
     may_lack: bool = False
     missing: bool = False
     scale_to: float | None = None
-    known_duplicates: frozenset[str] = frozenset()
+    known_duplicates: Collection[str] = ()
     reference_draw: ReferenceDraw | None = None
 
-    def read(self, path: Path, hint: str) -> pandas.DataFrame:
-        """Returns the columns to read, each once, of the file that `dataset.annotations` names; see `read_rows`."""
-        given = [self.image, self.prompt, *self.targets.values(), self.group, self.official]
+    def read(self, path: Path, hint: str, made: Collection[str] = ()) -> pandas.DataFrame:
+        """Returns the columns of the file that `dataset.annotations` names, each once, but those that are `made`."""
+        given = [*filter(None, (self.group, self.official)), *self.targets.values(), self.prompt, self.image]
         more = [*self.std.values(), *self.segments.values()]
         columns, extra = (
-            {one[0]: one for source in sources if isinstance(source, Sequence) for one in spellings_of(source)}
+            {one[0]: one for source in sources for one in spellings_of(source) if one[0] not in made}
             for sources in (given, more)
         )
         optional = extra.keys() - columns.keys() if self.may_lack else ()
@@ -180,9 +179,8 @@ def make_table(
             `auto`, which keeps those known from the published table and refuses others.
     """
 
-    def column(source: Callable[[str], str] | Source) -> pandas.Series:
-        texts = texts_of(source, rows) if isinstance(source, Sequence) else list(map(source, names))
-        return pandas.Series(texts, rows.index, dtype=object)
+    def column(source: Source) -> pandas.Series:
+        return pandas.Series(texts_of(source, rows), rows.index, dtype=object)
 
     import pandas
 
@@ -223,7 +221,7 @@ def make_table(
 
 
 def _without_duplicates(
-    paths: pandas.Series, numbers: np.ndarray, rule: DuplicateRule, expected: frozenset[str], here: str
+    paths: pandas.Series, numbers: np.ndarray, rule: DuplicateRule, expected: Collection[str], here: str
 ) -> np.ndarray:
     """Returns which rows stay; where images that stand in several rows are averaged, the first has the mean."""
     again, kept = paths.duplicated(keep=False), np.ones(len(paths), bool)
@@ -241,9 +239,9 @@ def _without_duplicates(
     return kept
 
 
-def _are_there(source: Callable[[str], str] | Source, rows: pandas.DataFrame) -> bool:
+def _are_there(source: Source, rows: pandas.DataFrame) -> bool:
     """Returns whether rows have the columns of a source; `Layout.read` refuses a file that must have them."""
-    return not isinstance(source, Sequence) or all(spellings[0] in rows for spellings in spellings_of(source))
+    return all(spellings[0] in rows for spellings in spellings_of(source))
 
 
 def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> None:

@@ -7,18 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ipiqa.datasets.columns import Source
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
-from ipiqa.errors import ConfigError, did_you_mean
+from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, make_table
+from ipiqa.errors import ConfigError
 from ipiqa.registry import FilePath
 
 if TYPE_CHECKING:
     import pandas
 
-QUALITY = "perceptual quality: how good the image looks"
-ALIGNMENT = "text-image alignment: how well the image shows what the prompt asks for"
-AUTHENTICITY = "authenticity: how real the image looks"
+# What the usual names of targets stand for
+MEANINGS = {"quality": "perceptual quality: how good the image looks"}
+MEANINGS |= dict.fromkeys(
+    ("align", "alignment", "correspondence"), "text-image alignment: how well the image shows what the prompt asks for"
+)
+MEANINGS |= dict.fromkeys(("authenticity", "realism"), "authenticity: how real the image looks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class About:
     """What is known of a published database besides its files."""
 
     name: str
-    num_rows: tuple[int, ...]  # of the whole table; several where it was published in several sizes
+    num_rows: Sequence[int]  # of the whole table; several where it was published in several sizes
     source: str  # where its files are
     licence: str
     raters: str  # how many people rated an image, and how that is known
@@ -51,6 +53,7 @@ class AnnotatedImages(ImageFolder):
 
     about: ClassVar[About | None] = None
     beside: ClassVar[tuple[str, ...]] = ()  # further table files, relative to the folder of `annotations`
+    made: ClassVar[tuple[str, ...]] = ()  # columns of the layout that `read` makes
 
     annotations: FilePath
     duplicates: DuplicateRule = "auto"
@@ -67,7 +70,7 @@ class AnnotatedImages(ImageFolder):
 
     def read(self) -> "pandas.DataFrame":
         """Returns the rows of the table file, columns of text as `layout` names them."""
-        return self.layout().read(Path(self.annotations), self.hint)
+        return self.layout().read(Path(self.annotations), self.hint, self.made)
 
     @property
     def hint(self) -> str:
@@ -87,15 +90,3 @@ class AnnotatedImages(ImageFolder):
         about = self.about
         known = [] if about is None else [f"  {about.compare(table)}", f"  licence: {about.licence}"]
         return super().summary(table) + known
-
-
-def choose_targets(columns: Mapping[Target, Source], wanted: Sequence[str] | None) -> dict[Target, Source]:
-    """Returns the targets that a setting names, with their columns, all where it is null; ConfigError: it cannot."""
-    known = {target.name: target for target in columns}
-    names = list(known) if wanted is None else wanted
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"dataset.targets: {names} is empty or names a target twice. Name each target once.")
-    if unknown := [name for name in names if name not in known]:
-        near = f"{did_you_mean(unknown[0], known)} There are: {', '.join(known)}."
-        raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
-    return {known[name]: columns[known[name]] for name in names}
