@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipiqa.datasets.databases.annotated import MEANINGS
-from ipiqa.datasets.readers import READERS, find_column, read_columns
+from ipiqa.datasets.readers import READERS, find_column, read_rows
 from ipiqa.datasets.table import PARTS
 from ipiqa.errors import DataError
 from ipiqa.processors.image import ENDINGS
@@ -86,9 +86,9 @@ def discover(path: Path) -> Found:
 
 
 def _look_at(path: Path) -> Found:
-    heading, cells_of = read_columns(path, "data init", limit=MOST_ROWS + 1)
-    num_rows = len(cells_of[0])
-    columns = {name: [*cells[:MOST_ROWS]] for name, cells in zip(heading, cells_of, strict=True)}
+    rows = read_rows(path, "data init", limit=MOST_ROWS + 1)
+    heading, num_rows = [*rows.columns], len(rows)
+    columns = dict(zip(heading, rows[:MOST_ROWS].to_numpy().T.tolist(), strict=True))
     here = f"data init: '{path}'"
     prompt = heading[find_column(heading, PROMPTS, here)]
     images, image, count = _images(path, {name: cells for name, cells in columns.items() if name != prompt}, here)

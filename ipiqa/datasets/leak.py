@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,12 +56,9 @@ def leak(table: AnnotationTable, split: Split, image_hashes: Sequence[str] | Non
 
 def over_folds(leaks: Sequence[Leak]) -> Leak:
     """Returns the leak of all folds together."""
-
-    def total(name: str) -> int:
-        return sum(getattr(one, name) or 0 for one in leaks)
-
-    images = None if any(one.images is None for one in leaks) else total("images")
-    return Leak(total("num_held_out"), total("prompts"), total("tokens"), images)
+    counts = zip(*map(astuple, leaks), strict=True)  # of each kind
+    totals: list[Any] = [None if None in each else sum(each) for each in counts]
+    return Leak(*totals)
 
 
 def leak_rows(splits: Sequence[Split], leaks: Sequence[Leak]) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ipiqa.datasets.image_folder import ImageFolder
-from ipiqa.datasets.table import AnnotationTable, Layout, make_table, read_table
+from ipiqa.datasets.table import AnnotationTable, Layout, make_table
 from ipiqa.errors import DataError, shorten
 from ipiqa.registry import FilePath, register
 
@@ -37,7 +37,8 @@ class TablePairs(ImageFolder):
 
     def load(self) -> AnnotationTable:
         path, layout = Path(self.annotations), Layout(image=[self.image], prompt=[self.prompt], targets={})
-        return read_table(path, layout, image_dir=Path(self.images), duplicates="mean", hint=self.hint)
+        here, rows = f"dataset.annotations: '{path}'", layout.read(path, self.hint)
+        return make_table(rows, layout, here=here, image_dir=Path(self.images), duplicates="mean")
 
 
 @register("dataset", "diffusiondb")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ipiqa.datasets.readers import READERS, read_columns, read_json
+from ipiqa.datasets.readers import READERS, read_json, read_rows
 from ipiqa.datasets.table import PARTS, AnnotationTable
 from ipiqa.errors import DataError, shorten
 
@@ -139,7 +139,7 @@ def _names_in(path: Path, known: Mapping[str, Any]) -> list[str]:
 
 def _columns(path: Path, known: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns the column of a table that has names the annotations know, and all columns."""
-    columns = [[*column] for column in read_columns(path, "split.file", FORMS)[1]]
+    columns = read_rows(path, "split.file", hint=FORMS).to_numpy().T.tolist()
     hits = [sum(cell in known or PurePosixPath(cell).name in known for cell in column[:_SAMPLE]) for column in columns]
     if not max(hits):
         raise DataError(f"split.file: '{path}' has no column with image names of the table. {FORMS}.")

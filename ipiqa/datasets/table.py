@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ipiqa.datasets.columns import Source, spellings_of, texts_of
-from ipiqa.datasets.readers import NOT_TEXT, read_rows
+from ipiqa.datasets.readers import NOT_TEXT, Source, read_rows, spellings_of, texts_of
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.prompts import same_prompts
 
@@ -157,12 +156,6 @@ class Layout:
         )
         optional = extra.keys() - columns.keys() if self.may_lack else ()
         return read_rows(path, "dataset.annotations", [*(extra | columns).values()], hint, optional)
-
-
-def read_table(path: Path, layout: Layout, *, image_dir: Path, duplicates: DuplicateRule, hint: str) -> AnnotationTable:
-    """Returns the table in the file that `dataset.annotations` names; see `Layout.read` and `make_table`."""
-    rows = layout.read(path, hint)
-    return make_table(rows, layout, here=f"dataset.annotations: '{path}'", image_dir=image_dir, duplicates=duplicates)
 
 
 def make_table(

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ipiqa.datasets.columns import check_pattern
 from ipiqa.datasets.databases.annotated import AnnotatedImages
+from ipiqa.datasets.readers import check_pattern
 from ipiqa.datasets.table import Layout, Target
 from ipiqa.errors import ConfigError
 from ipiqa.registry import check_settings, register
@@ -37,7 +37,7 @@ class ScoreColumn:
 class OwnTable(AnnotatedImages):
     """Images and a table of one's own: csv, tsv, xlsx, json, json lines or parquet.
 
-    What is called a column is the name of one, or a pattern such as "{model}/{index}.jpeg": see `columns.PATTERN`.
+    What is called a column is the name of one, or a pattern such as "{model}/{index}.jpeg": see `readers.PATTERN`.
 
     Attributes:
         targets: score columns, or name -> settings of `ScoreColumn`.
