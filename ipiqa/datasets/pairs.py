@@ -4,13 +4,13 @@ Both datasets give an `AnnotationTable` without targets whose groups are its pro
 and the image cache serve them as they are, and no held-out prompt is ever trained on.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.readers import read_json
 from ipiqa.datasets.table import AnnotationTable, Layout, make_table
 from ipiqa.errors import DataError, shorten
 from ipiqa.registry import FilePath, register
@@ -84,10 +84,9 @@ def _read_part(folder: Path) -> dict[str, str]:
     """Returns "<part>/<file>" -> prompt of one part; raises DataError where its file is of another form."""
     path = folder / f"{folder.name}.json"
     here, form = f"dataset.images: '{path}'", 'Its form is {"<file>.png": {"p": "<prompt>", ...}, ...}.'
-    try:
-        entries = {**json.loads(path.read_text(encoding="utf-8-sig"))}
-    except (OSError, ValueError, TypeError, RecursionError) as error:  # no file, not UTF-8, not JSON, no object
-        raise DataError(f"{here} cannot be read: {error}. {form}") from error
+    entries = read_json(path, "dataset.images", form)
+    if not isinstance(entries, dict):
+        raise DataError(f"{here} holds no object. {form}")
     if bare := [file for file, e in entries.items() if not isinstance(e, dict) or not isinstance(e.get("p"), str)]:
         share = f"{len(bare)} of {len(entries)} images have no prompt 'p', first {shorten(bare[0])}"
         raise DataError(f"{here}: {share}. {form}")

@@ -283,7 +283,7 @@ def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) 
 
     Raises DataError where a cell has no finite number on the target's scale, unless it is empty and may be.
     """
-    lists = [_read_ratings(cell) for cell in cells]
+    lists = [ratings_in(cell) for cell in cells]
     low = -math.inf if target.low is None else target.low
     high = math.inf if target.high is None else target.high
     bad = [not (missing or some) or not all(low <= value <= high and math.isfinite(value) for value in some)
@@ -299,7 +299,7 @@ def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) 
     return out
 
 
-def _read_ratings(cell: str) -> list[float]:
+def ratings_in(cell: str) -> list[float]:
     """Returns the numbers in a cell: one, those of a list, or none; nan for what is no number."""
     try:
         if not cell.lstrip().startswith("["):
