@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ipiqa import registry
 from ipiqa.config.loading import list_registered
-from ipiqa.datasets.databases.own import OwnTable
+from ipiqa.datasets.databases.annotated import OwnTable
 from ipiqa.datasets.loaders import Loading, train_loader
 from ipiqa.engine.memory import keep_freed_memory
 from ipiqa.engine.predict import autocast

@@ -18,7 +18,7 @@ from ipiqa.config.loading import Config, load_config
 from ipiqa.datasets import Source
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
-from ipiqa.datasets.shard_stream import ShardBatches, Tokenize
+from ipiqa.datasets.shards import ShardBatches, Tokenize
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.memory import keep_freed_memory

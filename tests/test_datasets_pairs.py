@@ -19,9 +19,8 @@ from PIL import Image
 
 from ipiqa import registry
 from ipiqa.datasets.image_cache import CachedImages
-from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.image_folder import DiffusionDB, ImageFolder, TablePairs
 from ipiqa.datasets.loaders import Loading, train_loader
-from ipiqa.datasets.pairs import DiffusionDB, TablePairs
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.processors.image import SquashProcessor

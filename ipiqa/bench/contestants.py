@@ -12,7 +12,7 @@ from ipiqa.ablation import Grid, Point, check_distinct, folder_name, rows_of
 from ipiqa.bench.scores import Curve, Database, Scores, on_scale, score_rows
 from ipiqa.config.loading import Config, load_config
 from ipiqa.config.settings import check
-from ipiqa.datasets.leak import leak
+from ipiqa.datasets.splits import leak
 from ipiqa.errors import ConfigError, located
 from ipiqa.evaluation.baselines import OTHER_TARGETS, PROMPT_LENGTH, no_pixel, possible
 from ipiqa.evaluation.results import Measured, load_run, short_name, write_fold

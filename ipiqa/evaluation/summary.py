@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipiqa.datasets.leak import over_folds
+from ipiqa.datasets.splits import over_folds
 from ipiqa.evaluation.held_out import Basis, HeldOut, basis_of
 from ipiqa.evaluation.results import RunResult, fold_numbers
 from ipiqa.evaluation.segments import Breakdown, beside_baselines
