@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import pandas
 
 from ipiqa.datasets.checks import Findings, image_hashes, look_at_images
 from ipiqa.datasets.image_cache import ImageSource, open_images
@@ -145,8 +146,6 @@ class DiffusionDB(ImageFolder):
     parts: int | None = None
 
     def load(self) -> AnnotationTable:
-        import pandas
-
         root = Path(self.images)
         here, wanted = f"dataset.images: '{root}'", 1 if self.parts is None else self.parts
         folders = [path for path in root.glob("part-[0-9]*") if path.is_dir()]

@@ -6,16 +6,14 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas
 
 from ipiqa.datasets.readers import READERS, read_json, read_rows
 from ipiqa.datasets.table import PARTS, AnnotationTable
 from ipiqa.errors import DataError, shorten
-
-if TYPE_CHECKING:
-    import pandas
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+import pandas
 
 from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean, shorten
 from ipiqa.files import require_package
-
-if TYPE_CHECKING:
-    import pandas
 
 MAX_WORKBOOK_BYTES = 10**9  # of a workbook unzipped; Excel's own limit of rows needs less
 _BATCH = 4096  # rows of a parquet file held at once
@@ -63,8 +62,6 @@ def read_rows(
         optional: preferred spellings of columns that are left out where the file does not have them.
         limit: most rows to read.
     """
-    import pandas
-
     names: list[str] = []
 
     def choose(heading: Sequence[str]) -> list[int]:
@@ -190,21 +187,21 @@ def spellings_of(source: Source) -> list[Sequence[str]]:
     return [[name] for name, *_ in _PART.findall(source)] or [[source]]
 
 
-def texts_of(source: Source, rows: pandas.DataFrame) -> list[str]:
+def texts_of(source: Source, rows: pandas.DataFrame) -> pandas.Series:
     """Returns a text for each row, "" where a pattern finds nothing in a cell; columns bear their preferred spelling.
 
     >>> import pandas
     >>> rows = pandas.DataFrame({"model": ["sd", "xl"], "file": ["a_7.png", "b.png"], "index": ["3", "12"]})
-    >>> texts_of("{model}/{index:03d}.jpeg", rows), texts_of("{file~_([0-9]+)}", rows)
+    >>> [*texts_of("{model}/{index:03d}.jpeg", rows)], [*texts_of("{file~_([0-9]+)}", rows)]
     (['sd/003.jpeg', 'xl/012.jpeg'], ['7', ''])
     """
     parts = _PART.findall(source) if isinstance(source, str) else []
     if not parts:
-        column: list[str] = rows[source if isinstance(source, str) else source[0]].tolist()
-        return column
+        return rows[source if isinstance(source, str) else source[0]]
     cells = [[_part(text, width, regex) for text in rows[name]] for name, width, regex in parts]
     template = _PART.sub("{}", str(source))
-    return [template.format(*row) if all(row) else "" for row in zip(*cells, strict=True)]
+    texts = [template.format(*row) if all(row) else "" for row in zip(*cells, strict=True)]
+    return pandas.Series(texts, rows.index, dtype=object)
 
 
 def _part(text: str, width: str, regex: str) -> str:

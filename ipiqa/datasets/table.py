@@ -16,16 +16,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas
 
 from ipiqa.datasets.readers import NOT_TEXT, Source, read_rows, spellings_of, texts_of
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.prompts import same_prompts
-
-if TYPE_CHECKING:
-    import pandas
 
 logger = logging.getLogger(__name__)
 
@@ -171,15 +169,8 @@ def make_table(
         duplicates: what to do with a name that stands in several rows: `error`, `keep` them, `mean` of their scores, or
             `auto`, which keeps those known from the published table and refuses others.
     """
-
-    def column(source: Source) -> pandas.Series:
-        return pandas.Series(texts_of(source, rows), rows.index, dtype=object)
-
-    import pandas
-
-    root = f"{image_dir.absolute().as_posix()}/"
-    names = pandas.Series([name.removeprefix(root) for name in column(layout.image)], rows.index, dtype=object)
-    prompts = column(layout.prompt)
+    names = texts_of(layout.image, rows).str.removeprefix(f"{image_dir.absolute().as_posix()}/")
+    prompts = texts_of(layout.prompt, rows)
     _check_text(names, "image name", LONGEST_NAME, here)
     remedy = "Write names relative to dataset.images, without '..'."
     _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
@@ -189,18 +180,19 @@ def make_table(
     if layout.scale_to is not None:
         targets = tuple(_stretched(target, numbers[:, :, t], layout.scale_to) for t, target in enumerate(targets))
     alike = pandas.Series(same_prompts(prompts.tolist()), rows.index, dtype=object)
-    groups = alike if layout.group is None else column(layout.group)
+    groups = alike if layout.group is None else texts_of(layout.group, rows)
     _check_text(groups, "group", LONGEST_TEXT, here)
     remedy = "A split may train on prompts that it holds out: group by prompt to prevent it."
     cut = "have a prompt, as the model reads it, that stands in several groups"
     _report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
     paths = names.map(posixpath.normpath)
     remedy = "One image has one prompt and group: correct the table."
-    differs = _with_several(paths, zip(prompts, groups, strict=True))
-    _report(paths, differs, "name an image again with another prompt or group", remedy, here)
+    _report(
+        paths, _with_several(paths, prompts, groups), "name an image again with another prompt or group", remedy, here
+    )
     kept = _without_duplicates(paths, numbers, duplicates, layout.known_duplicates, here)
     scores, std, raters = numbers[:, kept]
-    segments = {n: column(source)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
+    segments = {n: texts_of(source, rows)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
     for name, texts in segments.items():
         remedy = f"Check the column or pattern of segment {name!r}."
         _report(texts, [len(text) > LONGEST_TEXT for text in texts], f"have a too long {name}", remedy, here)
@@ -209,7 +201,7 @@ def make_table(
         groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
         segments={name: tuple(texts) for name, texts in segments.items()},
         rater_std=None if np.isnan(std).all() else std, num_raters=None if np.isnan(raters).all() else raters,
-        official=None if layout.official is None else _parts(column(layout.official)[kept], here),
+        official=None if layout.official is None else _parts(texts_of(layout.official, rows)[kept], here),
     )  # fmt: skip
 
 
@@ -228,7 +220,9 @@ def _without_duplicates(
         kept = ~paths.duplicated().to_numpy()
         for same in paths[again].groupby(paths[again]).indices.values():
             rows = np.flatnonzero(again)[same]
-            numbers[:, rows[0]] = _mean_of_known(numbers[:, rows])
+            some = numbers[:, rows]
+            with np.errstate(invalid="ignore"):  # the mean of those that are known; of none it is nan
+                numbers[:, rows[0]] = np.nansum(some, axis=1) / (~np.isnan(some)).sum(axis=1)
     return kept
 
 
@@ -255,10 +249,10 @@ def _numbers(rows: pandas.DataFrame, layout: Layout, here: str) -> np.ndarray:
     """Returns (3, N, T) float64: scores, their standard deviations over raters, and numbers of raters; nan: unknown."""
     out = np.full((3, len(rows), len(layout.targets)), math.nan)
     for t, (target, source) in enumerate(layout.targets.items()):
-        out[:, :, t] = _ratings(rows[spellings_of(source)[0][0]], target, here, missing=layout.missing)
+        out[:, :, t] = _ratings(texts_of(source, rows), target, here, missing=layout.missing)
         if target.name in layout.std and _are_there(layout.std[target.name], rows):
             of = Target(f"std of {target.name}", 0.0)
-            out[1, :, t] = _ratings(rows[spellings_of(layout.std[target.name])[0][0]], of, here, missing=True)[0]
+            out[1, :, t] = _ratings(texts_of(layout.std[target.name], rows), of, here, missing=True)[0]
             out[2, :, t] = math.nan if layout.num_raters is None else layout.num_raters
     if np.isnan(out[0]).any():
         counts = ", ".join(f"{n} of {t.name}" for t, n in zip(layout.targets, np.isnan(out[0]).sum(0), strict=True))
@@ -310,13 +304,6 @@ def ratings_in(cell: str) -> list[float]:
         return [math.nan] if cell.strip() else []
 
 
-def _mean_of_known(numbers: np.ndarray) -> np.ndarray:
-    """Returns (3, T) of (3, R, T): the mean over rows of what is not nan."""
-    known = ~np.isnan(numbers)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, numbers, 0).sum(axis=1) / known.sum(axis=1)
-
-
 def _report(
     cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str, *,
     warn: bool = False, scores: np.ndarray | None = None,
@@ -336,7 +323,7 @@ def _report(
     logger.warning("%s", line)
 
 
-def _with_several(cells: pandas.Series, meanings: Iterable[object]) -> list[bool]:
+def _with_several(cells: pandas.Series, *meanings: pandas.Series) -> list[bool]:
     """Returns which rows share their cell with a row of another meaning."""
-    number = Counter(cell for cell, _ in set(zip(cells, meanings, strict=True)))
+    number = Counter(cell for cell, *_ in set(zip(cells, *meanings, strict=True)))
     return [number[cell] > 1 for cell in cells]

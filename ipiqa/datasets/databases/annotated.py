@@ -5,16 +5,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import pandas
 
 from ipiqa.datasets.image_folder import ImageFolder
 from ipiqa.datasets.readers import check_pattern
 from ipiqa.datasets.table import AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import ConfigError
 from ipiqa.registry import FilePath, check_settings, register
-
-if TYPE_CHECKING:
-    import pandas
 
 # What the usual names of targets stand for
 MEANINGS = {"quality": "perceptual quality: how good the image looks"}
@@ -70,7 +69,7 @@ class AnnotatedImages(ImageFolder):
     def layout(self) -> Layout:
         """Returns which columns to read and how rows are grouped."""
 
-    def read(self) -> "pandas.DataFrame":
+    def read(self) -> pandas.DataFrame:
         """Returns the rows of the table file, columns of text as `layout` names them."""
         return self.layout().read(Path(self.annotations), self.hint, self.made)
 

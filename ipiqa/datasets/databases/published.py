@@ -6,8 +6,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import pandas
 import yaml
 
 from ipiqa.datasets.databases.annotated import MEANINGS, About, AnnotatedImages
@@ -15,9 +16,6 @@ from ipiqa.datasets.readers import read_json, read_rows
 from ipiqa.datasets.table import Layout, Target
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.registry import register
-
-if TYPE_CHECKING:
-    import pandas
 
 FORM = '{"00000": {"prompt": "...", "models": {"DALLE_3": [3, 4, 3], ...}}, ...}'  # of GenAI-Bench
 _DATABASES = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
@@ -121,8 +119,6 @@ class Aigiqa20k(Published, key="aigiqa_20k"):
     made = ("split",)
 
     def read(self) -> pandas.DataFrame:
-        import pandas
-
         tables = [super().read().assign(split="train")]
         for part, path in zip(("val", "test"), map(Path(self.annotations).with_name, self.beside), strict=True):
             if path.is_file():
@@ -156,8 +152,6 @@ class GenAiBench(Published, key="genai_bench"):
     """
 
     def read(self) -> pandas.DataFrame:
-        import pandas
-
         here = f"dataset.annotations: '{self.annotations}'"
         content = read_json(Path(self.annotations), "dataset.annotations", self.hint)
         try:
