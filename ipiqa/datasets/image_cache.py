@@ -154,7 +154,6 @@ def open_images(
 
 
 def _intact(path: Path, header: bytes, size: int) -> bool:
-    """Returns whether the file is there and the one that the header describes."""
     if not path.is_file() or path.stat().st_size != size:
         return False
     with path.open("rb") as file:

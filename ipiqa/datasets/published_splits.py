@@ -96,7 +96,6 @@ def _read_folds(path: Path, here: str, known: Mapping[str, Any]) -> list[Fold]:
 
 
 def _of_json(content: Any, here: str) -> list[Fold]:
-    """Returns the folds in what a json file holds."""
     if isinstance(content, list):
         content = {str(number): item for number, item in enumerate(content)}
     if not isinstance(content, dict):
@@ -122,14 +121,12 @@ def _of_json(content: Any, here: str) -> list[Fold]:
 
 
 def _names_in(path: Path, known: Mapping[str, Any]) -> list[str]:
-    """Returns the names that a table or a text file of one a line lists."""
     if path.suffix.lower() in READERS:
         return _names_of(read_rows(path, "split.file", hint=FORMS), path, known).tolist()
     return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _names_of(rows: pandas.DataFrame, path: Path, known: Mapping[str, Any]) -> pandas.Series:
-    """Returns the column of a table that has names the annotations know."""
     hits = rows[:_SAMPLE].map(lambda cell: cell in known or PurePosixPath(cell).name in known).sum().to_numpy()
     if not hits.max():
         raise DataError(f"split.file: '{path}' has no column with image names of the table. {FORMS}.")

@@ -307,7 +307,6 @@ def find_shards(patterns: list[str] | str, setting: str) -> list[Path]:
 
 
 def _expanded(pattern: str, setting: str) -> list[str]:
-    """Returns the names that a pattern with braces stands for."""
     if not {"{", "}"} & set(pattern):
         return [pattern]
     braces, names = require_package("braceexpand", setting), []

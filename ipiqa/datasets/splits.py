@@ -103,7 +103,6 @@ def splits_in(path: Path, table: AnnotationTable) -> list[Split]:
 
 
 def _published(table: AnnotationTable, kind: str, fold: int, file: str | None) -> np.ndarray:
-    """Returns the part of every row in a split that is not drawn."""
     if kind == "all":
         folds = [np.full(len(table), HELD_OUT)]
     elif kind == "file":
@@ -198,17 +197,14 @@ class Leak:
 
 def leak(table: AnnotationTable, split: Split, image_hashes: Sequence[str] | None = None) -> Leak:
     """Returns what a split gives away; `image_hashes` are of each row's file, see `checks.image_hashes`."""
-    known_rows = np.concatenate([split.train, split.selection])
+    known_rows, texts = [*split.train, *split.selection], {prompt: clean(prompt) for prompt in set(table.prompts)}
 
     def count(keys: Sequence[Hashable]) -> int:
         known = {keys[row] for row in known_rows}
         return sum(keys[row] in known for row in split.val)
 
-    texts = {prompt: clean(prompt) for prompt in dict.fromkeys(table.prompts)}
-    return Leak(
-        num_held_out=len(split.val), prompts=count([texts[prompt] for prompt in table.prompts]),
-        tokens=count(table.prompts_read), images=None if image_hashes is None else count(image_hashes),
-    )  # fmt: skip
+    images = None if image_hashes is None else count(image_hashes)
+    return Leak(len(split.val), count([texts[prompt] for prompt in table.prompts]), count(table.prompts_read), images)
 
 
 def over_folds(leaks: Sequence[Leak]) -> Leak:

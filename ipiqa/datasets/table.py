@@ -239,7 +239,6 @@ def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> Non
 
 
 def _parts(cells: pandas.Series, here: str) -> tuple[str, ...]:
-    """Returns the part that each cell names: train, val or test."""
     parts = [PARTS.get(cell.strip().casefold(), "") for cell in cells]
     _report(cells, [not part for part in parts], f"name no part of a split ({', '.join(PARTS)})", "Correct them.", here)
     return tuple(parts)
