@@ -35,12 +35,6 @@ IMAGE_COLUMNS = (
 PROMPT_COLUMNS = ("prompt", "text", "caption")
 
 _PART = re.compile(r"\{([^{}~:]+)(?::0(\d)d|~([^{}]+))?\}")
-# Headings that columns of images and prompts bear in tables of other people
-IMAGE_COLUMNS = (
-    "image", "image_path", "image_name", "image_file", "img", "img_path", "img_name", "file_name", "filename",
-    "file_path", "file", "path", "name",
-)  # fmt: skip
-PROMPT_COLUMNS = ("prompt", "text", "caption")
 PATTERN = "{column}, {column:05d} for a number with leading zeros, or {column~regex} for what a (group) of it matches"
 
 Rows = Iterator[tuple[int, list[str]]]  # (line or row number, the wanted cells)

@@ -54,21 +54,13 @@ class Published(AnnotatedImages):
 class Agiqa1k(Published, key="agiqa_1k"):
     """AGIQA-1k: 1,080 images by two generators, one MOS (arXiv:2303.12618); `AIGC_MOS_Zscore.xlsx`."""
 
-    made = ("group",)
-
-    def read(self) -> pandas.DataFrame:
-        rows = super().read()
-        return rows.assign(group=list(map(agiqa_1k_group, rows["Image"])))
+    made: ClassVar = {"group": lambda rows: rows["Image"].map(agiqa_1k_group)}
 
 
 class Agiqa3k(Published, key="agiqa_3k"):
     """AGIQA-3k: 2,982 images of 300 prompts, two MOS (arXiv:2306.04717); `data.csv` or a `mos_joint.xlsx` like it."""
 
-    made = ("group",)
-
-    def read(self) -> pandas.DataFrame:
-        rows = super().read()
-        return rows.assign(group=list(map(agiqa_3k_group, rows["name"])))
+    made: ClassVar = {"group": lambda rows: rows["name"].map(agiqa_3k_group)}
 
 
 def agiqa_3k_group(name: str) -> str:
@@ -99,14 +91,14 @@ def _fields(pattern: str, name: str, form: str) -> tuple[str, ...]:
 class Aigciqa2023(Published, key="aigciqa2023"):
     """AIGCIQA2023: 2,400 images of 100 prompts, three MOS (arXiv:2307.00211); `AIGCIQA2023.csv`."""
 
-    made = ("generator",)
+    made: ClassVar = {"generator": lambda rows: rows["name"].map(aigciqa2023_generator)}
 
-    def read(self) -> pandas.DataFrame:
-        # 400 images each, in the order of the file names: "1234.png" is the fourth's
-        generators = ("Controlnet", "DALLE", "Glide", "Lafite", "stable-diffusion", "Unidiffuser")
-        rows = super().read()
-        numbers = rows["name"].str.extract(r"(?:^|/)(\d{1,9})(?:\.[^./]*)?$")[0].fillna("-1").astype(int) // 400
-        return rows.assign(generator=numbers.map(dict(enumerate(generators))).fillna(""))
+
+def aigciqa2023_generator(name: str) -> str:
+    """Returns the generator of an image by its number ("1234.png": the fourth), "" for a name of another form."""
+    generators = ("Controlnet", "DALLE", "Glide", "Lafite", "stable-diffusion", "Unidiffuser")  # 400 images each
+    number = PurePosixPath(name).stem
+    return generators[int(number) // 400] if number.isdecimal() and int(number[:9]) < 2400 else ""
 
 
 class Aigiqa20k(Published, key="aigiqa_20k"):
@@ -116,10 +108,10 @@ class Aigiqa20k(Published, key="aigiqa_20k"):
     """
 
     beside = ("info_val.csv", "info_test.csv")
-    made = ("split",)
+    made: ClassVar = {"split": "train"}
 
     def read(self) -> pandas.DataFrame:
-        tables = [super().read().assign(split="train")]
+        tables = [super().read()]
         for part, path in zip(("val", "test"), map(Path(self.annotations).with_name, self.beside), strict=True):
             if path.is_file():
                 tables.append(self.layout().read(path, self.hint, self.made).assign(split=part))
@@ -132,13 +124,12 @@ class PkuAigiqa4k(Published, key="pku_aigiqa_4k"):
     Read from `annotation.xlsx`; the images are those of its folder `All`. Its authors test every fourth row.
     """
 
-    made = ("split",)
+    made: ClassVar = {"split": lambda rows: ["test" if row % 4 == 3 else "train" for row in range(len(rows))]}
 
     def read(self) -> pandas.DataFrame:
         rows = super().read()
         tasks = ["image-to-image" if cell.strip() else "text-to-image" for cell in rows["Image_prompt"]]
-        parts = ["test" if row % 4 == 3 else "train" for row in range(len(rows))]
-        return rows.assign(Image_prompt=tasks, split=parts)
+        return rows.assign(Image_prompt=tasks)
 
 
 class EvalMuse40k(Published, key="evalmuse_40k"):
