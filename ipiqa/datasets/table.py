@@ -13,7 +13,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +128,7 @@ class Layout:
         scale_to: where given, the scale of every target is stretched to 0 to this, and its scores with it.
         known_duplicates: names that the published table bears twice and `duplicates: auto` keeps.
         reference_draw: see `AnnotationTable`.
+        made: columns that the file does not have -> what makes them of the rows, whose image names are checked by then.
     """
 
     image: Source
@@ -143,13 +144,14 @@ class Layout:
     scale_to: float | None = None
     known_duplicates: Collection[str] = ()
     reference_draw: ReferenceDraw | None = None
+    made: Mapping[str, Callable[[pandas.DataFrame], Sequence[str]]] = field(default_factory=dict)
 
-    def read(self, path: Path, hint: str, made: Collection[str] = ()) -> pandas.DataFrame:
-        """Returns the columns of the file that `dataset.annotations` names, each once, but those that are `made`."""
+    def read(self, path: Path, hint: str) -> pandas.DataFrame:
+        """Returns the columns of the file that `dataset.annotations` names, each once, but those that are made."""
         given = [*filter(None, (self.group, self.official)), *self.targets.values(), self.prompt, self.image]
         more = [*self.std.values(), *self.segments.values()]
         columns, extra = (
-            {one[0]: one for source in sources for one in spellings_of(source) if one[0] not in made}
+            {one[0]: one for source in sources for one in spellings_of(source) if one[0] not in self.made}
             for sources in (given, more)
         )
         optional = extra.keys() - columns.keys() if self.may_lack else ()
@@ -175,6 +177,7 @@ def make_table(
     remedy = "Write names relative to dataset.images, without '..'."
     _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
     _check_text(prompts, "prompt", LONGEST_TEXT, here)
+    rows = rows.assign(**layout.made)
     numbers = _numbers(rows, layout, here)
     targets = tuple(layout.targets)
     if layout.scale_to is not None:

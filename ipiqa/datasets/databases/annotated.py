@@ -54,7 +54,6 @@ class AnnotatedImages(ImageFolder):
 
     about: ClassVar[About | None] = None
     beside: ClassVar[tuple[str, ...]] = ()  # further table files, relative to the folder of `annotations`
-    made: ClassVar[Mapping[str, Any]] = {}  # columns of the layout that are made: values, or functions of the rows
 
     annotations: FilePath
     duplicates: DuplicateRule = "auto"
@@ -71,7 +70,7 @@ class AnnotatedImages(ImageFolder):
 
     def read(self) -> pandas.DataFrame:
         """Returns the rows of the table file, columns of text as `layout` names them."""
-        return self.layout().read(Path(self.annotations), self.hint, self.made).assign(**self.made)
+        return self.layout().read(Path(self.annotations), self.hint)
 
     @property
     def hint(self) -> str:

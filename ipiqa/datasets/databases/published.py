@@ -30,6 +30,7 @@ class Published(AnnotatedImages):
     """
 
     facts: ClassVar[dict[str, Any]]
+    made: ClassVar[dict[str, Any]] = {}  # see `Layout`
 
     targets: list[str] | None = None
 
@@ -48,7 +49,7 @@ class Published(AnnotatedImages):
             raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
         (low, high), meanings = facts["scale"], MEANINGS | facts.get("meanings", {})
         targets = {Target(name, low, high, meanings[name]): known[name] for name in names}
-        return Layout(targets=targets, **facts["layout"])
+        return Layout(targets=targets, made=self.made, **facts["layout"])
 
 
 class Agiqa1k(Published, key="agiqa_1k"):
@@ -108,13 +109,13 @@ class Aigiqa20k(Published, key="aigiqa_20k"):
     """
 
     beside = ("info_val.csv", "info_test.csv")
-    made: ClassVar = {"split": "train"}
+    made: ClassVar = {"split": lambda rows: rows["split"]}  # by `read`
 
     def read(self) -> pandas.DataFrame:
-        tables = [super().read()]
+        tables = [super().read().assign(split="train")]
         for part, path in zip(("val", "test"), map(Path(self.annotations).with_name, self.beside), strict=True):
             if path.is_file():
-                tables.append(self.layout().read(path, self.hint, self.made).assign(split=part))
+                tables.append(self.layout().read(path, self.hint).assign(split=part))
         return pandas.concat(tables)
 
 
