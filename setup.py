@@ -39,9 +39,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
-    package_data={
-        "ipiqa": ["*/*.yaml", "*/*/*.yaml", "*/*.json", "*/templates/*", "serve/page.html"]
-    },
+    package_data={"ipiqa": ["*/*.yaml", "*/*/*.yaml", "*/*.json", "*/templates/*", "serve/page.html"]},
     install_requires=requirements(),
     extras_require=EXTRAS
     | {

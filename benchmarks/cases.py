@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ipiqa import registry
 from ipiqa.build import keep_freed_memory
 from ipiqa.config.loading import list_registered
-from ipiqa.datasets.databases.own import OwnTable
+from ipiqa.datasets.databases.annotated import OwnTable
 from ipiqa.datasets.loaders import Loading, train_loader
 from ipiqa.engine.predict import PromptCache, autocast
 from ipiqa.processors.image import SquashProcessor

@@ -17,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ipiqa.datasets.databases.own import OwnTable
-from ipiqa.datasets.leak import leak
-from ipiqa.datasets.splits import make_split
+from ipiqa.datasets.databases.annotated import OwnTable
+from ipiqa.datasets.splits import leak, make_split
 
 WORDS = """red blue small old new painting photo render portrait of a the in with castle river cat dog house city
 mountain sky light detailed anime baroque""".split()  # noqa: SIM905

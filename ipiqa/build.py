@@ -16,10 +16,10 @@ from torch import nn
 
 from ipiqa import __version__, dist, registry
 from ipiqa.config.loading import Config, load_config
+from ipiqa.datasets import Source
 from ipiqa.datasets.image_cache import ImageSource
 from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_loader
-from ipiqa.datasets.shard_stream import ShardBatches
-from ipiqa.datasets.source import Source
+from ipiqa.datasets.shards import ShardBatches
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups

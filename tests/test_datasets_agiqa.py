@@ -13,8 +13,8 @@ import pytest
 from reference.tables import agiqa_1k_names, agiqa_3k_names
 
 from ipiqa import registry
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k, agiqa_1k_group, agiqa_3k_group
-from ipiqa.datasets.databases.own import OwnTable
+from ipiqa.datasets.databases.annotated import OwnTable
+from ipiqa.datasets.databases.published import Agiqa1k, Agiqa3k, agiqa_1k_group, agiqa_3k_group
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.processors.image import SquashProcessor

@@ -21,14 +21,17 @@ from conftest import REPOSITORY, error_of
 from ipiqa import registry
 from ipiqa.build import make_dataset
 from ipiqa.config.loading import load_config
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
-from ipiqa.datasets.databases.aigciqa2023 import Aigciqa2023
-from ipiqa.datasets.databases.aigiqa20k import Aigiqa20k
-from ipiqa.datasets.databases.annotated import ALIGNMENT, AUTHENTICITY, QUALITY, AnnotatedImages
-from ipiqa.datasets.databases.avt_ai_images import AvtAiImages
-from ipiqa.datasets.databases.evalmuse40k import EvalMuse40k
-from ipiqa.datasets.databases.genai_bench import GenAiBench
-from ipiqa.datasets.databases.pku_aigiqa4k import PkuAigiqa4k
+from ipiqa.datasets.databases.annotated import MEANINGS, AnnotatedImages
+from ipiqa.datasets.databases.published import (
+    Agiqa1k,
+    Agiqa3k,
+    Aigciqa2023,
+    Aigiqa20k,
+    AvtAiImages,
+    EvalMuse40k,
+    GenAiBench,
+    PkuAigiqa4k,
+)
 from ipiqa.datasets.splits import make_split
 
 
@@ -75,7 +78,7 @@ def test_real_aigciqa2023(shared: Path) -> None:
     table = dataset.load()
     assert (len(table), len(set(table.groups))) == (2400, 100)
     assert table.target_names == ("quality", "authenticity", "alignment")
-    assert [target.meaning for target in table.targets] == [QUALITY, AUTHENTICITY, ALIGNMENT]
+    assert [target.meaning for target in table.targets] == [MEANINGS[name] for name in table.target_names]
     np.testing.assert_array_equal(table.scores[0], [60.16417843, 47.24654087, 59.98587335])
     assert set(Counter(table.segments["generator"]).values()) == {400}
     assert table.segments["generator"][399:401] == ("Controlnet", "DALLE")

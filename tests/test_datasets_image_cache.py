@@ -22,7 +22,7 @@ from PIL import Image
 from ipiqa import files
 from ipiqa.datasets import image_cache
 from ipiqa.datasets.checks import image_hashes
-from ipiqa.datasets.databases.own import OwnTable
+from ipiqa.datasets.databases.annotated import OwnTable
 from ipiqa.datasets.image_cache import CachedImages, DecodedImages, ImageSource, open_images
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
@@ -202,7 +202,7 @@ def test_full_disk(
     else:
         monkeypatch.setattr(os, "fsync", fail)
     images = opened(table)
-    assert isinstance(images, DecodedImages) and not cache_files(table) and not cache_files(table, "partial")
+    assert isinstance(images, DecodedImages) and not cache_files(table) and not cache_files(table, ".*.tmp")
     reason = "0.0 GB do not fit on the disk" if when == "before" else "No space left on device"
     assert f"({reason}); decoding images in every epoch" in caplog.text
     assert_right(images, table)
@@ -222,7 +222,7 @@ def test_broken_images_are_counted_and_leave_no_file(table: AnnotationTable) -> 
         DataError, match="^dataset.images: 2 of 6 images cannot be used, first '.*1.jpg' cannot be decoded"
     ):
         opened(table)
-    assert not cache_files(table) and not cache_files(table, "partial")
+    assert not cache_files(table) and not cache_files(table, ".*.tmp")
 
 
 def test_missing_image(table: AnnotationTable) -> None:
@@ -243,10 +243,10 @@ def test_image_that_changes_after_it_was_hashed_is_refused(table: AnnotationTabl
 def test_leftovers_of_a_killed_build(table: AnnotationTable, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / "cache" / "0.1.partial").write_bytes(b"half")
-    (tmp_path / "cache" / "1.1.partial").symlink_to(tmp_path / "precious")
+    (tmp_path / "cache" / ".0.images.1.tmp").write_bytes(b"half")
+    (tmp_path / "cache" / ".1.images.1.tmp").symlink_to(tmp_path / "precious")
     assert_right(opened(table), table)
-    assert not cache_files(table, "partial")
+    assert not cache_files(table, ".*.tmp")
 
 
 def test_links_in_the_place_of_its_files_are_not_followed(
@@ -258,8 +258,9 @@ def test_links_in_the_place_of_its_files_are_not_followed(
     opened(table)
     (file,) = cache_files(table)
     file.unlink()
-    file.with_suffix(f".{os.getpid()}.partial").symlink_to(tmp_path / "precious")
-    assert isinstance(opened(table), DecodedImages)
+    file.symlink_to(tmp_path / "precious")
+    assert isinstance(opened(table), CachedImages)
+    file.unlink()
     (tmp_path / "cache" / "build.lock").unlink()
     (tmp_path / "cache" / "build.lock").symlink_to(tmp_path / "made")
     assert isinstance(opened(table), DecodedImages)
@@ -292,7 +293,7 @@ def test_without_file_locks(table: AnnotationTable, monkeypatch: pytest.MonkeyPa
     images = opened(table)
     assert isinstance(images, CachedImages)
     assert_right(images, table)
-    assert not cache_files(table, "partial")
+    assert not cache_files(table, ".*.tmp")
 
 
 def test_pickles_without_its_images(table: AnnotationTable) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import error_of
 
-from ipiqa.datasets.databases.own import OwnTable
+from ipiqa.datasets.databases.annotated import OwnTable
 from ipiqa.datasets.splits import make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 

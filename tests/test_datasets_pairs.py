@@ -19,9 +19,8 @@ from PIL import Image
 
 from ipiqa import registry
 from ipiqa.datasets.image_cache import CachedImages
-from ipiqa.datasets.image_folder import ImageFolder
+from ipiqa.datasets.image_folder import DiffusionDB, ImageFolder, TablePairs
 from ipiqa.datasets.loaders import Loading, train_loader
-from ipiqa.datasets.pairs import DiffusionDB, TablePairs
 from ipiqa.datasets.splits import make_split
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.processors.image import SquashProcessor
@@ -158,16 +157,16 @@ def spoil(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "given_settings", "fragment"),
     [
-        (no_json, {}, "part-000002.json' cannot be read: [Errno 2] No such file"),
-        (spoil('{"a.png": '), {}, "part-000002.json' cannot be read: Expecting value"),
-        (spoil("[" * 100_000), {}, "part-000002.json' cannot be read: maximum recursion depth"),
-        (spoil('{"a.png": {"p": ' + "9" * 5000 + "}}"), {}, "part-000002.json' cannot be read: Exceeds the limit"),
+        (no_json, {}, "part-000002.json' cannot be read: No such file"),
+        (spoil('{"a.png": '), {}, "part-000002.json' is no JSON ('Expecting value"),
+        (spoil("[" * 100_000), {}, "part-000002.json' is no JSON ('maximum recursion depth"),
+        (spoil('{"a.png": {"p": ' + "9" * 5000 + "}}"), {}, "part-000002.json' is no JSON ('Exceeds the limit"),
         (
             spoil('{"a.png": {"p": "\\ud800"}}'),
             {},
             "1 of 5 rows have no prompt of 1 to 20,000 UTF-8 characters, first '\\ud800' (file part-",
         ),
-        (spoil("[1, 2]"), {}, "part-000002.json' cannot be read: 'list' object is not a mapping. Its form is"),
+        (spoil("[1, 2]"), {}, "part-000002.json' holds no object. Its form is"),
         (spoil('{"a.png": {"p": "x"}, "b.png": "y"}'), {}, "1 of 2 images have no prompt 'p', first 'b.png'. Its form"),
         (spoil('{"a.png": {"p": 3}}'), {}, "1 of 1 images have no prompt 'p', first 'a.png'."),
         (spoil('{"../../x.png": {"p": "x"}}'), {}, "outside the image folder, first 'part-000002/../../x.png'"),

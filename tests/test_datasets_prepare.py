@@ -20,9 +20,7 @@ from PIL import Image
 
 from ipiqa.cli import main
 from ipiqa.datasets import prepare as module
-from ipiqa.datasets.databases.agiqa import Agiqa3k
-from ipiqa.datasets.databases.aigiqa20k import Aigiqa20k
-from ipiqa.datasets.databases.genai_bench import GenAiBench
+from ipiqa.datasets.databases.published import Agiqa3k, Aigiqa20k, GenAiBench
 from ipiqa.datasets.prepare import download, prepare
 
 RATINGS = {"DALLE_3": [5, 4, 3], "SDXL_Base": [1, 1, 2]}

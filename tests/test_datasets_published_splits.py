@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from conftest import error_of
 
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
-from ipiqa.datasets.leak import Leak, leak, over_folds
+from ipiqa.datasets.databases.published import Agiqa1k, Agiqa3k
 from ipiqa.datasets.published_splits import read_splits
-from ipiqa.datasets.splits import make_split, splits_in
+from ipiqa.datasets.splits import Leak, leak, make_split, over_folds, splits_in
 from ipiqa.datasets.table import AnnotationTable
 
 NAMES = [f"sub/{i}.png" for i in range(6)]

@@ -22,8 +22,7 @@ from tar_shards import make, pair, png, write_shards, write_tar
 
 from ipiqa.datasets.loaders import Loading
 from ipiqa.datasets.shard_reader import Sample, ShardReader, Skipped, shuffled
-from ipiqa.datasets.shard_stream import ShardBatches
-from ipiqa.datasets.shards import Shards
+from ipiqa.datasets.shards import ShardBatches, Shards
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.tables import names_sha256, reference_splits, write_table
 
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
+from ipiqa.datasets.databases.published import Agiqa1k, Agiqa3k
 from ipiqa.datasets.splits import DRAWN, _natural, make_split
 from ipiqa.datasets.table import AnnotationTable, ReferenceDraw
 from ipiqa.errors import ConfigError, DataError, IpiqaError

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ipiqa.datasets import readers
 from ipiqa.datasets.readers import read_rows
-from ipiqa.datasets.table import LEAVES_FOLDER, AnnotationTable, DuplicateRule, Layout, Target, read_table
+from ipiqa.datasets.table import LEAVES_FOLDER, AnnotationTable, DuplicateRule, Layout, Target, make_table
 from ipiqa.errors import DataError, IpiqaError
 
 LAYOUT = Layout(
@@ -59,7 +59,8 @@ def write(path: Path, rows: list[list[Any]], heading: list[str] | None = None) -
 
 
 def load(path: Path, layout: Layout = LAYOUT, duplicates: DuplicateRule = "auto") -> AnnotationTable:
-    return read_table(path, layout, image_dir=Path("x"), duplicates=duplicates, hint="Get it from there.")
+    rows = layout.read(path, "Get it from there.")
+    return make_table(rows, layout, here=f"dataset.annotations: '{path}'", image_dir=Path("x"), duplicates=duplicates)
 
 
 def message(path: Path, **options: Any) -> str:

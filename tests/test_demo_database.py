@@ -18,7 +18,7 @@ from ipiqa import registry
 from ipiqa.build import make_dataset
 from ipiqa.cli import main
 from ipiqa.config.loading import Config, load_config
-from ipiqa.datasets.pairs import TablePairs
+from ipiqa.datasets.image_folder import TablePairs
 from ipiqa.demo import database as demo
 from ipiqa.demo import encoders
 from ipiqa.demo.encoders import WarmUp, matching_loss, warm_up

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipiqa.datasets.databases.agiqa import Agiqa1k, Agiqa3k
+from ipiqa.datasets.databases.published import Agiqa1k, Agiqa3k
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.evaluation.baselines import measure_baselines, no_pixel

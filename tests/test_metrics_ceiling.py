@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.datasets.databases.agiqa import Agiqa3k
+from ipiqa.datasets.databases.published import Agiqa3k
 from ipiqa.metrics.ceiling import noise_ceiling
 
 

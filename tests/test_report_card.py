@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ipiqa.cli import main
-from ipiqa.datasets.databases.agiqa import Agiqa3k
+from ipiqa.datasets.databases.published import Agiqa3k
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.report.database import database_card
 

@@ -16,8 +16,7 @@ from ipiqa import build
 from ipiqa.ablation import Point, check_distinct, folder_name, rows_of
 from ipiqa.config.loading import Config, load_config
 from ipiqa.config.settings import check
-from ipiqa.datasets.leak import leak
-from ipiqa.datasets.splits import Split
+from ipiqa.datasets.splits import Split, leak
 from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.errors import ConfigError, DataError, located
 from ipiqa.evaluation.baselines import OTHER_TARGETS, PROMPT_LENGTH, linear, no_pixel, possible

@@ -41,8 +41,7 @@ def run_split(arguments: argparse.Namespace) -> int:
 def run_leak(arguments: argparse.Namespace) -> int:
     """Prints the leak of each fold of a published split, of a run, or of the split of a config."""
     from ipiqa.build import make_dataset, split_of
-    from ipiqa.datasets.leak import leak, leak_rows
-    from ipiqa.datasets.splits import splits_in
+    from ipiqa.datasets.splits import leak, leak_rows, splits_in
     from ipiqa.report.render import markdown_table
 
     source = Path(arguments.split)

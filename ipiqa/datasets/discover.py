@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import re
@@ -11,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipiqa.datasets.databases.annotated import ALIGNMENT, AUTHENTICITY, QUALITY
-from ipiqa.datasets.readers import READERS, find_column, read_columns
-from ipiqa.datasets.table import PARTS
+from ipiqa.datasets.databases.annotated import MEANINGS
+from ipiqa.datasets.readers import READERS, find_column, read_rows
+from ipiqa.datasets.table import PARTS, ratings_in
 from ipiqa.errors import DataError
 from ipiqa.processors.image import ENDINGS
 
@@ -25,8 +24,6 @@ STD = re.compile(r"(?<![a-z])(std|sd|stdev|stddev|sigma)(?![a-z])|standard.devia
 NO_SCORE = re.compile(
     r"(unnamed.*|(.*_)?id|index|idx|no|n|width|height|size|seed|steps?|cfg|fold|.*count|raters?)?", re.IGNORECASE
 )
-MEANINGS = {"quality": QUALITY} | dict.fromkeys(("align", "alignment", "correspondence"), ALIGNMENT)
-MEANINGS |= dict.fromkeys(("authenticity", "realism"), AUTHENTICITY)
 SCALES = ((0, 1), (1, 5), (0, 5), (1, 7), (1, 10), (0, 10), (0, 100))
 
 
@@ -36,20 +33,11 @@ class Score:
 
     column: str
     name: str  # of the target
+    meaning: str  # of a usual name
     values: tuple[float, ...]  # those that are there
     num_missing: int
+    scale: tuple[int, int] | None  # the narrowest usual one that holds all values
     std: str | None
-
-    @property
-    def meaning(self) -> str:
-        """What a usual name stands for."""
-        return MEANINGS.get(self.name, "")
-
-    @property
-    def scale(self) -> tuple[int, int] | None:
-        """The narrowest usual scale that holds all values."""
-        low, high = min(self.values), max(self.values)
-        return next((scale for scale in SCALES if scale[0] <= low and high <= scale[1]), None)
 
 
 @dataclass(frozen=True)
@@ -88,9 +76,9 @@ def discover(path: Path) -> Found:
 
 
 def _look_at(path: Path) -> Found:
-    heading, cells_of = read_columns(path, "data init", limit=MOST_ROWS + 1)
-    num_rows = len(cells_of[0])
-    columns = {name: [*cells[:MOST_ROWS]] for name, cells in zip(heading, cells_of, strict=True)}
+    rows = read_rows(path, "data init", limit=MOST_ROWS + 1)
+    heading, num_rows = [*rows.columns], len(rows)
+    columns = dict(zip(heading, rows[:MOST_ROWS].to_numpy().T.tolist(), strict=True))
     here = f"data init: '{path}'"
     prompt = heading[find_column(heading, PROMPTS, here)]
     images, image, count = _images(path, {name: cells for name, cells in columns.items() if name != prompt}, here)
@@ -101,14 +89,13 @@ def _look_at(path: Path) -> Found:
     named = [name for name in likely if SCORE.search(name)] or likely
     if not named:
         raise DataError(f"{here} has no column of scores. Its columns are: {', '.join(heading)}.")
-    stems = [_stem(name) for name in named]
-    scores = [
-        Score(
-            column=name, name=stem if stems.count(stem) == 1 else name, values=tuple(numbers[name]),
-            num_missing=len(others[name]) - len(numbers[name]),
-            std=next((one for one in std if _stem(STD.sub("", one)) == stem), None),
-        ) for name, stem in zip(named, stems, strict=True)
-    ]  # fmt: skip
+    stems, scores = [_stem(name) for name in named], []
+    for column, stem in zip(named, stems, strict=True):
+        name, values = stem if stems.count(stem) == 1 else column, tuple(numbers[column])
+        missing = len(others[column]) - len(values)
+        scale = next(((low, high) for low, high in SCALES if low <= min(values) and max(values) <= high), None)
+        spread = next((one for one in std if _stem(STD.sub("", one)) == stem), None)
+        scores.append(Score(column, name, MEANINGS.get(name, ""), values, missing, scale, spread))
     parts = [n for n, cells in others.items() if any(cells) and all(c.strip().casefold() in PARTS for c in cells)]
     different = {name: len({*cells}) for name, cells in others.items() if name not in (*numbers, *parts)}
     segments = {name: count for name, count in different.items() if 2 <= count <= min(100, num_rows // 3)}
@@ -141,13 +128,7 @@ def _images(path: Path, columns: dict[str, list[str]], here: str) -> tuple[Path,
 
 def _numbers(cells: Iterable[str]) -> list[float] | None:
     """Returns the numbers in a column, or in its lists of ratings; None where it holds other text or nothing."""
-    numbers = []
-    try:
-        for cell in filter(str.strip, cells):
-            ratings = json.loads(cell) if cell.startswith("[") else [cell]
-            numbers.append(sum(map(float, ratings)) / len(ratings))
-    except (ValueError, TypeError, ZeroDivisionError, RecursionError):
-        return None
+    numbers = [sum(ratings) / len(ratings) for ratings in map(ratings_in, cells) if ratings]
     return numbers if numbers and all(map(math.isfinite, numbers)) else None
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ipiqa.datasets.checks import describe_unusable, num_threads
 from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import DataError
-from ipiqa.files import try_lock
+from ipiqa.files import replacing, try_lock
 from ipiqa.processors.image import SquashProcessor
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,6 @@ def open_images(
 
 
 def _intact(path: Path, header: bytes, size: int) -> bool:
-    """Returns whether the file is there and the one that the header describes."""
     if not path.is_file() or path.stat().st_size != size:
         return False
     with path.open("rb") as file:
@@ -171,7 +170,7 @@ def _lock(path: Path) -> Iterator[bool]:
 def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
     """Removes what killed builds left, and files not used for longest; raises OSError where the rest leaves no room."""
     if locked:  # nobody else builds
-        for path in folder.glob("*.partial"):
+        for path in folder.glob(".*.images.*.tmp"):
             path.unlink(missing_ok=True)
     files = {path: path.stat() for path in folder.glob("*.images")}
     surplus, removed = sum(status.st_size for status in files.values()) + size - limit, []
@@ -189,10 +188,7 @@ def _make_room(folder: Path, size: int, limit: float, locked: bool) -> None:
 
 
 def _build(path: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray, size: int) -> None:
-    """Writes the cache file: under another name first, so that it is never seen half-written.
-
-    Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
-    """
+    """Writes the cache file, with threads, not processes: Pillow releases the interpreter lock while it works."""
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(f"{size / 1e9:.1f} GB do not fit on the disk")
     rows = np.unique(slots, return_index=True)[1].tolist()  # one of each distinct image, by slot
@@ -204,28 +200,22 @@ def _build(path: Path, header: bytes, decoded: DecodedImages, slots: np.ndarray,
         except DataError as error:
             return str(error)
 
-    checksums, problems, partial = [], {}, path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with (
-            partial.open("xb") as file,  # made here, never written through a link
-            ThreadPoolExecutor(num_threads()) as pool,
-            tqdm(total=len(rows), desc="decoding", unit="image", disable=None, leave=False) as bar,
-        ):
-            file.write(header)
-            for start in range(0, len(rows), CHUNK):
-                chunk = rows[start : start + CHUNK]
-                for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                    if isinstance(image, str):
-                        problems[row] = image
-                    else:
-                        file.write(image.data)
-                        checksums.append(zlib.crc32(image.data))
-                    bar.update()
-            file.write(np.array(checksums, "<u4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+    checksums, problems = [], {}
+    with (
+        replacing(path, "wb") as file,
+        ThreadPoolExecutor(num_threads()) as pool,
+        tqdm(total=len(rows), desc="decoding", unit="image", disable=None, leave=False) as bar,
+    ):
+        file.write(header)
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
+                if isinstance(image, str):
+                    problems[row] = image
+                else:
+                    file.write(image.data)
+                    checksums.append(zlib.crc32(image.data))
+                bar.update()
+        file.write(np.array(checksums, "<u4").tobytes())
         if problems:
             raise DataError(describe_unusable([problems[row] for row in sorted(problems)], len(rows)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pandas
 
-from ipiqa.datasets.readers import READERS, read_columns, read_json
+from ipiqa.datasets.readers import READERS, read_json, read_rows
 from ipiqa.datasets.table import PARTS, AnnotationTable
 from ipiqa.errors import DataError, shorten
 
@@ -84,32 +85,17 @@ def _read_folds(path: Path, here: str, known: Mapping[str, Any]) -> list[Fold]:
         return [{part: _names_in(file, known) for part, file in files.items()}] if files else []
     if path.suffix.lower() == ".json":
         return _of_json(read_json(path, "split.file", FORMS + "."), here)
-    names, columns = _columns(path, known)
-    cells = [[cell.strip().casefold() for cell in column] for column in columns]
-    labelled = [column for column in cells if any(column) and all(cell in PARTS or not cell for cell in column)]
-    numbered = [column for column in cells if all(cell.isdecimal() for cell in column)]
-    if not labelled and len(numbered) == 1:
-        return _held_out_in_turn(_by_label(names, numbered[0]))
-    return [_by_label(names, [PARTS.get(cell, "") for cell in column]) for column in labelled]
-
-
-def _by_label(names: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    out = defaultdict(list)
-    for name, label in zip(names, labels, strict=True):
-        out[label].append(name)
-    return {label: out[label] for label in sorted(out) if label}
-
-
-def _held_out_in_turn(lists: Mapping[str, Sequence[str]]) -> list[Fold]:
-    """Returns a fold for each list of names: it is held out, the others train."""
-    return [
-        {"test": held_out, "train": [name for other in lists if other != one for name in lists[other]]}
-        for one, held_out in lists.items()
-    ]
+    rows = read_rows(path, "split.file", hint=FORMS)
+    names = _names_of(rows, path, known)
+    cells = rows.map(lambda cell: PARTS.get(cell.strip().casefold(), cell.strip()))
+    labelled = [column for _, column in cells.items() if column.isin([*PARTS, ""]).all() and column.any()]
+    numbered = [column for _, column in cells.items() if column.str.isdecimal().all()]
+    columns = numbered if not labelled and len(numbered) == 1 else labelled
+    contents = [{label: [*some] for label, some in names.groupby(column) if label} for column in columns]
+    return [fold for content in contents for fold in _of_json(content, here)]
 
 
 def _of_json(content: Any, here: str) -> list[Fold]:
-    """Returns the folds in what a json file holds."""
     if isinstance(content, list):
         content = {str(number): item for number, item in enumerate(content)}
     if not isinstance(content, dict):
@@ -119,28 +105,29 @@ def _of_json(content: Any, here: str) -> list[Fold]:
         return [fold for value in content.values() for fold in _of_json(value, here)]
     if not all(isinstance(value, list) for value in content.values()):
         return []
-    if not all(key.casefold() in PARTS for key in content):
-        return _held_out_in_turn({key: list(map(str, names)) for key, names in content.items()})
-    by_part = {PARTS[key.casefold()]: value for key, value in content.items()}
-    if not any(isinstance(item, list) for value in by_part.values() for item in value):
-        return [{part: list(map(str, names)) for part, names in by_part.items()}]
-    lengths = {len(value) for value in by_part.values()}
-    if len(lengths) > 1 or not all(isinstance(item, list) for value in by_part.values() for item in value):
+    kinds = {type(item) for items in content.values() for item in items}
+    if not all(key.casefold() in PARTS for key in content):  # each list is held out in turn, the others train
+        folds = [
+            {"test": content[key], "train": [name for other in content if other != key for name in content[other]]}
+            for key in content
+        ]
+    elif list not in kinds:
+        folds = [content]
+    elif kinds == {list} and len({len(items) for items in content.values()}) == 1:
+        folds = [dict(zip(content, parts, strict=True)) for parts in zip(*content.values(), strict=True)]
+    else:
         raise DataError(f"{here}: its parts do not have a list for each fold. {FORMS}.")
-    return [{part: list(map(str, value[fold])) for part, value in by_part.items()} for fold in range(lengths.pop())]
+    return [{PARTS[key.casefold()]: [*map(str, names)] for key, names in fold.items()} for fold in folds]
 
 
 def _names_in(path: Path, known: Mapping[str, Any]) -> list[str]:
-    """Returns the names that a table or a text file of one a line lists."""
     if path.suffix.lower() in READERS:
-        return _columns(path, known)[0]
+        return _names_of(read_rows(path, "split.file", hint=FORMS), path, known).tolist()
     return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
-def _columns(path: Path, known: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns the column of a table that has names the annotations know, and all columns."""
-    columns = [[*column] for column in read_columns(path, "split.file", FORMS)[1]]
-    hits = [sum(cell in known or PurePosixPath(cell).name in known for cell in column[:_SAMPLE]) for column in columns]
-    if not max(hits):
+def _names_of(rows: pandas.DataFrame, path: Path, known: Mapping[str, Any]) -> pandas.Series:
+    hits = rows[:_SAMPLE].map(lambda cell: cell in known or PurePosixPath(cell).name in known).sum().to_numpy()
+    if not hits.max():
         raise DataError(f"split.file: '{path}' has no column with image names of the table. {FORMS}.")
-    return columns[hits.index(max(hits))], columns
+    return rows.iloc[:, hits.argmax()]

@@ -1,4 +1,4 @@
-"""Table files as text, cell by cell: a prompt "NA", "null" or "007" stays what it is.
+"""Table files as text, cell by cell: a prompt "NA", "null" or "007" stays what it is; and patterns of cells.
 
 Text files are read by the csv module, as pandas cannot tell the line a bad row stands in, nor a row that is too short.
 """
@@ -13,66 +13,68 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from ipiqa.errors import DataError, IpiqaError, did_you_mean, shorten
+import pandas
+
+from ipiqa.errors import ConfigError, DataError, IpiqaError, did_you_mean, shorten
 from ipiqa.files import require_package
-
-if TYPE_CHECKING:
-    import pandas
 
 MAX_WORKBOOK_BYTES = 10**9  # of a workbook unzipped; Excel's own limit of rows needs less
 _BATCH = 4096  # rows of a parquet file held at once
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # halves of characters: json may hold them; bad bytes are read as such
+
+# Spellings of one column, the preferred one first; or one text: the name of a column, or a pattern with {braces}.
+Source = Sequence[str]
+
+# Headings that columns of images and prompts bear in tables of other people
+IMAGE_COLUMNS = (
+    "image", "image_path", "image_name", "image_file", "img", "img_path", "img_name", "file_name", "filename",
+    "file_path", "file", "path", "name",
+)  # fmt: skip
+PROMPT_COLUMNS = ("prompt", "text", "caption")
+
+_PART = re.compile(r"\{([^{}~:]+)(?::0(\d)d|~([^{}]+))?\}")
+PATTERN = "{column}, {column:05d} for a number with leading zeros, or {column~regex} for what a (group) of it matches"
 
 Rows = Iterator[tuple[int, list[str]]]  # (line or row number, the wanted cells)
 Choose = Callable[[Sequence[str]], list[int]]  # heading -> positions of the wanted columns
 
 
 def read_rows(
-    path: Path, where: str, wanted: Sequence[Sequence[str]], hint: str = "", optional: Collection[str] = ()
-) -> pandas.DataFrame:
+    path: Path, where: str, wanted: Sequence[Sequence[str]] | None = None, hint: str = "",
+    optional: Collection[str] = (), limit: int | None = None,
+) -> pandas.DataFrame:  # fmt: skip
     """Returns the wanted columns of a table file as strings, "" for an empty cell; DataError where it cannot be used.
 
     The index is the number of the "line" (text files) or "row" and bears that name, a column its preferred spelling.
     Rows without any of the wanted cells are left out. Arguments are those of `stream_rows`, but for:
 
     Args:
-        wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven.
+        wanted: spellings of each column, the preferred one first; case, spaces and dashes are forgiven. None takes all
+            columns as they are, whatever they are called.
         optional: preferred spellings of columns that are left out where the file does not have them.
+        limit: most rows to read.
     """
-    import pandas
-
     names: list[str] = []
 
     def choose(heading: Sequence[str]) -> list[int]:
+        if wanted is None:
+            names[:] = heading
+            return [*range(len(heading))]
         there = [one for one in wanted if one[0] not in optional or matching_columns(heading, one)]
         names[:] = [spellings[0] for spellings in there]
         return [find_column(heading, spellings, f"{where}: '{path}'") for spellings in there]
 
     numbers: list[int] = []
     columns: list[list[str]] = []
-    for number, cells in stream_rows(path, where, choose, hint):  # by column: a million rows are not held twice
-        columns = columns or [[] for _ in cells]
+    for number, cells in itertools.islice(stream_rows(path, where, choose, hint), limit):
+        columns = columns or [[] for _ in cells]  # by column: a million rows are not held twice
         numbers.append(number)
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
-    index = pandas.Index(numbers, name=counted(path))
-    return pandas.DataFrame(dict(zip(names, columns, strict=True)), index=index, dtype=object)
-
-
-def read_columns(
-    path: Path, where: str, hint: str = "", limit: int | None = None
-) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns the heading of a table file and its columns as they are, of the first `limit` rows or of all."""
-    heading: list[str] = []
-
-    def choose(columns: Sequence[str]) -> list[int]:
-        heading[:] = columns
-        return [*range(len(columns))]
-
-    rows = itertools.islice(stream_rows(path, where, choose, hint), limit)
-    return heading, [*zip(*(cells for _, cells in rows), strict=True)]
+    frame = pandas.DataFrame(dict(enumerate(columns)), pandas.Index(numbers, name=counted(path)), dtype=object)
+    return frame.set_axis(names, axis=1)
 
 
 def read_json(path: Path, where: str, hint: str = "") -> Any:
@@ -159,6 +161,48 @@ def matching_columns(columns: Sequence[str], spellings: Sequence[str]) -> list[i
             if matching := [position for position, column in enumerate(columns) if form(column) == form(spelling)]:
                 return matching
     return []
+
+
+def check_pattern(source: str, where: str) -> None:
+    """Raises ConfigError where a text with braces is no pattern."""
+    rest, problem = _PART.sub("", source), "is not a pattern"
+    try:
+        groups = [re.compile(regex).groups for *_, regex in _PART.findall(source) if regex]
+    except re.error as error:
+        groups, problem = [0], f"holds no regular expression ({error})"
+    if "{" in rest or "}" in rest or not all(groups):
+        raise ConfigError(f"{where}: {source!r} {problem}. Write {PATTERN}.")
+
+
+def spellings_of(source: Source) -> list[Sequence[str]]:
+    """Returns the spellings of every column that a source reads."""
+    if not isinstance(source, str):
+        return [source]
+    return [[name] for name, *_ in _PART.findall(source)] or [[source]]
+
+
+def texts_of(source: Source, rows: pandas.DataFrame) -> pandas.Series:
+    """Returns a text for each row, "" where a pattern finds nothing in a cell; columns bear their preferred spelling.
+
+    >>> import pandas
+    >>> rows = pandas.DataFrame({"model": ["sd", "xl"], "file": ["a_7.png", "b.png"], "index": ["3", "12"]})
+    >>> [*texts_of("{model}/{index:03d}.jpeg", rows)], [*texts_of("{file~_([0-9]+)}", rows)]
+    (['sd/003.jpeg', 'xl/012.jpeg'], ['7', ''])
+    """
+    parts = _PART.findall(source) if isinstance(source, str) else []
+    if not parts:
+        return rows[source if isinstance(source, str) else source[0]]
+    cells = [[_part(text, width, regex) for text in rows[name]] for name, width, regex in parts]
+    template = _PART.sub("{}", str(source))
+    texts = [template.format(*row) if all(row) else "" for row in zip(*cells, strict=True)]
+    return pandas.Series(texts, rows.index, dtype=object)
+
+
+def _part(text: str, width: str, regex: str) -> str:
+    if regex:
+        match = re.search(regex, text)
+        return (match[1] or "") if match else ""
+    return text if not width else text.zfill(int(width)) if text.isdecimal() else ""
 
 
 def _plain(heading: str) -> str:

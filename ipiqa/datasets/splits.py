@@ -2,11 +2,12 @@
 
 "Folds" are repeated draws, except in kind `kfold`. Of the kinds that are drawn, none but `image_random` cuts a group:
 its images, of one prompt or one content, all stand on the same side. Published splits are as they were published.
+A leak is what a split gives away: held-out rows that share their prompt or their picture with rows that train.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ipiqa.datasets.published_splits import HELD_OUT, SELECTION, TRAIN, UNUSED, read_splits, roles
 from ipiqa.datasets.table import AnnotationTable, json_sha256
 from ipiqa.errors import ConfigError, DataError
+from ipiqa.prompts import clean
 
 DRAWN = ("reference", "holdout", "kfold", "image_random")
 SPLIT_KINDS = (*DRAWN, "file", "official", "all")
@@ -109,7 +111,6 @@ def splits_in(path: Path, table: AnnotationTable) -> list[Split]:
 
 
 def _published(table: AnnotationTable, kind: str, fold: int, file: str | None) -> np.ndarray:
-    """Returns the part of every row in a split that is not drawn."""
     if kind == "all":
         folds = [np.full(len(table), HELD_OUT)]
     elif kind == "file":
@@ -174,3 +175,59 @@ def _shuffled(groups: Sequence[str], seed: int | list[int], draw: int = 0) -> li
 def _choose(groups: Sequence[str], fraction: float, seed: list[int]) -> set[str]:
     """Returns a fraction of the groups, rounded to a whole number of them."""
     return set(_shuffled(groups, seed)[: round(len(groups) * fraction)])
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How many of the held-out rows are known from the rows that train or choose the epoch.
+
+    Attributes:
+        num_held_out: number of held-out rows.
+        prompts: rows whose prompt is known, letter case and white space aside.
+        tokens: rows whose prompt is known to a model that reads CLIP's tokens, no more than its context.
+        images: rows whose image file is known, name aside; None where files were not read.
+    """
+
+    num_held_out: int
+    prompts: int
+    tokens: int
+    images: int | None = None
+
+    def describe(self) -> str:
+        """Returns the line that a report has."""
+        images = "" if self.images is None else f", {self._share(self.images)} the image"
+        rows = f"Of {self.num_held_out} held-out rows, {self._share(self.tokens)} share the prompt"
+        return f"{rows}{images} with rows trained on."
+
+    def _share(self, count: int) -> str:
+        return f"{count} ({100 * count / max(1, self.num_held_out):.1f} %)" if count else "none"
+
+
+def leak(table: AnnotationTable, split: Split, image_hashes: Sequence[str] | None = None) -> Leak:
+    """Returns what a split gives away; `image_hashes` are of each row's file, see `checks.image_hashes`."""
+    known_rows, texts = [*split.train, *split.selection], {prompt: clean(prompt) for prompt in set(table.prompts)}
+
+    def count(keys: Sequence[Hashable]) -> int:
+        known = {keys[row] for row in known_rows}
+        return sum(keys[row] in known for row in split.val)
+
+    images = None if image_hashes is None else count(image_hashes)
+    return Leak(len(split.val), count([texts[prompt] for prompt in table.prompts]), count(table.prompts_read), images)
+
+
+def over_folds(leaks: Sequence[Leak]) -> Leak:
+    """Returns the leak of all folds together."""
+    counts = zip(*map(astuple, leaks), strict=True)  # of each kind
+    totals: list[Any] = [None if None in each else sum(each) for each in counts]
+    return Leak(*totals)
+
+
+def leak_rows(splits: Sequence[Split], leaks: Sequence[Leak]) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of a table of leaks, the last one over all folds."""
+    names = [(str(split.fold), str(len(split.train) + len(split.selection))) for split in splits] + [("all", "")]
+    rows = []
+    for (name, count), one in zip(names, [*leaks, over_folds(leaks)], strict=True):
+        shares = [one.prompts, one.tokens, one.images]
+        cells = ["-" if share is None else f"{share} ({100 * share / one.num_held_out:.1f} %)" for share in shares]
+        rows.append([name, count, str(one.num_held_out), *cells])
+    return ["fold", "trained on", "held out", "same prompt", "same tokens", "same image"], rows

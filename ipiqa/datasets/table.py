@@ -13,20 +13,17 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas
 
-from ipiqa.datasets.columns import Source, spellings_of, texts_of
-from ipiqa.datasets.readers import NOT_TEXT, read_rows
+from ipiqa.datasets.readers import NOT_TEXT, Source, read_rows, spellings_of, texts_of
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.prompts import same_prompts
-
-if TYPE_CHECKING:
-    import pandas
 
 logger = logging.getLogger(__name__)
 
@@ -121,49 +118,44 @@ class Layout:
     Attributes:
         targets: what is scored -> its score column; no score outside the target's scale can be right. A cell may hold
             a list of ratings, as in "[4, 3, 5]": their mean is the score.
-        group: what tells a row's group, or how an image name does; None groups by prompt, where prompts are the same
-            which the model reads alike.
+        group: what tells a row's group; None groups by prompt, where prompts are the same which the model reads alike.
         std: name of a target -> column of the standard deviation over raters; for lists of ratings it is computed.
         num_raters: how many raters each image had, where `std` has a column.
-        segments: name -> what tells a row's, or how an image name does.
+        segments: name -> what tells a row's.
         official: column of the part, in the words of `PARTS`, of the split that comes with the table.
         may_lack: whether columns of `std` and `segments` that the file does not have are left out.
         missing: whether an empty score cell is a missing score; it is refused otherwise.
         scale_to: where given, the scale of every target is stretched to 0 to this, and its scores with it.
         known_duplicates: names that the published table bears twice and `duplicates: auto` keeps.
         reference_draw: see `AnnotationTable`.
+        made: columns that the file does not have -> what makes them of the rows, whose image names are checked by then.
     """
 
     image: Source
     prompt: Source
     targets: Mapping[Target, Source]
-    group: Callable[[str], str] | Source | None = None
+    group: Source | None = None
     std: Mapping[str, Source] = field(default_factory=dict)
     num_raters: float | None = None
-    segments: Mapping[str, Callable[[str], str] | Source] = field(default_factory=dict)
+    segments: Mapping[str, Source] = field(default_factory=dict)
     official: Source | None = None
     may_lack: bool = False
     missing: bool = False
     scale_to: float | None = None
-    known_duplicates: frozenset[str] = frozenset()
+    known_duplicates: Collection[str] = ()
     reference_draw: ReferenceDraw | None = None
+    made: Mapping[str, Callable[[pandas.DataFrame], Sequence[str]]] = field(default_factory=dict)
 
     def read(self, path: Path, hint: str) -> pandas.DataFrame:
-        """Returns the columns to read, each once, of the file that `dataset.annotations` names; see `read_rows`."""
-        given = [self.image, self.prompt, *self.targets.values(), self.group, self.official]
+        """Returns the columns of the file that `dataset.annotations` names, each once, but those that are made."""
+        given = [*filter(None, (self.group, self.official)), *self.targets.values(), self.prompt, self.image]
         more = [*self.std.values(), *self.segments.values()]
         columns, extra = (
-            {one[0]: one for source in sources if isinstance(source, Sequence) for one in spellings_of(source)}
+            {one[0]: one for source in sources for one in spellings_of(source) if one[0] not in self.made}
             for sources in (given, more)
         )
         optional = extra.keys() - columns.keys() if self.may_lack else ()
         return read_rows(path, "dataset.annotations", [*(extra | columns).values()], hint, optional)
-
-
-def read_table(path: Path, layout: Layout, *, image_dir: Path, duplicates: DuplicateRule, hint: str) -> AnnotationTable:
-    """Returns the table in the file that `dataset.annotations` names; see `Layout.read` and `make_table`."""
-    rows = layout.read(path, hint)
-    return make_table(rows, layout, here=f"dataset.annotations: '{path}'", image_dir=image_dir, duplicates=duplicates)
 
 
 def make_table(
@@ -179,37 +171,31 @@ def make_table(
         duplicates: what to do with a name that stands in several rows: `error`, `keep` them, `mean` of their scores, or
             `auto`, which keeps those known from the published table and refuses others.
     """
-
-    def column(source: Callable[[str], str] | Source) -> pandas.Series:
-        texts = texts_of(source, rows) if isinstance(source, Sequence) else list(map(source, names))
-        return pandas.Series(texts, rows.index, dtype=object)
-
-    import pandas
-
-    root = f"{image_dir.absolute().as_posix()}/"
-    names = pandas.Series([name.removeprefix(root) for name in column(layout.image)], rows.index, dtype=object)
-    prompts = column(layout.prompt)
+    names = texts_of(layout.image, rows).str.removeprefix(f"{image_dir.absolute().as_posix()}/")
+    prompts = texts_of(layout.prompt, rows)
     _check_text(names, "image name", LONGEST_NAME, here)
     remedy = "Write names relative to dataset.images, without '..'."
     _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
     _check_text(prompts, "prompt", LONGEST_TEXT, here)
+    rows = rows.assign(**layout.made)
     numbers = _numbers(rows, layout, here)
     targets = tuple(layout.targets)
     if layout.scale_to is not None:
         targets = tuple(_stretched(target, numbers[:, :, t], layout.scale_to) for t, target in enumerate(targets))
     alike = pandas.Series(same_prompts(prompts.tolist()), rows.index, dtype=object)
-    groups = alike if layout.group is None else column(layout.group)
+    groups = alike if layout.group is None else texts_of(layout.group, rows)
     _check_text(groups, "group", LONGEST_TEXT, here)
     remedy = "A split may train on prompts that it holds out: group by prompt to prevent it."
     cut = "have a prompt, as the model reads it, that stands in several groups"
     _report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
     paths = names.map(posixpath.normpath)
     remedy = "One image has one prompt and group: correct the table."
-    differs = _with_several(paths, zip(prompts, groups, strict=True))
-    _report(paths, differs, "name an image again with another prompt or group", remedy, here)
+    _report(
+        paths, _with_several(paths, prompts, groups), "name an image again with another prompt or group", remedy, here
+    )
     kept = _without_duplicates(paths, numbers, duplicates, layout.known_duplicates, here)
     scores, std, raters = numbers[:, kept]
-    segments = {n: column(source)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
+    segments = {n: texts_of(source, rows)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
     for name, texts in segments.items():
         remedy = f"Check the column or pattern of segment {name!r}."
         _report(texts, [len(text) > LONGEST_TEXT for text in texts], f"have a too long {name}", remedy, here)
@@ -218,12 +204,12 @@ def make_table(
         groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
         segments={name: tuple(texts) for name, texts in segments.items()},
         rater_std=None if np.isnan(std).all() else std, num_raters=None if np.isnan(raters).all() else raters,
-        official=None if layout.official is None else _parts(column(layout.official)[kept], here),
+        official=None if layout.official is None else _parts(texts_of(layout.official, rows)[kept], here),
     )  # fmt: skip
 
 
 def _without_duplicates(
-    paths: pandas.Series, numbers: np.ndarray, rule: DuplicateRule, expected: frozenset[str], here: str
+    paths: pandas.Series, numbers: np.ndarray, rule: DuplicateRule, expected: Collection[str], here: str
 ) -> np.ndarray:
     """Returns which rows stay; where images that stand in several rows are averaged, the first has the mean."""
     again, kept = paths.duplicated(keep=False), np.ones(len(paths), bool)
@@ -237,13 +223,15 @@ def _without_duplicates(
         kept = ~paths.duplicated().to_numpy()
         for same in paths[again].groupby(paths[again]).indices.values():
             rows = np.flatnonzero(again)[same]
-            numbers[:, rows[0]] = _mean_of_known(numbers[:, rows])
+            some = numbers[:, rows]
+            with np.errstate(invalid="ignore"):  # the mean of those that are known; of none it is nan
+                numbers[:, rows[0]] = np.nansum(some, axis=1) / (~np.isnan(some)).sum(axis=1)
     return kept
 
 
-def _are_there(source: Callable[[str], str] | Source, rows: pandas.DataFrame) -> bool:
+def _are_there(source: Source, rows: pandas.DataFrame) -> bool:
     """Returns whether rows have the columns of a source; `Layout.read` refuses a file that must have them."""
-    return not isinstance(source, Sequence) or all(spellings[0] in rows for spellings in spellings_of(source))
+    return all(spellings[0] in rows for spellings in spellings_of(source))
 
 
 def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> None:
@@ -254,7 +242,6 @@ def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> Non
 
 
 def _parts(cells: pandas.Series, here: str) -> tuple[str, ...]:
-    """Returns the part that each cell names: train, val or test."""
     parts = [PARTS.get(cell.strip().casefold(), "") for cell in cells]
     _report(cells, [not part for part in parts], f"name no part of a split ({', '.join(PARTS)})", "Correct them.", here)
     return tuple(parts)
@@ -264,10 +251,10 @@ def _numbers(rows: pandas.DataFrame, layout: Layout, here: str) -> np.ndarray:
     """Returns (3, N, T) float64: scores, their standard deviations over raters, and numbers of raters; nan: unknown."""
     out = np.full((3, len(rows), len(layout.targets)), math.nan)
     for t, (target, source) in enumerate(layout.targets.items()):
-        out[:, :, t] = _ratings(rows[spellings_of(source)[0][0]], target, here, missing=layout.missing)
+        out[:, :, t] = _ratings(texts_of(source, rows), target, here, missing=layout.missing)
         if target.name in layout.std and _are_there(layout.std[target.name], rows):
             of = Target(f"std of {target.name}", 0.0)
-            out[1, :, t] = _ratings(rows[spellings_of(layout.std[target.name])[0][0]], of, here, missing=True)[0]
+            out[1, :, t] = _ratings(texts_of(layout.std[target.name], rows), of, here, missing=True)[0]
             out[2, :, t] = math.nan if layout.num_raters is None else layout.num_raters
     if np.isnan(out[0]).any():
         counts = ", ".join(f"{n} of {t.name}" for t, n in zip(layout.targets, np.isnan(out[0]).sum(0), strict=True))
@@ -292,7 +279,7 @@ def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) 
 
     Raises DataError where a cell has no finite number on the target's scale, unless it is empty and may be.
     """
-    lists = [_read_ratings(cell) for cell in cells]
+    lists = [ratings_in(cell) for cell in cells]
     low = -math.inf if target.low is None else target.low
     high = math.inf if target.high is None else target.high
     bad = [not (missing or some) or not all(low <= value <= high and math.isfinite(value) for value in some)
@@ -308,7 +295,7 @@ def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) 
     return out
 
 
-def _read_ratings(cell: str) -> list[float]:
+def ratings_in(cell: str) -> list[float]:
     """Returns the numbers in a cell: one, those of a list, or none; nan for what is no number."""
     try:
         if not cell.lstrip().startswith("["):
@@ -317,13 +304,6 @@ def _read_ratings(cell: str) -> list[float]:
         return [float(value) if type(value) in (int, float) else math.nan for value in ratings]
     except (ValueError, OverflowError, RecursionError):
         return [math.nan] if cell.strip() else []
-
-
-def _mean_of_known(numbers: np.ndarray) -> np.ndarray:
-    """Returns (3, T) of (3, R, T): the mean over rows of what is not nan."""
-    known = ~np.isnan(numbers)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, numbers, 0).sum(axis=1) / known.sum(axis=1)
 
 
 def _report(
@@ -345,7 +325,7 @@ def _report(
     logger.warning("%s", line)
 
 
-def _with_several(cells: pandas.Series, meanings: Iterable[object]) -> list[bool]:
+def _with_several(cells: pandas.Series, *meanings: pandas.Series) -> list[bool]:
     """Returns which rows share their cell with a row of another meaning."""
-    number = Counter(cell for cell, _ in set(zip(cells, meanings, strict=True)))
+    number = Counter(cell for cell, *_ in set(zip(cells, *meanings, strict=True)))
     return [number[cell] > 1 for cell in cells]

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipiqa.datasets.leak import Leak
-from ipiqa.datasets.splits import Split
+from ipiqa.datasets.splits import Leak, Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.evaluation.baselines import measure_baselines

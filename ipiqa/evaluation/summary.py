@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ipiqa.datasets.leak import over_folds
+from ipiqa.datasets.splits import over_folds
 from ipiqa.errors import ConfigError, did_you_mean
 from ipiqa.evaluation.baselines import MEASURED
 from ipiqa.evaluation.held_out import Basis, HeldOut, Label, basis_of

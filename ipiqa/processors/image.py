@@ -126,23 +126,21 @@ def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
 
 def _open(source: Path | bytes, shown: str) -> Image.Image:
     """Returns an image whose header can be used, its pixels not yet decoded; raises DataError that calls it `shown`."""
+    image = None
     try:
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-    except UnidentifiedImageError as error:
+        problem = _problem(image)
+    except UnidentifiedImageError:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             start = file.read(12)
-        found = f"it starts with {start!r}" if start else "it has 0 bytes"
-        raise DataError(f"'{shown}' is not an image: {found}.") from error
-    except Exception as error:  # missing, no permission, too large, or a header that breaks one of Pillow's parsers
-        raise DataError(f"'{shown}' cannot be read: {one_line(error)}.") from error
-    try:
-        problem = _problem(image)
-    except Exception as error:  # counting the frames of a truncated file breaks Pillow's parsers, too
+        problem = f"is not an image: {f'it starts with {start!r}' if start else 'it has 0 bytes'}"
+    except Exception as error:  # missing, too large, or what breaks Pillow's parsers, as counting the frames can, too
         problem = f"cannot be read: {one_line(error)}"
-    if problem:
+    if image is not None and not problem:
+        return image
+    if image is not None:
         image.close()
-        raise DataError(f"'{shown}' {problem}.")
-    return image
+    raise DataError(f"'{shown}' {problem}.")
 
 
 def _problem(image: Image.Image) -> str:

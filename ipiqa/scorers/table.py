@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas
 
-from ipiqa.datasets.columns import IMAGE_COLUMNS, PROMPT_COLUMNS
-from ipiqa.datasets.readers import find_column, read_columns
+from ipiqa.datasets.readers import IMAGE_COLUMNS, PROMPT_COLUMNS, find_column, read_rows
 from ipiqa.errors import DataError, did_you_mean, shorten
 from ipiqa.prompts import clean
 from ipiqa.registry import FilePath, register
@@ -81,7 +80,8 @@ def read_scores(*, scores: FilePath, column: str | None = None) -> ScoreTable:
         column: the column of scores; null for all that hold nothing but numbers.
     """
     path = Path(scores)
-    heading, cells = read_columns(path, "scores")
+    rows = read_rows(path, "scores")
+    heading, cells = [*rows.columns], [tuple(column) for column in rows.to_numpy().T]
     image = find_column(heading, IMAGE_COLUMNS, f"scores: '{path}'")
     prompt = next((i for i, name in enumerate(heading) if name.strip().lower() in PROMPT_COLUMNS), None)
     scored = {name: cells[i] for i, name in enumerate(heading) if name.strip() and i not in (image, prompt)}

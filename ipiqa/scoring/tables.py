@@ -13,8 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ipiqa.datasets.columns import IMAGE_COLUMNS, PROMPT_COLUMNS
-from ipiqa.datasets.readers import as_text, counted, find_column, matching_columns, stream_rows
+from ipiqa.datasets.readers import (
+    IMAGE_COLUMNS,
+    PROMPT_COLUMNS,
+    as_text,
+    counted,
+    find_column,
+    matching_columns,
+    stream_rows,
+)
 from ipiqa.datasets.shard_reader import MAX_PROMPT_BYTES
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.scoring.rows import Completion, Inputs, Row, Rows, legible

@@ -13,9 +13,8 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
-from ipiqa.datasets.leak import leak
 from ipiqa.datasets.loaders import check_batch_size
-from ipiqa.datasets.splits import Split
+from ipiqa.datasets.splits import Split, leak
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
 from ipiqa.engine.stop import StopSignals

@@ -13,7 +13,7 @@ from ipiqa.build import Inputs
 from ipiqa.config.loading import Config
 from ipiqa.config.settings import RunConfig
 from ipiqa.datasets.loaders import BatchLoader
-from ipiqa.datasets.shard_stream import ShardBatches
+from ipiqa.datasets.shards import ShardBatches
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.stop import StopSignals
