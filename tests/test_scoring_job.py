@@ -24,9 +24,8 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import Training
 from ipiqa.scoring import job
 from ipiqa.scoring.images import OneImage
-from ipiqa.scoring.job import ScoredPart, Settings, auto_batch_size, score_columns, score_parts
+from ipiqa.scoring.job import PartsFolder, ScoredPart, Settings, Summary, auto_batch_size, score_columns, score_parts
 from ipiqa.scoring.loading import model_sha256
-from ipiqa.scoring.parts import PartsFolder, Summary
 from ipiqa.scoring.rows import Completion, Part, Row, Rows, legible
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.scoring.writers import Columns

@@ -19,11 +19,10 @@ from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:
     from ipiqa.engine.stop import StopSignals
-    from ipiqa.scoring.job import Cell, Settings
-    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.job import Settings, Summary
     from ipiqa.scoring.rows import Rows
     from ipiqa.scoring.scorer import Scorer
-    from ipiqa.scoring.writers import Columns
+    from ipiqa.scoring.writers import Cell, Columns
 
 logger = logging.getLogger("ipiqa")
 
@@ -111,8 +110,7 @@ def score(arguments: argparse.Namespace) -> int:
 def _print(scorer: Scorer, rows: Rows, columns: Columns, arguments: argparse.Namespace) -> int:
     """Prints scores as they come; nothing is kept."""
     from ipiqa.datasets.checks import num_threads
-    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts
-    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.job import Settings, Summary, auto_batch_size, score_parts
     from ipiqa.scoring.writers import write_aligned, write_csv
 
     batch_size, num_workers = arguments.batch_size or auto_batch_size(scorer), arguments.num_workers or num_threads()
@@ -128,8 +126,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     """Writes scores to a file, computed in this process or on Ray; when it is stopped, what is scored is kept."""
     from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts, usual_batch_size
-    from ipiqa.scoring.parts import PartsFolder
+    from ipiqa.scoring.job import PartsFolder, Settings, auto_batch_size, score_parts, usual_batch_size
     from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
     folder = PartsFolder.of(out)
@@ -154,9 +151,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
                 model = arguments.model
                 model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
                 task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
-                stop.then = lambda: progress.add(0)
                 score_on_ray(pending, task, pool, rows.num_rows, progress.add)
-                stop.then = None
             else:
                 for scored in score_parts(scorer, pending, settings, progress.add):
                     folder.write(scored)
@@ -171,8 +166,8 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
 
 def _identity(device: str, columns: Columns, settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what decides scores besides the rows: a job that goes on must not differ in it."""
+    from ipiqa.scoring.job import versions
     from ipiqa.scoring.loading import model_sha256
-    from ipiqa.scoring.parts import versions
 
     return {
         "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (no links)
