@@ -20,8 +20,7 @@ from ipiqa.evaluation.baselines import linear
 from ipiqa.files import replacing
 from ipiqa.metrics import fit_logistic
 from ipiqa.scorers import FACTS
-from ipiqa.scoring.loading import load, model_sha256
-from ipiqa.scoring.table_scorer import TableScorer
+from ipiqa.scoring.loading import TableScorer, load, model_sha256
 
 Curve = Literal["linear", "logistic"]
 UNKNOWN = "not known"

@@ -113,7 +113,10 @@ def _print(scorer: Scorer, rows: Rows, columns: Columns, arguments: argparse.Nam
     from ipiqa.scoring.job import Settings, Summary, auto_batch_size, score_parts
     from ipiqa.scoring.writers import write_aligned, write_csv
 
-    batch_size, num_workers = arguments.batch_size or auto_batch_size(scorer), arguments.num_workers or num_threads()
+    batch_size, num_workers = (
+        arguments.batch_size or auto_batch_size(scorer.device.type),
+        arguments.num_workers or num_threads(),
+    )
     settings, summary, progress = Settings(columns.scores, batch_size, num_workers), Summary(), Progress(rows.num_rows)
     if sys.stdout.isatty():  # a bar would stand between the rows
         progress.bar.close()
@@ -126,7 +129,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     """Writes scores to a file, computed in this process or on Ray; when it is stopped, what is scored is kept."""
     from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.job import PartsFolder, Settings, auto_batch_size, score_parts, usual_batch_size
+    from ipiqa.scoring.job import PartsFolder, Settings, auto_batch_size, score_parts
     from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
     folder = PartsFolder.of(out)
@@ -138,7 +141,7 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
                 stack.enter_context(connected(arguments.address or os.environ.get("RAY_ADDRESS")))
                 pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
             device = pool.device if pool else scorer.device.type
-            batch_size = batch_size or (usual_batch_size(device) if pool else auto_batch_size(scorer))
+            batch_size = batch_size or auto_batch_size(device)
             num_workers = arguments.num_workers or (pool.num_cpus if pool else num_threads())
             settings = Settings(columns.scores, batch_size, num_workers)
             job = _identity(device, columns, settings, arguments)

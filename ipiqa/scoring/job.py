@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
 import ipiqa
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.files import locked, replacing, write_json
 from ipiqa.prompts import num_too_long
-from ipiqa.scoring.rows import Part, Row, digest, legible
+from ipiqa.scoring.rows import Part, Row, legible
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.scoring.writers import Cell, Columns, write_output
 
@@ -50,7 +49,6 @@ class ScoredPart:
     """What is written of a part."""
 
     number: int
-    digest: str = ""  # of its rows
     num_too_long: int = 0  # rows whose prompt is longer than the model reads
     rows: list[list[Cell]] = field(default_factory=list)  # image, prompt, carried cells, scores or Nones, error or None
 
@@ -60,24 +58,9 @@ def score_columns(scorer: Scorer) -> tuple[str, ...]:
     return tuple(scorer.columns(np.zeros((scorer.num_folds, 1, len(scorer.targets)), np.float32)))
 
 
-def usual_batch_size(device: str) -> int:
-    """Returns how many images a kind of device is given at once."""
+def auto_batch_size(device: str) -> int:
+    """Returns how many images a kind of device is given at once; fewer are where its memory is short."""
     return 32 if device == "cpu" else 128
-
-
-def auto_batch_size(scorer: Scorer) -> int:
-    """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size = usual_batch_size(scorer.device.type)
-    if scorer.device.type == "cpu":
-        return size
-    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
-    while size > 1:
-        try:
-            scorer.outputs([grey] * size, ["a"] * size)
-            break
-        except torch.OutOfMemoryError:
-            size //= 2
-    return size
 
 
 def score_parts(
@@ -102,7 +85,7 @@ def score_parts(
             while (begun := following.result()) is not None:
                 following = reader.submit(begin)
                 number, rows, prepared = begun
-                scored = ScoredPart(number, digest(rows))
+                scored = ScoredPart(number)
                 scorer.forget_prompts()
                 for start in range(0, len(rows), settings.batch_size):
                     batch = slice(start, start + settings.batch_size)
@@ -139,24 +122,26 @@ def _score(scorer: Scorer, rows: list[Row], results: list[Any], num_columns: int
     for row, result in zip(rows, results, strict=True):
         failed = isinstance(result, DataError)
         error = legible(str(result)) if failed else None  # it may name odd paths
-        out.append([row.image, row.prompt, *row.carried, *([None] * num_columns if failed else result), error])
+        out.append([*row.cells, *([None] * num_columns if failed else result), error])
     return out
 
 
 def _outputs(scorer: Scorer, images: list[Any], prompts: list[str]) -> list[np.ndarray | DataError]:
     """Returns the scores (F, T) of each image, or why it has none."""
-    if not images:
-        return []
-    try:
-        scores = scorer.outputs(images, prompts)
-        wrong = DataError("the model gives no finite score")
-        return [one if np.isfinite(one).all() else wrong for one in scores.transpose(1, 0, 2)]
-    except (DataError, torch.OutOfMemoryError) as error:
-        if len(images) == 1 and isinstance(error, DataError):
-            return [error]
-        if len(images) == 1:
-            raise
-    half = len(images) // 2
+    count = len(images)
+    if count <= scorer.fits:
+        try:
+            scores = scorer.outputs(images, prompts) if images else np.zeros((1, 0, 1))
+            wrong = DataError("the model gives no finite score")
+            return [one if np.isfinite(one).all() else wrong for one in scores.transpose(1, 0, 2)]
+        except DataError as error:
+            if count == 1:
+                return [error]
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            scorer.fits = count // 2 + count % 2  # or each further batch would fail first
+    half = count // 2
     return _outputs(scorer, images[:half], prompts[:half]) + _outputs(scorer, images[half:], prompts[half:])
 
 
@@ -241,7 +226,8 @@ class PartsFolder:
     def has(self, part: Part) -> bool:
         """Returns whether a part is written and still of the same rows."""
         try:
-            return self.read(part.number).digest == digest(part.rows())
+            both = zip(part.rows(), self.read(part.number).rows, strict=True)
+            return all(cells[: len(row.cells)] == row.cells and row.problem in ("", cells[-1]) for row, cells in both)
         except (OSError, ValueError, TypeError):
             return False
 
