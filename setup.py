@@ -39,9 +39,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipiqa", "ipiqa.*"]),
-    package_data={
-        "ipiqa": ["projects/*/*.yaml", "*/templates/*", "scorers/*.json", "serve/*.html", "serve/*.json"]
-    },
+    package_data={"ipiqa": ["projects/*/*.yaml", "*/templates/*", "scorers/*.json", "serve/*.html", "serve/*.json"]},
     install_requires=requirements(),
     extras_require=EXTRAS
     | {
