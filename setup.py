@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 EXTRAS = {
     "shards": ["braceexpand>=0.1.7", "pyarrow>=14.0"],
     "app": ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"],
-    "ray": ["ray[data]>=2.40", "pyarrow>=14.0"],
+    "ray": ["ray>=2.40", "pyarrow>=14.0"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
 }
 

@@ -33,9 +33,8 @@ from ipiqa.build import keep_freed_memory
 from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.table import Target
 from ipiqa.models.bundle import ModelSpec
-from ipiqa.scoring.job import Settings, score_columns, score_parts
+from ipiqa.scoring.job import PartsFolder, Settings, score_columns, score_parts
 from ipiqa.scoring.model_scorer import ModelScorer
-from ipiqa.scoring.parts import PartsFolder
 from ipiqa.scoring.rows import Inputs, Rows
 from ipiqa.scoring.sources import open_rows
 from ipiqa.scoring.writers import Columns

@@ -23,8 +23,7 @@ import torch
 
 from ipiqa.demo.database import GENERATORS
 from ipiqa.demo.scenes import Scene, alignment, draw_scene, with_errors
-from ipiqa.explain.maps import HeatMap, gradient_maps, heat_maps
-from ipiqa.explain.words import leave_one_out
+from ipiqa.explain.explanation import HeatMap, gradient_maps, heat_maps, leave_one_out
 from ipiqa.scoring.images import batch_of
 from ipiqa.scoring.loading import load_models
 from ipiqa.scoring.model_scorer import ModelScorer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ipiqa.scoring.rows import Inputs, Row, Rows, digest
+from ipiqa.scoring.rows import Inputs, Row, Rows
 from ipiqa.scoring.sources import open_rows
 
 
@@ -31,7 +31,7 @@ def rows_of(what: str | Path, needs_prompt: bool = True, **options: Any) -> list
     for number, part in enumerate(rows.parts(2)):
         assert part.number == number and 1 <= len(part) <= 2
         content = part.rows()
-        assert len(content) == len(part) and digest(content) == digest(pickle.loads(pickle.dumps(part)).rows())
+        assert len(content) == len(part) and content == pickle.loads(pickle.dumps(part)).rows()
         out += content
     if what != "-":
         assert out == [row for part in rows.parts(1000) for row in part.rows()]

@@ -14,8 +14,7 @@ from small_models import NASTY, PROMPT, TARGETS, build, make_scorer, noise
 
 from ipiqa import cli
 from ipiqa.explain import Explanation, HeatMap, Words, explain
-from ipiqa.explain.page import explanation_page
-from ipiqa.explain.picture import caption, draw, fitted, overlay, strengths, with_std
+from ipiqa.explain.picture import caption, draw, explanation_page, fitted, overlay, strengths, with_std
 from ipiqa.models.bundle import write_bundle
 from ipiqa.scoring.images import picture
 from ipiqa.scoring.model_scorer import ModelScorer

@@ -27,8 +27,7 @@ from ipiqa.demo.database import write_demo_dataset
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.evaluation.results import load_run
 from ipiqa.evaluation.summary import Summary, summarise
-from ipiqa.export.card import model_card
-from ipiqa.export.folder import export_folder
+from ipiqa.export.folder import export_folder, model_card
 from ipiqa.files import write_json
 from ipiqa.models.bundle import ModelSpec, Training
 from ipiqa.models.weights import OPENAI_RN50_SHA256

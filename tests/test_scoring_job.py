@@ -24,9 +24,8 @@ from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.bundle import Training
 from ipiqa.scoring import job
 from ipiqa.scoring.images import OneImage
-from ipiqa.scoring.job import ScoredPart, Settings, auto_batch_size, score_columns, score_parts
+from ipiqa.scoring.job import PartsFolder, ScoredPart, Settings, Summary, auto_batch_size, score_columns, score_parts
 from ipiqa.scoring.loading import model_sha256
-from ipiqa.scoring.parts import PartsFolder, Summary
 from ipiqa.scoring.rows import Completion, Part, Row, Rows, legible
 from ipiqa.scoring.scorer import Scorer
 from ipiqa.scoring.writers import Columns
@@ -85,8 +84,8 @@ class Fake(Scorer):
     image_size = 8
     trained_on = Training()
 
-    def __init__(self, fits: int = 10**9, before_outputs: Callable[[], object] = lambda: None) -> None:
-        self.fits, self.before_outputs = fits, before_outputs
+    def __init__(self, memory: int = 10**9, before_outputs: Callable[[], object] = lambda: None) -> None:
+        self.memory, self.before_outputs = memory, before_outputs
         self.asked: list[Any] = []  # values of each batch, "forget" between them
         self.prepared: list[int] = []
 
@@ -103,7 +102,7 @@ class Fake(Scorer):
     def outputs(self, prepared: Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
         self.before_outputs()
         self.asked.append([*prepared])
-        if len(prepared) > self.fits:
+        if len(prepared) > self.memory:
             raise torch.OutOfMemoryError("too many")
         if 254 in prepared:
             raise DataError("254 cannot be scored.")
@@ -174,14 +173,13 @@ def test_what_a_model_cannot_score_fails_alone() -> None:
     assert errors == ["254 cannot be scored.", "the model gives no finite score", "a byte of 255 is no image."]
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = Fake(fits=3)
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    scorer = Fake(memory=3)
     part = Part(0, tuple(bytes_rows(*range(10))), ANY)
     assert [row[2] for row in score_part(scorer, part, Settings(("value",), 10, 1)).rows] == [*range(10)]
-    assert auto_batch_size(scorer) == 32
-    monkeypatch.setattr(scorer, "device", torch.device("cuda"))
-    assert auto_batch_size(scorer) == 2
-    scorer.fits = 0
+    assert [len(batch) for batch in scorer.asked[1:]] == [10, 5, 2, 3, 2, 3]  # more than 3 are not tried again
+    assert (auto_batch_size("cpu"), auto_batch_size("cuda")) == (32, 128)
+    scorer.memory = 0
     with pytest.raises(torch.OutOfMemoryError):
         score_part(scorer, part, Settings(("value",), 10, 1))
 
@@ -308,7 +306,7 @@ def test_a_folder_is_of_one_job_at_a_time(tmp_path: Path) -> None:
         assert folder.job() == {"a": 1}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"digest": "0"}', '{"rows": 1}', "\x00\n"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"number": 0, "rows": [[]]}', '{"rows": 1}', "\x00\n"])
 def test_a_damaged_part_is_scored_again(tmp_path: Path, content: str) -> None:
     folder = PartsFolder(tmp_path)
     (tmp_path / "part-0000000.jsonl").write_text(content)

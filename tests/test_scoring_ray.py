@@ -11,9 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from PIL import Image
 from toy import WORDS, write_folds
 
 from ipiqa import cli
-from ipiqa.scoring.job import Settings, score_columns, score_parts
+from ipiqa.errors import DataError
+from ipiqa.scoring.job import PartsFolder, Settings, score_columns, score_parts, versions
 from ipiqa.scoring.loading import load, model_sha256
-from ipiqa.scoring.parts import PartsFolder, versions
 from ipiqa.scoring.ray_engine import MOST_TRIES, PartScorer, Pool, connected, score_on_ray
 from ipiqa.scoring.rows import Inputs, Part
 from ipiqa.scoring.sources import open_rows
@@ -76,23 +75,18 @@ def parts_of(table: Path) -> list[Part]:
     return [*open_rows(str(table), Inputs(), needs_prompt=True).parts(128)]
 
 
-def batch_of(*parts: Part) -> dict[str, Any]:
-    return {"parts": np.array([pickle.dumps([*parts])], dtype=object)}
-
-
 def test_a_process_writes_the_parts_that_any_other_writes(model: Path, table: Path, tmp_path: Path) -> None:
     task, parts = make_task(model, tmp_path / "one"), parts_of(table)
     for scored in score_parts(load(model, "cpu"), parts, task.settings):
         PartsFolder(tmp_path / "other").write(scored)
     with task.folder.claimed(task.job, overwrite=False):
         process = pickle.loads(pickle.dumps(task))
-        assert process(batch_of(parts[2])) == {"rows": [44], "problem": [""]}
+        assert process.score([parts[2]]) == 44
         kept = (tmp_path / "one" / "part-0000002.jsonl").stat().st_mtime_ns
-        assert process(batch_of(*parts)) == {"rows": [COUNT], "problem": [""]}
+        assert process.score(parts) == COUNT
         assert (tmp_path / "one" / "part-0000002.jsonl").stat().st_mtime_ns == kept
         for file in sorted((tmp_path / "other").iterdir()):
             assert (tmp_path / "one" / file.name).read_bytes() == file.read_bytes()
-        assert not [*tmp_path.glob("one/tries-*")]
         task.folder.remove()
     assert not (tmp_path / "one").exists()
 
@@ -113,29 +107,8 @@ def test_what_a_machine_has_not_is_one_line(
     task = make_task(model, tmp_path / "out")
     task = dataclasses.replace(task, **changes | {"job": task.job | changes.get("job", {})})
     with PartsFolder(tmp_path / "out").claimed(task.job, overwrite=False):
-        result = task(batch_of(*parts_of(table)))
-    assert result["rows"] == [0] and message in result["problem"][0] and "\n" not in result["problem"][0]
-    assert result["problem"][0].startswith(f"machine {socket.gethostname()}: ")
-
-
-def test_parts_that_no_process_survives_end_the_job(model: Path, table: Path, tmp_path: Path) -> None:
-    task, parts = make_task(model, tmp_path / "out"), parts_of(table)
-
-    class Killer:
-        number = 0
-
-        def __len__(self) -> int:
-            return 1
-
-        def rows(self) -> list[Any]:
-            raise RuntimeError
-
-    with task.folder.claimed(task.job, overwrite=False):
-        for _ in range(MOST_TRIES):
-            with pytest.raises(RuntimeError):
-                task.score(task.load(), [Killer()])
-        assert "5 processes that scored part 0 have died" in error_of(lambda: task.score(task.load(), [Killer()]))
-        assert task.score(task.load(), parts[1:]) == COUNT - 128
+        line = error_of(lambda: task.score(parts_of(table)))
+    assert message in line and "\n" not in line and line.startswith(f"machine {socket.gethostname()}: ")
 
 
 @pytest.mark.parametrize(
@@ -179,21 +152,40 @@ def test_an_address_that_nothing_listens_at_is_refused_at_once() -> None:
         assert f"--address: {address!r} cannot be reached" in error_of(connected(address).__enter__)
 
 
-def test_a_machine_without_a_package_is_one_line(
-    model: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray.exceptions import RaySystemError
+class Failing:
+    """Stands for Ray where every process fails: a result to come is the parts that it is of."""
 
-    def broken() -> Iterator[Any]:
-        raise RaySystemError("many lines\nModuleNotFoundError: No module named 'ipiqa.parts'\nmore")
-        yield
+    def __init__(self, error: Exception) -> None:
+        self.error, self.given = error, list[int]()
+        self.score = self
 
-    dataset = SimpleNamespace(map_batches=lambda *_, **__: SimpleNamespace(iter_internal_ref_bundles=broken))
-    monkeypatch.setattr(ray, "put", lambda table: table)
-    monkeypatch.setattr("ray.data.from_arrow_refs", lambda refs: dataset)
-    task = make_task(model, tmp_path / "out")
-    score = lambda: score_on_ray(iter(parts_of(table)), task, Pool(1, 1, 0), COUNT, lambda count: None)  # noqa: E731
-    assert "--engine ray: a machine has no 'ipiqa.parts'. Install" in error_of(score)
+    def options(self, **_: Any) -> Failing:
+        return self
+
+    def remote(self, batch: Any = None, **_: Any) -> Any:
+        self.given += [len(batch)] if batch else []
+        return self if batch is None else len(self.given)
+
+    def get(self, result: Any) -> None:
+        raise self.error
+
+
+def test_what_ends_a_job_is_one_line(model: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    died = ray.exceptions.RayActorError()
+    broken = ray.exceptions.RaySystemError("lines\nModuleNotFoundError: No module named 'ipiqa.parts'\nmore")
+    wrong = ray.exceptions.RayTaskError("score", "a traceback", DataError("machine m: no such file"))
+    for error, message, tries in [
+        (died, "--engine ray: 5 processes that scored part 0 have died. Is memory short?", MOST_TRIES),
+        (broken, "--engine ray: a machine has no 'ipiqa.parts'. Install the same on all.", 1),
+        (wrong, "machine m: no such file", 1),
+    ]:
+        failing = Failing(error)
+        monkeypatch.setattr(ray, "remote", lambda _, failing=failing: failing)
+        monkeypatch.setattr(ray, "get", failing.get)
+        monkeypatch.setattr(ray, "wait", lambda results, timeout: (results, []))
+        task = make_task(model, tmp_path / "out")
+        score = lambda task=task: score_on_ray(iter(parts_of(table)), task, Pool(1, 1, 0), COUNT, lambda count: None)  # noqa: E731
+        assert error_of(score) == message and failing.given == [1] * tries
 
 
 def test_arguments_that_do_not_go_with_ray_are_refused(
@@ -291,7 +283,8 @@ def test_a_cluster_that_loses_a_machine_gives_the_same_bytes(
             "--engine", "ray", "--address", cluster.address,
         )  # fmt: skip
         folder = out.with_name("lost.csv.parts")
-        wait_for(lambda: len([*folder.glob("tries-*")]) == 2 and [*folder.glob("part-*")], process)  # both at work
+        # of each process the first part
+        wait_for(lambda: all((folder / f"part-000000{i}.jsonl").exists() for i in (0, 2)), process)
         cluster.remove_node(other, allow_graceful=False)
         written = len([*folder.glob("part-*")])
         assert written < ROWS // 128 / 2

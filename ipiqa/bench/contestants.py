@@ -28,8 +28,7 @@ from ipiqa.registry import list_registered
 from ipiqa.report import AblationRow
 from ipiqa.scorers import FACTS
 from ipiqa.scorers.table import read_scores
-from ipiqa.scoring.loading import load, model_sha256
-from ipiqa.scoring.table_scorer import TableScorer
+from ipiqa.scoring.loading import TableScorer, load, model_sha256
 from ipiqa.training.run_folder import check_identity, fold_dir, identity_of, is_finished, record_job
 
 Curve = Literal["linear", "logistic"]

@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
 
     from ipiqa.explain import explain
-    from ipiqa.explain.page import explanation_page
-    from ipiqa.explain.picture import caption, draw, notes, with_std
+    from ipiqa.explain.picture import caption, draw, explanation_page, notes, with_std
     from ipiqa.files import replacing, write_text
     from ipiqa.scoring.images import picture
     from ipiqa.scoring.loading import load

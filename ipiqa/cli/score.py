@@ -19,17 +19,31 @@ from ipiqa.errors import ConfigError
 
 if TYPE_CHECKING:
     from ipiqa.engine.stop import StopSignals
-    from ipiqa.scoring.job import Cell, Settings
-    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.job import Summary
     from ipiqa.scoring.rows import Rows
     from ipiqa.scoring.scorer import Scorer
-    from ipiqa.scoring.writers import Columns
+    from ipiqa.scoring.writers import Cell, Columns
 
 logger = logging.getLogger("ipiqa")
 
 LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 SHOWN = 5  # rows of a dry run
-_OF_RAY = ("address", "concurrency", "num_cpus", "num_gpus")  # arguments of --engine ray
+_TEXTS = (  # flag, what it takes, help
+    ("--image-column", "NAME", "column of a table that names images"),
+    ("--prompt-column", "NAME", "column of a table that holds prompts"),
+    ("--image-root", "DIR", "folder of a table's images"),
+    ("--prompt-member", "NAME", "prompt in shards: an ending such as txt, or json:KEY"),
+    ("--out", "FILE", "file to write: .csv, .jsonl or .parquet; - for csv on standard output"),
+)
+_NUMBERS = (  # flag, lowest, highest, help
+    ("--limit", 1, 2**62, "score the first N rows only"),
+    ("--num-workers", 1, 256, "threads that decode; default one a core"),
+)
+_OF_RAY = (
+    ("--concurrency", 1, 2**16, "processes; default as many as find room"),
+    ("--num-cpus", 1, 2**16, "cores of a process; default 1, or with GPUs all of a machine shared out"),
+    ("--num-gpus", 0, 2**10, "GPUs of a process; default 1 where there are any"),
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -46,37 +60,21 @@ def add_commands(commands: Any) -> None:
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for all images")
     source = "table or .txt of prompts; `sidecar`: cat.txt beside cat.png; `embedded`: what generators write in images"
     prompts.add_argument("--prompts", metavar="FILE", help=source)
-    parser.add_argument("--image-column", metavar="NAME", help="column of a table that names images")
-    parser.add_argument("--prompt-column", metavar="NAME", help="column of a table that holds prompts")
-    parser.add_argument("--image-root", type=path("--image-root"), metavar="DIR", help="folder of a table's images")
-    parser.add_argument("--prompt-member", metavar="NAME", help="prompt in shards: an ending such as txt, or json:KEY")
-    out = "file to write: .csv, .jsonl or .parquet; - for csv on standard output"
-    parser.add_argument("--out", type=path("--out"), metavar="FILE", help=out)
+    for flag, what, text in _TEXTS:
+        parser.add_argument(flag, type=str if what == "NAME" else path(flag), metavar=what, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace that file, and what another job has begun")
-    _add_number(parser, "--limit", 1, 2**62, "score the first N rows only")
     parser.add_argument("--dry-run", action="store_true", help="show what would be scored; write nothing")
     size = "images the model sees at once; default auto: 32 on a CPU, at most 128 on a GPU"
-    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help=size)
-    _add_number(parser, "--num-workers", 1, 256, "threads that decode; default one a core")
+    auto = lambda text: None if text == "auto" else whole_number("--batch-size", 1, 2**16)(text)  # noqa: E731
+    parser.add_argument("--batch-size", type=auto, metavar="N", help=size)
     group = parser.add_argument_group("several processes or machines")
     engine = "local: this process; ray: processes on a Ray cluster or this machine (extra [ray]); default local"
     group.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
     address = "cluster's host:port, or auto on one of its machines; default RAY_ADDRESS, or else this machine"
     group.add_argument("--address", metavar="HOST:PORT", help=address)
-    _add_number(group, "--concurrency", 1, 2**16, "processes; default as many as find room")
-    _add_number(
-        group, "--num-cpus", 1, 2**16, "cores of a process; default 1, or with GPUs all of a machine shared out"
-    )
-    _add_number(group, "--num-gpus", 0, 2**10, "GPUs of a process; default 1 where there are any")
-
-
-def _add_number(group: Any, flag: str, low: int, high: int, text: str) -> None:
-    group.add_argument(flag, type=whole_number(flag, low, high), metavar="N", help=text)
-
-
-def _batch_size(text: str) -> int | None:
-    """Returns the number of --batch-size, None for auto."""
-    return None if text == "auto" else whole_number("--batch-size", 1, 2**16)(text)
+    for place, numbers in ((parser, _NUMBERS), (group, _OF_RAY)):
+        for flag, low, high, text in numbers:
+            place.add_argument(flag, type=whole_number(flag, low, high), metavar="N", help=text)
 
 
 def score(arguments: argparse.Namespace) -> int:
@@ -90,8 +88,10 @@ def score(arguments: argparse.Namespace) -> int:
     out = None if arguments.out in (None, "-") else Path(arguments.out)
     if out is not None:
         check_output(out, overwrite=arguments.overwrite or arguments.dry_run)
-    if arguments.engine != "ray" and (unread := [name for name in _OF_RAY if getattr(arguments, name) is not None]):
-        raise ConfigError(f"--{unread[0].replace('_', '-')}: nothing reads it. Add --engine ray, or leave it out.")
+    of_ray = ["--address", *(flag for flag, *_ in _OF_RAY)]
+    unread = [flag for flag in of_ray if getattr(arguments, flag[2:].replace("-", "_")) is not None]
+    if arguments.engine != "ray" and unread:
+        raise ConfigError(f"{unread[0]}: nothing reads it. Add --engine ray, or leave it out.")
     on_ray = arguments.engine == "ray" and not arguments.dry_run
     if on_ray and out is None:
         raise ConfigError("--engine ray: its scores go to a file. Give one as --out.")
@@ -111,12 +111,12 @@ def score(arguments: argparse.Namespace) -> int:
 def _print(scorer: Scorer, rows: Rows, columns: Columns, arguments: argparse.Namespace) -> int:
     """Prints scores as they come; nothing is kept."""
     from ipiqa.datasets.checks import num_threads
-    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts
-    from ipiqa.scoring.parts import Summary
+    from ipiqa.scoring.job import Settings, Summary, auto_batch_size, score_parts
     from ipiqa.scoring.writers import write_aligned, write_csv
 
-    batch_size, num_workers = arguments.batch_size or auto_batch_size(scorer), arguments.num_workers or num_threads()
-    settings, summary, progress = Settings(columns.scores, batch_size, num_workers), Summary(), Progress(rows.num_rows)
+    batch_size = arguments.batch_size or auto_batch_size(scorer.device.type)
+    settings = Settings(columns.scores, batch_size, arguments.num_workers or num_threads())
+    summary, progress = Summary(), Progress(rows.num_rows)
     if sys.stdout.isatty():  # a bar would stand between the rows
         progress.bar.close()
     scored = score_parts(scorer, rows.parts(settings.part_size), settings, progress.add)
@@ -128,35 +128,33 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     """Writes scores to a file, computed in this process or on Ray; when it is stopped, what is scored is kept."""
     from ipiqa.datasets.checks import num_threads
     from ipiqa.engine.stop import Interrupted, StopSignals
-    from ipiqa.scoring.job import Settings, auto_batch_size, score_parts, usual_batch_size
-    from ipiqa.scoring.parts import PartsFolder
+    from ipiqa.scoring.job import PartsFolder, Settings, auto_batch_size, score_parts, versions
+    from ipiqa.scoring.loading import model_sha256
     from ipiqa.scoring.ray_engine import PartScorer, Pool, connected, score_on_ray
 
-    folder = PartsFolder.of(out)
+    folder, pool = PartsFolder.of(out), None
     batch_size = arguments.batch_size or folder.job().get("batch_size")
     try:
         with contextlib.ExitStack() as stack:
-            pool = None
             if arguments.engine == "ray":
                 stack.enter_context(connected(arguments.address or os.environ.get("RAY_ADDRESS")))
                 pool = Pool.of(arguments.concurrency, arguments.num_cpus, arguments.num_gpus)
             device = pool.device if pool else scorer.device.type
-            batch_size = batch_size or (usual_batch_size(device) if pool else auto_batch_size(scorer))
             num_workers = arguments.num_workers or (pool.num_cpus if pool else num_threads())
-            settings = Settings(columns.scores, batch_size, num_workers)
-            job = _identity(device, columns, settings, arguments)
-            stop = stack.enter_context(StopSignals())
-            progress = Progress(rows.num_rows, stop)
-
+            settings = Settings(columns.scores, batch_size or auto_batch_size(device), num_workers)
+            job = {  # what decides scores besides the rows: a job that goes on must not differ in it
+                "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (links)
+                "model": model_sha256(arguments.model, arguments.folds), "device": device, "amp": arguments.amp,
+                "batch_size": settings.batch_size, "columns": columns.names, "versions": versions(),
+            }  # fmt: skip
+            progress = Progress(rows.num_rows, stack.enter_context(StopSignals()))
             stack.enter_context(folder.claimed(job, overwrite=arguments.overwrite))
             pending = folder.pending(rows.parts(settings.part_size), progress.skip)
             if pool:
                 model = arguments.model
                 model = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 (a name)
                 task = PartScorer(model, arguments.folds, settings, job, PartsFolder(folder.path.absolute()))
-                stop.then = lambda: progress.add(0)
                 score_on_ray(pending, task, pool, rows.num_rows, progress.add)
-                stop.then = None
             else:
                 for scored in score_parts(scorer, pending, settings, progress.add):
                     folder.write(scored)
@@ -167,18 +165,6 @@ def _write(scorer: Scorer, rows: Rows, columns: Columns, out: Path, arguments: a
     status = _report(summary, progress)
     print(out)
     return status
-
-
-def _identity(device: str, columns: Columns, settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns what decides scores besides the rows: a job that goes on must not differ in it."""
-    from ipiqa.scoring.loading import model_sha256
-    from ipiqa.scoring.parts import versions
-
-    return {
-        "images": "-" if arguments.images == "-" else os.path.abspath(arguments.images),  # noqa: PTH100 (no links)
-        "model": model_sha256(arguments.model, arguments.folds), "device": device, "amp": arguments.amp,
-        "batch_size": settings.batch_size, "columns": columns.names, "versions": versions(),
-    }  # fmt: skip
 
 
 def _show(rows: Rows, columns: Columns) -> int:

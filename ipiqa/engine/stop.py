@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -27,7 +26,6 @@ class StopSignals:
     """
 
     signal_number: int | None = None  # of the signal that came
-    then: Callable[[], None] | None = None  # called when it comes, for work that does not ask for long
 
     def __enter__(self) -> StopSignals:
         caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -48,5 +46,3 @@ class StopSignals:
             signal.raise_signal(number)
         self.signal_number = number
         logger.warning("Stopping after this step; the state will be saved. Once more stops at once.")
-        if self.then is not None:
-            self.then()

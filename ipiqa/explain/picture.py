@@ -1,19 +1,21 @@
-"""An explanation as one picture, and what the page shows too: heat maps over the image, captions, notes."""
+"""An explanation as one picture, and as one page that loads and runs nothing and escapes everything from the data."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from ipiqa.datasets.table import Target
-from ipiqa.explain.explanation import Explanation
-from ipiqa.explain.maps import HeatMap
+from ipiqa.explain.explanation import Explanation, HeatMap
+from ipiqa.report.render import render
 
-PANEL = 336  # longer side of an image, in pixels
+PANEL, _SIDE = 336, 480  # longer side of an image in the picture and on the page, in pixels
 _RAMP = np.array([(255, 255, 255), (255, 176, 96), (176, 22, 50)], float)  # of a map, from no weight to the most
 _RAISES, _LOWERS = (28, 140, 150), (222, 110, 40)  # words
 _INK, _SOFT = (32, 38, 42), (92, 102, 108)
@@ -69,13 +71,6 @@ def notes(explanation: Explanation) -> list[str]:
     return out
 
 
-def score(explanation: Explanation, target: int) -> str:
-    """Returns a target's name with its score and, where it is known, the scale."""
-    of: Target = explanation.targets[target]
-    scale = "" if of.low is None or of.high is None else f" on a scale of {of.low:g} to {of.high:g}"
-    return f"{of.name} {with_std(explanation.scores[:, target])}{scale}"
-
-
 def with_std(folds: np.ndarray, sign: str = "") -> str:
     """Returns the mean of numbers (F,) and, of several, their standard deviation; `sign` "+" shows that of the mean."""
     spread = f" ± {folds.std(ddof=1):.2f}" if len(folds) > 1 else ""
@@ -92,10 +87,39 @@ def strengths(explanation: Explanation) -> np.ndarray:
     return mean / np.maximum(np.abs(mean).max(axis=0, initial=0), least)
 
 
+def _panels(explanation: Explanation, image: Image.Image, side: int) -> list[tuple[Image.Image, str, str]]:
+    """Returns the image and its maps, so many pixels long, with their titles and what they show."""
+    image = fitted(image, side)
+    maps = [(overlay(image, heat.weights), *caption(heat)) for heat in explanation.maps]
+    return [(image, "image", "as it was given"), *maps]
+
+
+def _sections(explanation: Explanation) -> list[tuple[str, str, list[tuple[str, str, float]]]]:
+    """Returns for each target its score and scale, its meaning, and the words read with their numbers and strengths."""
+    words, out = explanation.words, []
+    for i, (target, strength) in enumerate(zip(explanation.targets, strengths(explanation).T, strict=True)):
+        has_scale = target.low is not None and target.high is not None
+        scale = f" on a scale of {target.low:g} to {target.high:g}" if has_scale else ""
+        numbers = [with_std(folds, "+") for folds in words.differences[:, : words.num_read, i].T]
+        chips = list(zip(words.words, numbers, strength.tolist(), strict=False))  # the words that are read
+        out.append((f"{target.name} {with_std(explanation.scores[:, i])}{scale}", target.meaning, chips))
+    return out
+
+
+def explanation_page(explanation: Explanation, image: Image.Image) -> str:
+    """Returns the page of an explanation of an upright RGB image, as HTML text."""
+    template, images = Path(__file__).parent / "templates" / "explain.html.j2", []
+    for shown, title, sentence in _panels(explanation, image, _SIDE):
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=90)
+        images.append((title, sentence, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"))
+    about = {"prompt": explanation.prompt, "notes": notes(explanation)}
+    return render(template, images=images, sections=_sections(explanation), **about)
+
+
 def draw(explanation: Explanation, image: Image.Image) -> Image.Image:
     """Returns an explanation of an upright RGB image as a picture, as tall as it needs to be."""
-    words, image = explanation.words, fitted(image, PANEL)
-    panels = [(image, "image", "")] + [(overlay(image, heat.weights), *caption(heat)) for heat in explanation.maps]
+    words, panels = explanation.words, _panels(explanation, image, PANEL)
     prompt = explanation.prompt.split()[: words.num_read or 80]
     most = 1000 + 600 * len(panels) + 40 * len(prompt) + len(explanation.targets) * (100 + 60 * words.num_read)
     paper = Image.new("RGB", (_WIDTH, most), "white")
@@ -109,34 +133,34 @@ def draw(explanation: Explanation, image: Image.Image) -> Image.Image:
             below = _write(canvas, (x, y + shown.height + 6), title.split(), 18)
             ends.append(_write(canvas, (x, below), sentence.split(), 15, _SOFT, right=x + PANEL))
         y = max(ends) + 6
-    for i, strength in enumerate(strengths(explanation).T):
-        y = _write(canvas, (_MARGIN, y + 14), score(explanation, i).split(), 22) + 6
-        numbers = [with_std(folds, "+").partition(" ")[0] for folds in words.differences[:, : words.num_read, i].T]
-        y = _write(canvas, (_MARGIN, y), words.words[: words.num_read], 18, numbers=numbers, strength=strength)
+    for score, _, chips in _sections(explanation):
+        y = _write(canvas, (_MARGIN, y + 14), score.split(), 22) + 6
+        y = _write(canvas, (_MARGIN, y), [word for word, *_ in chips], 18, chips=chips)
     y = _write(canvas, (_MARGIN, y + 14), " ".join(notes(explanation)).split(), 15, _SOFT)
     return paper.crop((0, 0, _WIDTH, round(y) + _MARGIN))
 
 
 def _write(
     canvas: ImageDraw.ImageDraw, place: tuple[float, float], words: Sequence[str], size: int,
-    colour: tuple[int, ...] = _INK, *, right: int = _WIDTH - _MARGIN, numbers: Sequence[str] = (),
-    strength: Sequence[float] | np.ndarray = (),
+    colour: tuple[int, ...] = _INK, *, right: int = _WIDTH - _MARGIN, chips: Sequence[tuple[str, str, float]] = (),
 ) -> float:  # fmt: skip
-    """Puts words in lines from a place to the right, and returns where they end below; those with numbers in boxes."""
-    font, small, pad = _font(size), _font(14), 7 * bool(numbers)
-    (left, y), x, height = place, place[0], size * 1.35 + 30 * bool(numbers)
+    """Puts words in lines from a place to the right, and returns where they end below; those of chips in boxes."""
+    font, small, pad = _font(size), _font(14), 7 * bool(chips)
+    (left, y), x, height = place, place[0], size * 1.35 + 30 * bool(chips)
     for i, word in enumerate(words):
         text = word if len(word) <= _LONGEST else f"{word[: _LONGEST - 1]}…"
-        width = 2 * pad + max(font.getlength(text), small.getlength(numbers[i]) if numbers else 0)
+        number = chips[i][1].partition(" ")[0] if chips else ""
+        width = 2 * pad + max(font.getlength(text), small.getlength(number))
         if x + width > right and x > left:
             x, y = left, y + height
-        if numbers:
-            base = np.array(_RAISES if strength[i] > 0 else _LOWERS)
-            fill = tuple((255 - abs(strength[i]) * 0.6 * (255 - base)).round().astype(int).tolist())
+        if chips:
+            strength = chips[i][2]
+            base = np.array(_RAISES if strength > 0 else _LOWERS)
+            fill = tuple((255 - abs(strength) * 0.6 * (255 - base)).round().astype(int).tolist())
             canvas.rounded_rectangle((x, y, x + width, y + height - 8), 5, fill)
-            canvas.text((x + pad, y + 27), numbers[i], colour, small)
-        canvas.text((x + pad, y + 3 * bool(numbers)), text, colour, font)
-        x += width + (6 if numbers else font.getlength(" "))
+            canvas.text((x + pad, y + 27), number, colour, small)
+        canvas.text((x + pad, y + 3 * bool(chips)), text, colour, font)
+        x += width + (6 if chips else font.getlength(" "))
     return y + height * bool(words)
 
 

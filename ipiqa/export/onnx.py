@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.export.files import new
+from ipiqa.export.folder import new
 from ipiqa.files import require_package
 from ipiqa.models.weights import Tensors, one_line
 from ipiqa.prompts import CONTEXT_LENGTH

@@ -1,25 +1,33 @@
-"""What any process does to score rows, part by part: the same numbers whoever scores a part, and after what."""
+"""Rows scored part by part: the same numbers whoever scores a part, and after what; and what is kept until all are."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image
 
-from ipiqa.errors import DataError, IpiqaError
+import ipiqa
+from ipiqa.errors import ConfigError, DataError, IpiqaError
+from ipiqa.files import locked, replacing, write_json
 from ipiqa.prompts import num_too_long
-from ipiqa.scoring.rows import Part, Row, digest, legible
+from ipiqa.scoring.rows import Part, Row, legible
 from ipiqa.scoring.scorer import Scorer
-
-Cell = str | float | None
+from ipiqa.scoring.writers import Cell, Columns, write_output
 
 BATCHES_PER_PART, ROWS_PER_PART = 4, 128  # at least: whoever is stopped loses a part
+JOB, LOCK = "job.json", "job.lock"
+_OURS = ("part-*.jsonl", "output.*", ".*.tmp")  # what lies in a folder of parts; the last of killed processes
+MOST_FAILURES = 20  # that are kept to be shown
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,6 @@ class ScoredPart:
     """What is written of a part."""
 
     number: int
-    digest: str = ""  # of its rows
     num_too_long: int = 0  # rows whose prompt is longer than the model reads
     rows: list[list[Cell]] = field(default_factory=list)  # image, prompt, carried cells, scores or Nones, error or None
 
@@ -51,24 +58,9 @@ def score_columns(scorer: Scorer) -> tuple[str, ...]:
     return tuple(scorer.columns(np.zeros((scorer.num_folds, 1, len(scorer.targets)), np.float32)))
 
 
-def usual_batch_size(device: str) -> int:
-    """Returns how many images a kind of device is given at once."""
+def auto_batch_size(device: str) -> int:
+    """Returns how many images a kind of device is given at once; fewer are where its memory is short."""
     return 32 if device == "cpu" else 128
-
-
-def auto_batch_size(scorer: Scorer) -> int:
-    """Returns the batch size that suits a scorer's device: of a GPU, the largest that fits its memory, at most 128."""
-    size = usual_batch_size(scorer.device.type)
-    if scorer.device.type == "cpu":
-        return size
-    grey = scorer.prepare(Image.new("RGB", (64, 64), "grey"))
-    while size > 1:
-        try:
-            scorer.outputs([grey] * size, ["a"] * size)
-            break
-        except torch.OutOfMemoryError:
-            size //= 2
-    return size
 
 
 def score_parts(
@@ -93,7 +85,7 @@ def score_parts(
             while (begun := following.result()) is not None:
                 following = reader.submit(begin)
                 number, rows, prepared = begun
-                scored = ScoredPart(number, digest(rows))
+                scored = ScoredPart(number)
                 scorer.forget_prompts()
                 for start in range(0, len(rows), settings.batch_size):
                     batch = slice(start, start + settings.batch_size)
@@ -130,22 +122,138 @@ def _score(scorer: Scorer, rows: list[Row], results: list[Any], num_columns: int
     for row, result in zip(rows, results, strict=True):
         failed = isinstance(result, DataError)
         error = legible(str(result)) if failed else None  # it may name odd paths
-        out.append([row.image, row.prompt, *row.carried, *([None] * num_columns if failed else result), error])
+        out.append([*row.cells, *([None] * num_columns if failed else result), error])
     return out
 
 
 def _outputs(scorer: Scorer, images: list[Any], prompts: list[str]) -> list[np.ndarray | DataError]:
     """Returns the scores (F, T) of each image, or why it has none."""
-    if not images:
-        return []
-    try:
-        scores = scorer.outputs(images, prompts)
-        wrong = DataError("the model gives no finite score")
-        return [one if np.isfinite(one).all() else wrong for one in scores.transpose(1, 0, 2)]
-    except (DataError, torch.OutOfMemoryError) as error:
-        if len(images) == 1 and isinstance(error, DataError):
-            return [error]
-        if len(images) == 1:
-            raise
-    half = len(images) // 2
+    count = len(images)
+    if count <= scorer.fits:
+        try:
+            scores = scorer.outputs(images, prompts) if images else np.zeros((1, 0, 1))
+            wrong = DataError("the model gives no finite score")
+            return [one if np.isfinite(one).all() else wrong for one in scores.transpose(1, 0, 2)]
+        except DataError as error:
+            if count == 1:
+                return [error]
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            scorer.fits = count // 2 + count % 2  # or each further batch would fail first
+    half = count // 2
     return _outputs(scorer, images[:half], prompts[:half]) + _outputs(scorer, images[half:], prompts[half:])
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides scores."""
+    return {"ipiqa": ipiqa.__version__, "torch": torch.__version__, "pillow": PIL.__version__}
+
+
+@dataclass
+class Summary:
+    """What is said of a job in the end."""
+
+    rows: int = 0
+    failed: int = 0
+    too_long: int = 0  # rows whose prompt is longer than the model reads
+    failures: list[tuple[str, str]] = field(default_factory=list)  # the first (image, error)
+
+    def add(self, part: ScoredPart) -> list[list[Any]]:
+        """Counts a part and returns its rows."""
+        failures = [(str(row[0]), str(row[-1])) for row in part.rows if row[-1] is not None]
+        self.failures += failures[: MOST_FAILURES - len(self.failures)]
+        self.rows, self.failed = self.rows + len(part.rows), self.failed + len(failures)
+        self.too_long += part.num_too_long
+        return part.rows
+
+
+@dataclass
+class PartsFolder:
+    """The folder `OUT.parts`, which keeps what is scored until all is; on a cluster it lies on a disk that all see."""
+
+    path: Path
+    num_parts: int = 0  # of the job, known once `pending` has ended
+
+    @classmethod
+    def of(cls, out: Path) -> PartsFolder:
+        """Returns the folder that belongs to an output file."""
+        return cls(out.with_name(f"{out.name}.parts"))
+
+    @contextlib.contextmanager
+    def claimed(self, job: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Holds the folder for one process; parts that are there stay where they are of the same job.
+
+        Those of another job are removed with `overwrite`; else that is a ConfigError, which says what differs. A folder
+        without parts is removed in the end.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.path / LOCK, advice="Wait for its end, or give another --out."):
+                before = self.job()
+                if before and before != job and not overwrite:
+                    name = next(name for name in {**job, **before} if before.get(name) != job.get(name))
+                    known = f"{name} was {before.get(name)!r:.80}, now {job.get(name)!r:.80}"
+                    how = "Go on with the command of that job, or give another --out, or --overwrite."
+                    raise ConfigError(f"--out: '{self.path}' is of another job: {known}. {how}")
+                if before != job:
+                    self.remove()
+                    write_json(self.path / JOB, job)
+                try:
+                    yield
+                finally:
+                    if not any(self.path.glob("part-*.jsonl")):
+                        self.remove()
+        finally:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.path.rmdir()
+
+    def job(self) -> dict[str, Any]:
+        """Returns what the folder is claimed for, {} where that is not known."""
+        try:
+            return dict(json.loads((self.path / JOB).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def pending(self, parts: Iterable[Part], skipped: Callable[[int], None]) -> Iterator[Part]:
+        """Yields the parts that are not written; `skipped` is called with the number of rows of each that is."""
+        for self.num_parts, part in enumerate(parts, start=1):
+            if self.has(part):
+                skipped(len(part))
+            else:
+                yield part
+
+    def has(self, part: Part) -> bool:
+        """Returns whether a part is written and still of the same rows."""
+        try:
+            both = zip(part.rows(), self.read(part.number).rows, strict=True)
+            return all(cells[: len(row.cells)] == row.cells and row.problem in ("", cells[-1]) for row, cells in both)
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def write(self, scored: ScoredPart) -> None:
+        """Writes a part atomically."""
+        with replacing(self._file(scored.number)) as file:
+            json.dump(vars(scored), file)
+
+    def read(self, number: int) -> ScoredPart:
+        """Returns a part that is written."""
+        return ScoredPart(**json.loads(self._file(number).read_text(encoding="utf-8")))
+
+    def write_output(self, out: Path, columns: Columns) -> Summary:
+        """Writes the scores of all parts to a file, whole or not at all, and removes them here."""
+        summary, merged = Summary(), self.path / f"output{out.suffix}"  # here a killed process may leave it
+        write_output(merged, columns, (summary.add(self.read(number)) for number in range(self.num_parts)))
+        os.replace(merged, out)
+        self.remove()
+        return summary
+
+    def remove(self) -> None:
+        """Removes the parts; the folder goes when the claim ends."""
+        (self.path / JOB).unlink(missing_ok=True)  # first: parts without it count for nothing
+        for pattern in _OURS:
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"part-{number:07d}.jsonl"

@@ -9,22 +9,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from ipiqa import registry
 from ipiqa.config.loading import parse_override
+from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError, did_you_mean, located
 from ipiqa.files import content_sha256
-from ipiqa.models.bundle import CONFIG, WEIGHTS, ModelSpec, read_checkpoint
+from ipiqa.models.bundle import CONFIG, README, WEIGHTS, ModelSpec, Training, read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.weights import printable
+from ipiqa.models.weights import one_line, printable
 from ipiqa.scorers.table import ScoreTable
-from ipiqa.scoring.hub import HUB, download
+from ipiqa.scoring.images import OneImage
 from ipiqa.scoring.model_scorer import ModelScorer, Precision
 from ipiqa.scoring.scorer import Scorer
-from ipiqa.scoring.table_scorer import TableScorer
 
-ONNX = ".onnx"  # what names of exported graphs end with
+ONNX, HUB = ".onnx", "hf-hub:"  # what names of exported graphs end with, and of models on the Hugging Face Hub begin
+PATTERNS = [CONFIG, WEIGHTS, README, f"fold_*/{CONFIG}", f"fold_*/{WEIGHTS}"]  # nothing else is downloaded
+
+
+class TableScorer(Scorer):
+    """Gives the scores of a table as they are; no image file need be there."""
+
+    needs_prompt, image_size, trained_on = False, 0, Training()
+
+    def __init__(self, table: ScoreTable) -> None:
+        self.table, self.targets = table, tuple(Target(column) for column in table.columns)
+
+    def prepare(self, image: OneImage) -> str:
+        if not isinstance(image, (str, Path)):
+            raise DataError(f"images: {type(image).__name__} is not in '{self.table.path}'. Give paths.")
+        return Path(image).as_posix()
+
+    def outputs(self, prepared: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
+        return self.table.of(prepared, prompts)[None].astype(np.float32)
 
 
 def load(
@@ -139,7 +158,28 @@ def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
 
 
 def _local(what: str | Path) -> str | Path:
-    return download(str(what)) if str(what).startswith(HUB) else what
+    """Returns the path of a model; the folder of one on the Hub, where what was downloaded before is kept.
+
+    DataError where there is no such repository, it is not ours to read, or the network is away and nothing was kept.
+    """
+    if not str(what).startswith(HUB):
+        return what
+    from huggingface_hub import errors, snapshot_download
+
+    repository, _, revision = str(what).removeprefix(HUB).partition("@")
+    no_access = "no such repository, or none you have access to. For access: hf auth login"
+    known: dict[type[Exception], str] = {
+        errors.RepositoryNotFoundError: no_access,
+        errors.RevisionNotFoundError: f"it has no revision {revision!r}. Leave out @{revision} for the newest",
+        errors.HFValidationError: "no name of a repository. Write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION",
+        errors.LocalEntryNotFoundError: "not reached, nor downloaded before. Check the network and HF_ENDPOINT",
+    }
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS))
+    except Exception as error:  # the hub's client has many of its own for a network that does not answer
+        is_closed = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        problem = next((text for kind, text in known.items() if isinstance(error, kind)), one_line(error))
+        raise DataError(f"ipiqa.load: '{printable(what)}': {no_access if is_closed else problem}.") from None
 
 
 def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import os
-import pickle
 import re
 import socket
 import warnings
@@ -16,9 +15,8 @@ from typing import Any
 
 from ipiqa.errors import ConfigError, DataError, IpiqaError
 from ipiqa.files import require_package
-from ipiqa.scoring.job import Settings, score_parts
+from ipiqa.scoring.job import PartsFolder, Settings, score_parts, versions
 from ipiqa.scoring.loading import load, model_sha256
-from ipiqa.scoring.parts import PartsFolder, versions
 from ipiqa.scoring.rows import Part
 from ipiqa.scoring.scorer import Scorer
 
@@ -27,7 +25,7 @@ logger = logging.getLogger("ipiqa")
 MOST_PARTS = 8  # that a process is given at once: it decodes the next while it scores one
 SHARES = 4  # that each process is given at least, so that all end at about the same time
 MOST_TRIES = 5  # to score some parts, each ended by the death of the process
-CONNECTING = 10.0  # seconds
+CONNECTING, ASKING = 10.0, 0.5  # seconds until an address is given up, and between two looks for a signal
 
 
 @contextlib.contextmanager
@@ -41,15 +39,11 @@ def connected(address: str | None) -> Iterator[None]:
         quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch, where firewalls ask, to stay on loopback
     os.environ |= quiet | os.environ
     ray = require_package("ray", "--engine ray")
-    require_package("ray.data", "--engine ray")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is raised, too
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what is wrong is raised, too
     own = {"include_dashboard": False} if address is None else {}
     try:
         with _silenced():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-            context = ray.data.DataContext.get_current()
-            context.enable_progress_bars = context.print_on_execution_start = False
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"--address: Ray cannot be used at {address or 'this machine'}: {reason:.200}") from None
@@ -121,7 +115,7 @@ class Pool:
 
 @dataclass
 class PartScorer:
-    """One of the processes, an actor of Ray Data: it loads the model once, and returns a user's mistakes as text.
+    """One of the processes, an actor of Ray: it loads the model once.
 
     Its paths are absolute, on a disk that all machines see.
     """
@@ -133,13 +127,18 @@ class PartScorer:
     folder: PartsFolder
     scorer: Scorer | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Returns how many rows were scored, and a problem that ends the job, or ""."""
+    def score(self, parts: Sequence[Part]) -> int:
+        """Writes the scores of parts, but for those that a process has written before it died; returns their rows.
+
+        DataError, with the name of the machine: a mistake of the user's.
+        """
         try:
             self.scorer = self.scorer or self.load()
-            return {"rows": [self.score(self.scorer, pickle.loads(batch["parts"][0]))], "problem": [""]}
+            for scored in score_parts(self.scorer, [p for p in parts if not self.folder.has(p)], self.settings):
+                self.folder.write(scored)
         except (IpiqaError, OSError) as error:
-            return {"rows": [0], "problem": [f"machine {socket.gethostname()}: {error}"]}
+            raise DataError(f"machine {socket.gethostname()}: {error}") from None
+        return sum(map(len, parts))
 
     def load(self) -> Scorer:
         """Returns the scorer; DataError where this machine does not have what the job was begun with."""
@@ -152,51 +151,44 @@ class PartScorer:
             raise DataError(f"'{self.model}' is another model there. Give one on a disk that all machines see.")
         return scorer
 
-    def score(self, scorer: Scorer, parts: Sequence[Part]) -> int:
-        """Writes the scores of parts, but for those that a process has written before it died; returns their rows."""
-        number = parts[0].number
-        tries = self.folder.path / f"tries-{number:07d}"
-        with tries.open("ab") as file:
-            file.write(b".")
-            if file.tell() > MOST_TRIES:
-                raise DataError(f"{MOST_TRIES} processes that scored part {number} have died. Is memory short?")
-        for scored in score_parts(scorer, [part for part in parts if not self.folder.has(part)], self.settings):
-            self.folder.write(scored)
-        tries.unlink()
-        return sum(map(len, parts))
-
 
 def score_on_ray(
     parts: Iterator[Part], task: PartScorer, pool: Pool, num_rows: int | None, progress: Callable[[int], None]
 ) -> None:
     """Scores parts on the connected cluster as `task` says, and has them written there; machines may die on the way.
 
-    `progress` is called with numbers of rows; what it raises ends the job.
+    `progress` is called with numbers of rows, at least twice a second; what it raises ends the job.
     """
     ray = require_package("ray", "--engine ray")
-    for path in task.folder.path.glob("tries-*"):
-        path.unlink()
     shares = MOST_PARTS if num_rows is None else num_rows // task.settings.part_size // (SHARES * pool.size)
     batches = iter(lambda: list(itertools.islice(parts, max(1, min(MOST_PARTS, shares)))), [])
-    # All parts are kept in Ray's store, on disk where that is full, but not in the memory of this process.
-    table = require_package("pyarrow", "--engine ray").table
-    stored = [ray.put(table({"parts": [pickle.dumps(batch)]})) for batch in batches]
-    if not stored:
-        return
-    dataset = ray.data.from_arrow_refs(stored).map_batches(
-        PartScorer, fn_constructor_kwargs=vars(task), batch_size=1, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
-        compute=ray.data.ActorPoolStrategy(size=min(pool.size, len(stored))),
-    )  # fmt: skip
-    results = dataset.iter_internal_ref_bundles()  # unlike `iter_rows`, without a thread that would go on
-    try:
-        for result in itertools.chain.from_iterable(bundle.block_refs for bundle in results):
-            (answer,) = ray.get(result).to_pylist()
-            progress(answer["rows"])
-            if answer["problem"]:
-                raise DataError(answer["problem"])
-    except ray.exceptions.RayError as error:
-        if missing := re.search(r"No module named ('[\w.]+')", str(error)):
-            raise ConfigError(f"--engine ray: a machine has no {missing[1]}. Install the same on all.") from None
-        raise
-    finally:
-        del results  # which ends what runs there; Ray must not be shut down before
+    scoring = ray.remote(PartScorer).options(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+    at_work: dict[Any, tuple[Any, list[Part], int]] = {}  # result to come -> its process, parts, and which try it is
+
+    def give(process: Any, batch: list[Part], number: int = 1) -> None:
+        at_work[process.score.remote(batch)] = process, batch, number
+
+    for batch in itertools.islice(batches, pool.size):
+        give(scoring.remote(**vars(task)), batch)
+    while at_work:
+        progress(0)
+        for result in ray.wait([*at_work], timeout=ASKING)[0]:
+            process, batch, number = at_work.pop(result)
+            try:
+                progress(ray.get(result))
+            except ray.exceptions.RayError as error:
+                if missing := re.search(r"No module named ('[\w.]+')", str(error)):
+                    raise ConfigError(
+                        f"--engine ray: a machine has no {missing[1]}. Install the same on all."
+                    ) from None
+                if isinstance(error, ray.exceptions.RayTaskError):
+                    raise error.cause from None
+                if number == MOST_TRIES:
+                    problem = f"{MOST_TRIES} processes that scored part {batch[0].number} have died"
+                    raise DataError(f"--engine ray: {problem}. Is memory short?") from None
+                give(scoring.remote(**vars(task)), batch, number + 1)
+                continue
+            if batch := next(batches, []):
+                give(process, batch)
+            else:
+                ray.kill(process)  # one that is to take the place of a dead one may wait for its room

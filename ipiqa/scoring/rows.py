@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -43,6 +41,11 @@ class Row:
     prompt: str | None  # None where there is none
     carried: tuple[str, ...] = ()  # cells of the input's other columns
     problem: str = ""  # why it cannot be scored, where that is known before the image is opened
+
+    @property
+    def cells(self) -> list[str | None]:
+        """What the output has of it beside the scores."""
+        return [self.image, self.prompt, *self.carried]
 
     def file(self) -> Path | bytes:
         """Returns the image as it can be opened; DataError: its shard has changed."""
@@ -130,9 +133,3 @@ def legible(text: str) -> str:
     'caf\\udce9'
     """
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") if NOT_TEXT.search(text) else text
-
-
-def digest(rows: list[Row]) -> str:
-    """Returns 16 hexadecimal digits that tell whether a part is still the same: names, prompts and other cells."""
-    content = json.dumps([(row.image, row.prompt, row.carried, row.problem) for row in rows])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

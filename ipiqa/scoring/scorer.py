@@ -41,6 +41,7 @@ class Scorer(ABC):
     trained_on: Training
     num_folds = 1  # F
     device = torch.device("cpu")  # that it computes on
+    fits = 2**16  # images that its memory takes at once, as far as is known
     _has_warned = False
 
     @abstractmethod

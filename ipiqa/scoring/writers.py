@@ -13,11 +13,11 @@ from typing import IO, Any
 
 from ipiqa.errors import ConfigError
 from ipiqa.files import replacing, require_package
-from ipiqa.scoring.job import Cell
 
 WIDEST = 40  # characters of a text on the screen
 ROW_GROUP = 2**14  # rows of a parquet file that are written at once
 
+Cell = str | float | None
 Chunks = Iterable[list[list[Cell]]]  # rows, some at a time
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -36,13 +37,14 @@ T = TypeVar("T")
 
 INTERNAL = "internal error: the log of the server has more."
 CUT = "the prompt is longer than the model reads; its last words do not count."
+ENDS = {"score": "", "percentile": "_percentile", "std": "_std"}  # of the columns that a scorer's tables have
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
 def make_app(scorer: Scorer, limits: Limits | None = None, name: str = "model") -> FastAPI:
     """Returns the application that serves a scorer under a name; while it runs, nobody else may use the scorer."""
-    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    policy = {"Content-Security-Policy": _policy(page)}
+    page, bodies = ((Path(__file__).parent / file).read_text("utf-8") for file in ("page.html", "openapi.json"))
+    policy, takes = {"Content-Security-Policy": _policy(page)}, json.loads(bodies)  # what each endpoint takes
     service = _Service(scorer, limits or Limits(), name)
 
     @contextlib.asynccontextmanager
@@ -52,8 +54,8 @@ def make_app(scorer: Scorer, limits: Limits | None = None, name: str = "model") 
 
     # no pages of FastAPI's about the interface: they load scripts from elsewhere
     app = FastAPI(title="IP-IQA", version=ipiqa.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.post("/v1/score", openapi_extra=_takes(several=True))(service.score)
-    app.post("/v1/explain", openapi_extra=_takes(several=False))(service.explain)
+    app.post("/v1/score", openapi_extra=takes["score"])(service.score)
+    app.post("/v1/explain", openapi_extra=takes["explain"])(service.explain)
     app.get("/v1/model")(service.model)
     app.get("/health")(service.health)
     app.get("/", include_in_schema=False)(lambda: HTMLResponse(page, headers=policy))
@@ -104,7 +106,7 @@ class _Service:
             with self.batcher.admitting(len(pairs)):
                 outputs = await self._in_time(request, asyncio.gather(*map(self._score_pair, pairs)))
         warnings = [f"pair {i}: {CUT}" for i, pair in enumerate(pairs) if self._is_cut(pair)]
-        content = {**self.head, "scores": self._as_json(outputs), "warnings": warnings}
+        content = {**self.head, "scores": [*map(self._as_json, outputs)], "warnings": warnings}
         if all(isinstance(output, str) for output in outputs):
             return JSONResponse({"error": outputs[0], **content}, 500 if INTERNAL in outputs else 422)
         return JSONResponse(content)
@@ -120,7 +122,7 @@ class _Service:
                     explained = await self._in_time(request, asyncio.wrap_future(job))
                 except IpiqaError as error:
                     raise HTTPException(422, str(error)) from None
-        return JSONResponse({**self.head, "scores": self._as_json([explained.scores]), **_as_lists(explained)})
+        return JSONResponse({**self.head, "scores": [self._as_json(explained.scores)], **_as_lists(explained)})
 
     @contextlib.asynccontextmanager
     async def _received(self, request: Request) -> AsyncIterator[list[Pair]]:
@@ -188,19 +190,15 @@ class _Service:
         prompt = (pair.prompt or "")[: self.limits.prompt]
         return self.scorer.needs_prompt and num_too_long([prompt]) > 0
 
-    def _as_json(self, outputs: list[np.ndarray | str]) -> list[dict[str, Any]]:
-        """Returns for each pair the score of each target and what the scorer's tables add to it, or the error."""
-        scored = [output for output in outputs if not isinstance(output, str)]
-        columns = self.scorer.columns(np.stack(scored, axis=1)) if scored else {}
-        ends = {"score": "", "percentile": "_percentile", "std": "_std"}
-        rows: list[dict[str, Any]] = [
-            {
-                t.name: {key: float(columns[t.name + end][i]) for key, end in ends.items() if t.name + end in columns}
-                for t in self.scorer.targets
-            }
-            for i in range(len(scored))
-        ]
-        return [{"error": output} if isinstance(output, str) else rows.pop(0) for output in outputs]
+    def _as_json(self, output: np.ndarray | str) -> dict[str, Any]:
+        """Returns the score (F, T) of a pair for each target and what the scorer's tables add to it, or its error."""
+        if isinstance(output, str):
+            return {"error": output}
+        columns, targets = self.scorer.columns(output[:, None]), dict[str, Any]()
+        for target in self.scorer.targets:
+            of_target = {key: columns.get(target.name + end) for key, end in ENDS.items()}
+            targets[target.name] = {key: float(value[0]) for key, value in of_target.items() if value is not None}
+        return targets
 
 
 def _as_lists(explained: Explanation) -> dict[str, Any]:
@@ -226,16 +224,3 @@ def _policy(page: str) -> str:
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     own = f"script-src '{script_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
     return f"default-src 'none'; {own}; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-
-
-def _takes(several: bool) -> dict[str, Any]:
-    """Returns the body that an endpoint takes, as OpenAPI has it."""
-    text, most = {"type": "string"}, {} if several else {"maxItems": 1}
-    pair = {"type": "object", "required": ["image"], "properties": {"image": text | {"format": "byte"}, "prompt": text}}
-    of_form = {"image": text | {"format": "binary"}, "prompt": text}
-    fields = {
-        "multipart/form-data": {name: {"type": "array", "items": item, **most} for name, item in of_form.items()},
-        "application/json": {"pairs": {"type": "array", "items": pair, **most}},
-    }
-    content = {kind: {"schema": {"type": "object", "properties": names}} for kind, names in fields.items()}
-    return {"requestBody": {"required": True, "content": content}}
