@@ -34,8 +34,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         owner, name, _, revision, *file = path.removeprefix("/").split("/")
         folder = self._folder(f"{owner}/{name}", revision)
-        content = (folder / "/".join(file)).read_bytes() if folder is not None else b""
+        asked = folder / "/".join(file) if folder is not None else None
+        content = asked.read_bytes() if asked is not None and asked.is_file() else b""
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": revision}
+        if not content:
+            headers["X-Error-Code"] = "EntryNotFound"
         self._send(200 if content else 404, headers, content, has_body=has_body)
 
     def _about(self, repository: str, kind: str, revision: str) -> None:

@@ -170,7 +170,10 @@ def test_every_kind_of_contestant_leaves_a_run_folder_and_a_row(done: Path, toy:
             assert row["targets"][target]["srcc"]["mean"] == pytest.approx(expected, abs=1e-6), name
     assert found["worse"]["targets"]["quality"]["srcc"]["mean"] > 0.9  # lower was better, as training shows
     assert {row["first"] for row in found.values()} == {"mean of generator"}
-    difference = found["worse"]["targets"]["quality"]["srcc_minus_first"]["difference"]
+    test = found["worse"]["targets"]["quality"]["srcc_minus_first"]
+    difference = test["difference"]
+    page = (done / "leaderboard.md").read_text()
+    assert f"{difference:+.3f} {test['mark']}".strip() + f" ({test['low']:+.3f} to {test['high']:+.3f})" in page
     first = found["mean of generator"]["targets"]["quality"]["srcc"]["mean"]
     assert difference == pytest.approx(found["worse"]["targets"]["quality"]["srcc"]["mean"] - first)
 

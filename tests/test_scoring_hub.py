@@ -25,7 +25,8 @@ images, out = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32), []
 for name in json.loads(sys.argv[1]):
     huggingface_hub.constants.HF_HUB_OFFLINE = name.startswith("offline ")
     try:
-        out.append(ipiqa.load(name.removeprefix("offline "), "cpu").score_folds(images).tolist())
+        scorer = ipiqa.load(name.removeprefix("offline "), "cpu")
+        out.append((scorer.score("x.png") if name.startswith("table") else scorer.score_folds(images)).tolist())
     except ipiqa.errors.IpiqaError as error:
         out.append(str(error))
 print(json.dumps(out))
@@ -47,6 +48,7 @@ def test_what_is_shared_on_a_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
     for folder, bias in (("one", 1), ("old", 2), ("run/fold_00", 3), ("run/fold_01", 4)):
         image_only(tmp_path / folder, bias)
     (tmp_path / "one" / "README.md").write_text("# one")
+    (tmp_path / "one" / "scores.csv").write_text("image,iqa\nx.png,3\n")
     (tmp_path / "one" / "train.py").write_text("raise SystemExit('must not run')")
     (tmp_path / "one" / "pytorch_model.bin").write_bytes(b"not wanted")
     (tmp_path / "other").mkdir()
@@ -57,7 +59,9 @@ def test_what_is_shared_on_a_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
     }  # fmt: skip
     names = [
         "hf-hub:owner/one", "hf-hub:owner/one@v0", "hf-hub:owner/run", "hf-hub:owner/one@v9", "hf-hub:owner/none",
-        "hf-hub:owner/private", "hf-hub:owner/other", "hf-hub:../x", "offline hf-hub:owner/one", "offline hf-hub:a/b",
+        "hf-hub:owner/private", "hf-hub:owner/other", "hf-hub:../x",
+        "table scores=hf-hub:owner/one/scores.csv", "table scores=hf-hub:owner/one/none.csv",
+        "offline hf-hub:owner/one", "offline hf-hub:a/b",
     ]  # fmt: skip
     with hub(repositories) as (address, requests):
         settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
@@ -66,8 +70,9 @@ def test_what_is_shared_on_a_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
             command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | settings
         )
     assert out.returncode == 0, out.stderr
-    one, old, run, *refused, kept, offline = json.loads(out.stdout)
+    one, old, run, *refused, of_file, no_file, kept, offline = json.loads(out.stdout)
     assert one == kept == [[[1], [1]]] and old == [[[2], [2]]] and run == [[[3], [3]], [[4], [4]]]
+    assert of_file == [[3]] and "it has no file 'none.csv'" in no_file and "\n" not in no_file
     expected = [
         "'hf-hub:owner/one@v9': it has no revision 'v9'. Leave out @v9",
         "'hf-hub:owner/none': no such repository, or none you have access to. For access: hf auth login.",
@@ -80,5 +85,7 @@ def test_what_is_shared_on_a_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
     fetched = {request.split("/", 5)[-1] for request in requests if "/resolve/" in request}
     assert fetched == {
         "README.md",
+        "scores.csv",
+        "none.csv",
         *(f"{p}{n}" for p in ("", "fold_00/", "fold_01/") for n in ("config.json", "model.safetensors")),
     }

@@ -128,13 +128,14 @@ def _registered(what: str) -> Any:
     """Returns what a registered scorer gives, for settings written as "name key=value key=value"."""
     name, _, settings = what.partition(" ")
     with located(f"ipiqa.load: {name}"):
-        section = {"name": name} | dict(map(parse_override, _given(settings)))
+        section = {"name": name} | _given(settings)
         return registry.build("scorer", registry.resolve("scorer", section, "settings"), "settings", {})
 
 
-def _given(settings: str) -> list[str]:
-    """Returns the "key=value" of a text; a value may hold spaces."""
-    return re.split(r" +(?=[\w.]+=)", settings) if settings else []
+def _given(settings: str) -> dict[str, Any]:
+    """Returns the values of "key=value key=value"; they may hold spaces, and files on the Hub are fetched."""
+    pairs = map(parse_override, re.split(r" +(?=[\w.]+=)", settings) if settings else [])
+    return {key: str(_local(value)) if str(value).startswith(HUB) else value for key, value in pairs}
 
 
 def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:
@@ -151,30 +152,33 @@ def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
             files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
     else:
         text = str(what)
-        given = _given(text.partition(" ")[2])
-        files = [Path(setting.partition("=")[2].strip()).expanduser() for setting in given]
+        files = [Path(str(value)).expanduser() for value in _given(text.partition(" ")[2]).values()]
     hashes = content_sha256([file for file in files if file.is_file()])
     return hashlib.sha256("".join([*hashes, text]).encode()).hexdigest()[:16]
 
 
 def _local(what: str | Path) -> str | Path:
-    """Returns the path of a model; the folder of one on the Hub, where what was downloaded before is kept.
+    """Returns a path; of a model on the Hub its folder, of OWNER/NAME/FILE that file. What was downloaded is kept.
 
     DataError where there is no such repository, it is not ours to read, or the network is away and nothing was kept.
     """
     if not str(what).startswith(HUB):
         return what
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     repository, _, revision = str(what).removeprefix(HUB).partition("@")
+    owner, name, file = (*repository.split("/", 2), "", "")[:3]
     no_access = "no such repository, or none you have access to. For access: hf auth login"
     known: dict[type[Exception], str] = {
         errors.RepositoryNotFoundError: no_access,
         errors.RevisionNotFoundError: f"it has no revision {revision!r}. Leave out @{revision} for the newest",
         errors.HFValidationError: "no name of a repository. Write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION",
         errors.LocalEntryNotFoundError: "not reached, nor downloaded before. Check the network and HF_ENDPOINT",
+        errors.EntryNotFoundError: f"it has no file {file!r}",
     }
     try:
+        if file:
+            return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None))
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS))
     except Exception as error:  # the hub's client has many of its own for a network that does not answer
         is_closed = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
