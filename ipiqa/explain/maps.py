@@ -61,7 +61,9 @@ def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[K
     if tower is not None and (fusion_pool is not None or image_pool is not None):
         token_map = tower(inputs)[0]
         if isinstance(fusion_pool, AttentionPool):
-            out["prompt attention"] = fusion_pool.attention(token_map, model.prompt_encoder(tokens))
+            features = model.prompt_encoder(tokens)
+            query = features[:, 0] if features.ndim == 3 else features  # (1, D); the others are words
+            out["prompt attention"] = fusion_pool.attention(token_map, query)
         if isinstance(image_pool, AttentionPool):
             out["image attention"] = image_pool.attention(token_map)
     return {kind: weights.double().mean(dim=1)[0].cpu().numpy() for kind, weights in out.items()}
