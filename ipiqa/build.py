@@ -142,9 +142,11 @@ def held_out_batches(config: Config, data: Data, split: Split, device: torch.dev
     return eval_loader(data.table, data.images, data.tokens, rows, loading_of(config, device))
 
 
-def make_model(config: Config, num_targets: int) -> nn.Module:
-    """Returns the model of a config, on the CPU, its tower weights loaded."""
-    context = {"image_size": config.image_size, "num_targets": num_targets}
+def make_model(config: Config, num_targets: int, targets: Sequence[Target] | None = None) -> nn.Module:
+    """Returns the model of a config, on the CPU, its tower weights loaded; `targets` are by default the dataset's."""
+    if targets is None and hasattr(dataset := make_dataset(config), "layout"):
+        targets = tuple(dataset.layout().targets)
+    context = {"image_size": config.image_size, "num_targets": num_targets, "targets": targets or ()}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
         if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):

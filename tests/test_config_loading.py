@@ -242,7 +242,7 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("model:", "model.name: missing. There are: clip_antonyms, clip_cosine, clip_linear, image2prompt,"),
+        ("model:", "model.name: missing. There are: clip_antonyms, clip_cosine, clip_levels, clip_linear,"),
         ("dataset:", "dataset.name: missing. There are: agiqa_1k, agiqa_3k, aigciqa2023, aigiqa_20k, avt_ai_images,"),
         ("  output_dir:", "run.output_dir: missing. Give a path."),
     ],

@@ -48,9 +48,9 @@ class ProductFusion(CrossAttentionFusion):
 class TokenSimilarityFusion(CrossAttentionFusion):
     """The paper's fusion, and beside it how well each word of the prompt is found in the image.
 
-    A word is found as well as its nearest patch is near, by cosine (Yao et al. 2022, FILIP, section 3.1). Each of
+    A word is found as well as its nearest patch is near, by cosine (Yao et al. 2022, FILIP). Each of
     several learned poolings weighs the words by what they are. Patches of CLIP's ResNets start where the value path of
-    CLIP's own pool puts them, in the space of the prompts (Zhou et al. 2022, MaskCLIP, section 3.2).
+    CLIP's own pool puts them, in the space of the prompts (Zhou et al. 2022, MaskCLIP).
     """
 
     def __init__(

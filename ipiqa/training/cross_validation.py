@@ -55,7 +55,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
 
 def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
     """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
-    model = build.make_model(config, len(data.table.targets))
+    model = build.make_model(config, len(data.table.targets), data.table.targets)
     spec = build.describe_model(config, model, data.table.targets)
     if config.run.checkpoint is not None:
         for path in dict.fromkeys(run_folder.checkpoint_path(config, fold) for fold in splits):

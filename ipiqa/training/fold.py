@@ -91,7 +91,7 @@ class FoldRun:
             write_json(self.folder / "split.json", split.to_json(self.data.table))
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
-        model = build.make_model(config, len(targets))
+        model = build.make_model(config, len(targets), targets)
         spec = build.describe_model(config, model, targets, self.data, split)
         if config.run.checkpoint is not None:
             self._count_seen(load_model(model, checkpoint_path(config, split.fold), "run.checkpoint", spec))
