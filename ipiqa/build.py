@@ -210,7 +210,7 @@ class Inputs:
     prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
-        """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
+        """Returns the batch with images float32 (B, 3, S, S), or (B, V, 3, S, S); in training, some are mirrored."""
         flips = None
         if epoch is not None:
             rows, draw = batch["rows"], {"seed": self.seed, "fold": self.fold, "epoch": epoch}

@@ -164,7 +164,10 @@ def test_it_scores_untrained_and_trains_through_a_run(tmp_path: Path) -> None:
         ({"targets": (Target("quality"),)}, "model: the scale of the target 'quality' is not known"),
         ({"templates": {"quality": "a photo"}}, "model.templates.quality: 'a photo' has not one {level}"),
         ({"levels": {"quality": ["bad"]}}, "model.levels.quality: ['bad'] is no scale."),
-        ({"templates": {"quality": "{level}" + " very" * 40}}, "is longer than half of the 77 tokens that are read"),
+        (
+            {"templates": {"quality": "{level}" + " very" * 80}},
+            "leaves no room for a prompt in the 77 tokens that are read",
+        ),
         ({"temperature": 0.0}, "model.temperature: 0 is out of range."),
         (
             {"image_encoder": {**RESNET, "embed_dim": 4}},

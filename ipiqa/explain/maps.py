@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ipiqa.errors import ConfigError
 from ipiqa.models.pooling import AttentionPool
 from ipiqa.scoring.images import batch_of
 from ipiqa.scoring.model_scorer import ModelScorer
@@ -42,6 +43,8 @@ def heat_maps(scorer: ModelScorer, prepared: torch.Tensor, prompt: str) -> list[
     They are the attention of the fusion's pool and of the image tower's, and where a model lacks one of the two, a
     gradient map for each target.
     """
+    if scorer.processor.gives_views:
+        raise ConfigError("ipiqa explain: a model of several views has no one map. Take a model of processor squash.")
     inputs = batch_of([prepared], scorer.processor, scorer.device)
     tokens = scorer.tokenize([prompt]) if scorer.needs_prompt else torch.zeros(1, 1).long()
     folds = [_attention(model, inputs, tokens) for model in scorer.models]

@@ -51,8 +51,8 @@ class LevelPrompts(PromptFeatures):
         for text, (before, _, behind) in zip(texts, parts, strict=True):
             first, last = ([t for t in encoder.tokenize([part])[0].tolist() if t] for part in (before, behind))
             rows.append((first[:-1], last[1:]))
-            if len(first) + len(last) > self.context // 2 + 2:
-                problem = f"{text!r} is longer than half of the {self.context} tokens that are read"
+            if len(first) + len(last) > self.free:  # start and end are in both: at least two words of a prompt are read
+                problem = f"{text!r} leaves no room for a prompt in the {self.context} tokens that are read"
                 raise ConfigError(f"model.templates: {problem}. Write a shorter one.")
         width = max(len(first) + len(last) for first, last in rows) + 1
         padded = [[*first, *last, *[0] * (width - len(first) - len(last))] for first, last in rows]

@@ -10,6 +10,7 @@ from torch import nn
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError
 from ipiqa.metrics import aggregate, measure
+from ipiqa.processors.views import over_views
 from ipiqa.registry import lookup, register
 from ipiqa.tasks import losses
 
@@ -38,11 +39,11 @@ class QualityRegression:
         return torch.stack(terms).sum()
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(model(batch["images"], batch["tokens"]), batch["targets"], batch.get("known"))
+        return self.loss(over_views(model, batch["images"], batch["tokens"]), batch["targets"], batch.get("known"))
 
     def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns scores (B, T)."""
-        return model(batch["images"], batch["tokens"])
+        return over_views(model, batch["images"], batch["tokens"])
 
     def measure(
         self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray
