@@ -69,13 +69,13 @@ def test_a_side_shorter_than_a_view_is_made_larger() -> None:
 def test_random_crops_belong_to_the_row_and_the_epoch() -> None:
     processor = ViewsProcessor(16, stored_size=48, crops=2)
     draw = {"seed": 1, "fold": 0, "epoch": 0}
-    for num_rows in (100, None):
-        all_rows = processor.flips(torch.arange(100), num_rows=num_rows, **draw)
-        assert all_rows.shape == (100, 5) and set(all_rows[:, 0].tolist()) == {0.0, 1.0}
-        some = processor.flips(torch.tensor([7, 3]), num_rows=num_rows, **draw)
-        assert torch.equal(some, all_rows[[7, 3]])
-        later = processor.flips(torch.arange(100), num_rows=num_rows, **draw | {"epoch": 1})
-        assert not torch.equal(later[:, 1:], all_rows[:, 1:])
+    all_rows = processor.flips(torch.arange(100), num_rows=100, **draw)
+    assert all_rows.shape == (100, 5) and set(all_rows[:, 0].tolist()) == {0.0, 1.0}
+    assert torch.equal(processor.flips(torch.tensor([7, 3]), num_rows=100, **draw), all_rows[[7, 3]])
+    later = processor.flips(torch.arange(100), num_rows=100, **draw | {"epoch": 1})
+    assert not torch.equal(later[:, 1:], all_rows[:, 1:])
+    none = ViewsProcessor(16, stored_size=48, crops=0).flips(torch.arange(3), num_rows=3, **draw)
+    assert none.shape == (3, 1)
     image = picture(48, 24)
     drawn = torch.tensor([[0.0, 0.0, 0.99, 0.999, 0.5]])
     first, second, _ = views(image, drawn, crops=2)

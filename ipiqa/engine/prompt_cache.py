@@ -39,8 +39,7 @@ class PromptCache:
             in_fp32 = self.is_frozen or not torch.is_autocast_enabled(device)
             with torch.autocast(device, enabled=not in_fp32):
                 known |= zip([keys[i] for i in new], self.encoder(distinct[new]), strict=True)
-            # a feature of several rows, as of all words of a prompt, counts as so many
-            rows = max(known[keys[new[0]]].shape[:-1].numel(), 1)
+            rows = known[keys[new[0]]].shape[:-1].numel()  # of a feature: several where there is one for each word
             if (len(self._features) + len(new)) * rows > MOST_KEPT:
                 self._features = {}
             self._features |= known

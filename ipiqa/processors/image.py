@@ -26,7 +26,7 @@ ENDINGS = (
 )  # fmt: skip
 MIN_SIDE = 8
 _FLIPS = 4  # number in the RandomState seed: a stream that splits and batches do not share
-BLOCK = 4096  # streamed rows whose flips are drawn together
+_BLOCK = 4096  # streamed rows whose flips are drawn together
 
 
 @register("processor", "squash")
@@ -89,7 +89,7 @@ class SquashProcessor:
         """
         if num_rows is not None:
             return torch.from_numpy(draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
-        blocks = [draws((seed, fold, epoch, _FLIPS, row // BLOCK), BLOCK)[row % BLOCK] for row in rows.tolist()]
+        blocks = [draws((seed, fold, epoch, _FLIPS, row // _BLOCK), _BLOCK)[row % _BLOCK] for row in rows.tolist()]
         return torch.from_numpy(np.array(blocks) < self.flip)
 
     def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:

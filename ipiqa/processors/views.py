@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ipiqa.errors import ConfigError
-from ipiqa.processors.image import BLOCK, SquashProcessor, draws, upright
+from ipiqa.processors.image import SquashProcessor, draws, upright
 from ipiqa.registry import register
 
 _CROPS = 5  # number in the RandomState seed: a stream that splits, batches and flips do not share
@@ -70,12 +70,8 @@ class ViewsProcessor(SquashProcessor):
 
     def flips(self, rows: torch.Tensor, *, num_rows: int | None, seed: int, fold: int, epoch: int) -> torch.Tensor:
         """Returns float64 (B, 1 + 2 crops): whether to flip an image, 0 or 1, and where its crops lie, in [0, 1)."""
-        key, count = (seed, fold, epoch, _CROPS), 2 * self.crops
-        if num_rows is not None:
-            places = draws(key, num_rows * count).reshape(num_rows, count)[rows.numpy()]
-        else:
-            blocks = [draws((*key, row // BLOCK), BLOCK * count).reshape(BLOCK, count) for row in rows.tolist()]
-            places = np.stack([block[row % BLOCK] for block, row in zip(blocks, rows.tolist(), strict=True)])
+        assert num_rows is not None  # streamed rows are for pre-training, which takes no views
+        places = draws((seed, fold, epoch, _CROPS), num_rows * 2 * self.crops).reshape(num_rows, -1)[rows.numpy()]
         flips = super().flips(rows, num_rows=num_rows, seed=seed, fold=fold, epoch=epoch)
         return torch.cat([flips[:, None].double(), torch.from_numpy(places)], dim=1)
 

@@ -1,7 +1,7 @@
 """Regression of mean opinion scores."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from ipiqa.processors.views import over_views
 from ipiqa.registry import lookup, register
 from ipiqa.tasks import losses
 
+Pairs = Literal["batch", "prompt"]
+
 
 @register("task", "quality_regression")
 class QualityRegression:
@@ -21,25 +23,48 @@ class QualityRegression:
 
     has_scores = True
 
-    def __init__(self, *, loss: str | dict[str, float] = "mse") -> None:
-        """Takes the loss by name, or several with the weights, above 0, that they are summed with."""
+    def __init__(self, *, loss: str | dict[str, float] = "mse", pairs: Pairs = "batch") -> None:
+        """Takes the loss by name, or several with the weights, above 0, that they are summed with.
+
+        Losses that compare two images do so for all pairs of a batch, or for those of one prompt.
+        """
         weights = {loss: 1.0} if isinstance(loss, str) else loss
         if not weights:
             raise ConfigError("task.loss: empty. Give a name such as mse, or weights such as {mse: 1, plcc: 0.5}.")
-        self._terms = [(lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
+        self._terms = [(name, lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
         for name, weight in weights.items():
             if not 0 < weight < math.inf:
                 raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
+        self.pairs = pairs
+        if pairs == "prompt" and not {*weights} & {*losses.PAIRWISE}:
+            wanted = f"{', '.join(losses.PAIRWISE[:-1])} or {losses.PAIRWISE[-1]}"
+            raise ConfigError(f"task.pairs: 'prompt', but no loss compares pairs. Add {wanted}, or take pairs: batch.")
 
-    def loss(self, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T), or those that are known."""
-        if known is None:
-            return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
-        terms = [weight * losses.of_known(term, predictions, targets, known) for term, weight in self._terms]
-        return torch.stack(terms).sum()
+    def loss(
+        self, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T), or those that are known.
+
+        With `groups` (B,), those that compare two images compare images of one group alone.
+        """
+        values = []
+        for name, term, weight in self._terms:
+            scores = predictions, targets, known
+            if groups is not None and name in losses.PAIRWISE:
+                scores = losses.by_group(predictions, targets, groups)
+            values.append(weight * losses.of_known(term, *scores))
+        return torch.stack(values).sum()
+
+    def groups(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Returns numbers (B,) that are the same for images of one prompt, None where all images are compared."""
+        if self.pairs == "batch":
+            return None
+        return torch.unique(batch["tokens"].flatten(1), dim=0, return_inverse=True)[1]  # tokens, or features of them
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(over_views(model, batch["images"], batch["tokens"]), batch["targets"], batch.get("known"))
+        predictions = over_views(model, batch["images"], batch["tokens"])
+        return self.loss(predictions, batch["targets"], batch.get("known"), self.groups(batch))
 
     def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns scores (B, T)."""
