@@ -87,7 +87,7 @@ def make_task(config: Config) -> Task:
 
 
 def check_kind(config: Config, *, folds: bool) -> None:
-    """Raises ConfigError where a model, task or dataset is not for cross-validation (`folds`), or pre-training."""
+    """Raises ConfigError where parts are not for cross-validation (`folds`) or pre-training, or not for each other."""
     for section in ("model", "task", "dataset"):
         name = getattr(config, section)["name"]
         has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
@@ -96,6 +96,11 @@ def check_kind(config: Config, *, folds: bool) -> None:
         if not folds and has_scores and section != "dataset":  # the scores of a dataset need not be read
             advice = "Take image2prompt, as in ipiqa/projects/image2prompt, or start this config with: ipiqa train."
             raise ConfigError(f"{section}.name: {name!r} is not pre-trained. {advice}")
+    head = config.model.get("head", {}).get("name")
+    gives = head is not None and getattr(registry.lookup("head", head, "model.head"), "gives_distribution", False)
+    if gives != getattr(registry.lookup("task", config.task["name"], "task"), "needs_distribution", False):
+        wanted = "Take model.head.name=distribution and task.name=distribution, or none of both"
+        raise ConfigError(f"task.name: {config.task['name']!r} does not fit the head {head!r}. {wanted}.")
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
@@ -217,7 +222,8 @@ class Inputs:
             flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
-        moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets", "known") if n in batch}
+        on_device = [name for name in ("images", "targets", "known", "spread") if name in batch]
+        moved = {name: batch[name].to(self.device, non_blocking=True) for name in on_device}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
 

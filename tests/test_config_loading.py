@@ -52,7 +52,7 @@ def test_everything_is_filled_in(plain: Path) -> None:
     assert config.run == RunConfig(output_dir="output/plain", learning_rate=0.0001)
     assert config.split == SplitConfig(kind="reference", seed=42, train_fraction=0.8)
     assert config.processor["name"] == "squash" and config.processor["flip"] == 0.5
-    assert config.task == {"name": "quality_regression", "loss": "mse"}
+    assert config.task == {"name": "quality_regression", "loss": "mse", "pairs": "batch"}
 
 
 def test_numbers_without_a_dot_are_numbers(plain: Path) -> None:

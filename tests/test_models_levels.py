@@ -156,13 +156,16 @@ def test_it_scores_untrained_and_trains_through_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": (Target("appeal", 1, 5),)}, "model.templates: none for the target 'appeal'. Give one, as {NAME:"),
+        (
+            {"targets": (Target("appeal", 1, 5),)},
+            "model: no templates or levels for the target 'appeal'. Give both, as model.templates={NAME:",
+        ),
         (
             {"targets": (Target("appeal", 1, 5),), "templates": {"appeal": "{level}"}},
-            "model.levels: none for the target 'appeal'. Give one, as {NAME: [bad, fair, good]}.",
+            "model: no templates or levels for the target 'appeal'.",
         ),
         ({"targets": (Target("quality"),)}, "model: the scale of the target 'quality' is not known"),
-        ({"templates": {"quality": "a photo"}}, "model.templates.quality: 'a photo' has not one {level}"),
+        ({"templates": {"quality": "a photo"}}, "model.templates.quality: 'a photo' lacks {level} or repeats."),
         ({"levels": {"quality": ["bad"]}}, "model.levels.quality: ['bad'] is no scale."),
         (
             {"templates": {"quality": "{level}" + " very" * 80}},

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError
+from ipiqa.models.distribution import levels as scores_of_levels
 from ipiqa.models.fusion import check_comparable
 from ipiqa.models.towers.image_tower import ImageTower
 from ipiqa.models.towers.prompt_features import PromptFeatures, Prompts
@@ -33,9 +34,7 @@ class LevelPrompts(PromptFeatures):
     """
 
     templates: torch.Tensor  # (K, W) tokens: start, those before the prompt, those behind it, end, zeros
-    before: torch.Tensor  # (K,) how many come before the prompt, the start token included
-    behind: torch.Tensor  # (K,) how many come behind it, the end token included
-    has_prompt: torch.Tensor  # (K,) whether the prompt is in the text
+    counts: torch.Tensor  # (K, 2): tokens before the prompt, and most that there may be of it
 
     def __init__(self, encoder: PromptFeatures, texts: Sequence[str]) -> None:
         """Takes K texts, of which each may have a "{prompt}"; ConfigError where the encoder cannot read them."""
@@ -47,19 +46,19 @@ class LevelPrompts(PromptFeatures):
         if end <= start or any(padding):
             problem = "the tokens of this prompt encoder are not CLIP's, which templates are made of"
             raise ConfigError(f"model.prompt_encoder: {problem}. Take a CLIP such as ViT-B-32-quickgelu.")
-        rows, parts = [], [text.partition(PROMPT) for text in texts]
-        for text, (before, _, behind) in zip(texts, parts, strict=True):
+        rows, counts = [], []
+        for text in texts:
+            before, has_prompt, behind = text.partition(PROMPT)
             first, last = ([t for t in encoder.tokenize([part])[0].tolist() if t] for part in (before, behind))
-            rows.append((first[:-1], last[1:]))
+            rows.append([*first[:-1], *last[1:]])
+            counts.append([len(first) - 1, self.free - len(rows[-1]) if has_prompt else 0])
             if len(first) + len(last) > self.free:  # start and end are in both: at least two words of a prompt are read
                 problem = f"{text!r} leaves no room for a prompt in the {self.context} tokens that are read"
                 raise ConfigError(f"model.templates: {problem}. Write a shorter one.")
-        width = max(len(first) + len(last) for first, last in rows) + 1
-        padded = [[*first, *last, *[0] * (width - len(first) - len(last))] for first, last in rows]
-        self.register_buffer("templates", torch.tensor(padded), persistent=False)
-        self.register_buffer("before", torch.tensor([len(first) for first, _ in rows]), persistent=False)
-        self.register_buffer("behind", torch.tensor([len(last) for _, last in rows]), persistent=False)
-        self.register_buffer("has_prompt", torch.tensor([bool(part[1]) for part in parts]), persistent=False)
+        width = max(map(len, rows)) + 1
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        self.register_buffer("templates", padded, persistent=False)
+        self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
     def section(self) -> dict[str, Any]:
         return self.encoder.section()
@@ -75,9 +74,10 @@ class LevelPrompts(PromptFeatures):
     def texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Returns the tokens (P, K, context) of the K texts with each of the prompts (P, L) in them."""
         tokens = tokens.to(self.templates.device)
-        words = (tokens.argmax(dim=1) - 1).clamp(min=0)[:, None]  # (P, 1); the end token has the highest number
-        words = (torch.minimum(words, self.free - self.before - self.behind) * self.has_prompt)[..., None]  # (P, K, 1)
-        shape, before = (len(tokens), len(self.before), self.context), self.before[:, None]
+        before, room = self.counts.unsqueeze(2).unbind(1)  # (K, 1) each
+        end = tokens.argmax(dim=1).clamp(min=1)[:, None, None]  # the end token has the highest number
+        words = torch.minimum(end - 1, room)  # (P, K, 1)
+        shape = (len(tokens), len(before), self.context)
         place = torch.arange(self.context, device=tokens.device)
         in_template = (place - words * (place >= before)).clamp(0, self.templates.shape[1] - 1)  # the last is a zero
         in_prompt = (place - before + 1).clamp(1, tokens.shape[1] - 1)
@@ -122,11 +122,8 @@ class CLIPLevels(nn.Module):
         texts, values, self.counts = [], [], []
         for target in targets:
             own = _texts(target.name, TEMPLATES | (templates or {}), LEVELS | (levels or {}))
-            if target.low is None or target.high is None:
-                problem = f"the scale of the target {target.name!r} is not known, whose ends are its levels"
-                raise ConfigError(f"model: {problem}. Give its lowest and highest score with the dataset.")
             texts += own
-            values.append(torch.linspace(target.low, target.high, len(own)))
+            values.append(scores_of_levels(target, len(own)))
             self.counts.append(len(own))
         self.image_encoder, self.prompt_encoder = image_encoder, LevelPrompts(prompt_encoder, texts)
         self.reads_prompt = any(PROMPT in text for text in texts)
@@ -147,13 +144,12 @@ class CLIPLevels(nn.Module):
 def _texts(target: str, templates: Mapping[str, str], levels: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns the texts of a target, worst first, with {prompt} left in them; ConfigError where there are none."""
     if target not in templates or target not in levels:
-        missing = "templates" if target not in templates else "levels"
-        example = "{NAME: 'a {level} picture'}" if missing == "templates" else "{NAME: [bad, fair, good]}"
-        raise ConfigError(f"model.{missing}: none for the target {target!r}. Give one, as {example}.")
+        example = "model.templates={NAME: 'a {level} picture'} and model.levels={NAME: [bad, fair, good]}"
+        raise ConfigError(f"model: no templates or levels for the target {target!r}. Give both, as {example}.")
     text, words = templates[target], levels[target]
     if text.count(LEVEL) != 1 or text.count(PROMPT) > 1:
-        problem = f"{text!r} has not one {LEVEL} and at most one {PROMPT}"
-        raise ConfigError(f"model.templates.{target}: {problem}. Write such as 'a {LEVEL} picture of {PROMPT}'.")
+        example = f"'a {LEVEL} picture of {PROMPT}'"
+        raise ConfigError(f"model.templates.{target}: {text!r} lacks {LEVEL} or repeats. Write one like {example}.")
     if len(set(words)) != len(words) or len(words) < 2 or not all(word.strip() for word in words):
         raise ConfigError(f"model.levels.{target}: {list(words)} is no scale. Give two or more words, worst first.")
     return [text.replace(LEVEL, word) for word in words]

@@ -31,9 +31,7 @@ class ViewsProcessor(SquashProcessor):
         crops: number of random crops of an image in a step of training.
         grid: crops in each direction, evenly from edge to edge, where nothing trains; 0 for the whole image alone.
         flip: probability that all views of an image are mirrored in training.
-        interpolation: filter of the resize, Pillow's for what is stored.
-        mean: as for `squash`.
-        std: as for `squash`.
+        interpolation: filter of the resize, Pillow's for what is stored; mean and std are those of `squash`.
     """
 
     gives_views = True
@@ -44,16 +42,15 @@ class ViewsProcessor(SquashProcessor):
         std: list[float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(stored_size, flip=flip, interpolation=interpolation, mean=mean, std=std)
-        for name, value, low, high in (
-            ("stored_size", stored_size, image_size, 4096), ("crops", crops, 0, 64), ("grid", grid, 0, 8)
-        ):  # fmt: skip
+        ranges = {"stored_size": (stored_size, image_size, 4096), "crops": (crops, 0, 64), "grid": (grid, 0, 8)}
+        for name, (value, low, high) in ranges.items():
             if not low <= value <= high:
                 raise ConfigError(f"processor.{name}: {value} is out of range. Give {low} to {high}.")
         self.view_size, self.crops, self.grid = image_size, crops, grid
 
     def section(self) -> dict[str, Any]:
-        own = {"stored_size": self.image_size, "crops": self.crops, "grid": self.grid}
-        return super().section() | {"name": "views"} | own
+        own = {"name": "views", "stored_size": self.image_size, "crops": self.crops, "grid": self.grid}
+        return super().section() | own
 
     @property
     def key(self) -> str:
@@ -105,9 +102,8 @@ class ViewsProcessor(SquashProcessor):
         views = [self._resized(images[:, :, y : y + side, x : x + side], size) for y, x in corners]
         mean, std = (value.to(images.device) for value in (self.mean, self.std))
         whole = (self._resized(images, size) - mean) / std
-        top, left = (size - whole.shape[2]) // 2, (size - whole.shape[3]) // 2
-        # what the whole image leaves of the square is of the mean colour
-        whole = functional.pad(whole, (left, size - whole.shape[3] - left, top, size - whole.shape[2] - top))
+        rest_y, rest_x = (size - length for length in whole.shape[2:])  # of the square, to be of the mean colour
+        whole = functional.pad(whole, (rest_x // 2, rest_x - rest_x // 2, rest_y // 2, rest_y - rest_y // 2))
         out = torch.stack([*((view - mean) / std for view in views), whole], dim=1)
         return out.flip(-1) if drawn is not None and drawn[0] else out
 
