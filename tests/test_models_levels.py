@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import refused
+from conftest import REPOSITORY, refused
 from small_models import NASTY, PROMPT, RESNET, TEXT, noise
 from test_models_towers import ARCHITECTURES
 from torch.nn import functional
@@ -19,10 +19,12 @@ from toy import write_config
 
 import ipiqa
 from ipiqa import registry
+from ipiqa.build import make_model, make_processor
 from ipiqa.config.loading import load_config
 from ipiqa.datasets.table import Target
 from ipiqa.models.bundle import ModelSpec, own_section, write_bundle
 from ipiqa.models.levels import LEVELS, TEMPLATES
+from ipiqa.processors.views import over_views
 from ipiqa.prompts import CONTEXT_LENGTH, tokenize
 from ipiqa.scoring.model_scorer import ModelScorer
 from ipiqa.training.cross_validation import run
@@ -185,3 +187,17 @@ def test_levels_that_make_no_scale_are_refused(settings: dict[str, Any], message
 def test_tokens_that_are_not_clips_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ipiqa.prompts.tokenize", lambda texts: torch.tensor([[5, 1, 1]] * len(texts)))
     assert "the tokens of this prompt encoder are not CLIP's" in refused(build)
+
+
+@pytest.mark.parametrize("name", ["vit_b32_levels", "siglip2", "views_224"])
+def test_the_published_configs_build_models_that_score(name: str) -> None:
+    changes = ["model.image_encoder.weights=null"]
+    if name == "views_224":  # its sizes are those of a file
+        changes += [f"model.{tower}_encoder.architecture=tiny-vit-quickgelu-levels" for tower in ("image", "prompt")]
+    config = load_config(f"{REPOSITORY}/ipiqa/projects/agiqa3k/{name}.yaml", *changes)
+    model, processor = make_model(config, 2).eval(), make_processor(config)
+    images = processor.normalise(processor.decode(noise())[None])
+    tokens = torch.ones(1, 64, dtype=torch.long) if name == "siglip2" else tokenize([PROMPT])  # its own is downloaded
+    with torch.inference_mode():
+        assert over_views(model, images, tokens).shape == (1, 2)
+    assert processor.gives_views == (name != "siglip2") and model.reads_prompt

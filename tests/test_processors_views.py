@@ -147,7 +147,7 @@ def test_what_takes_one_image_refuses_views(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", *model_of_views())
     scorer = load_models(tmp_path / "bundle", "cpu")
     assert "no one map" in refused(lambda: heat_maps(scorer, scorer.prepare(picture(50, 40)), PROMPT))
-    assert "several views" in refused(lambda: export_onnx(tmp_path / "bundle", tmp_path / "model.onnx"))
+    assert "several views is no one graph" in refused(lambda: export_onnx(tmp_path / "bundle", tmp_path / "model.onnx"))
     assert not (tmp_path / "model.onnx").exists()
     cfg = write_config(tmp_path / "toy")
     changes = [
@@ -157,4 +157,4 @@ def test_what_takes_one_image_refuses_views(tmp_path: Path) -> None:
         "processor=views",
     ]
     config = load_config(cfg, *changes, "run.num_folds=10", "split.kind=holdout")
-    assert "'views' is for scores, not for pre-training" in refused(lambda: pretrain(config))
+    assert "pre-training takes one view of an image" in refused(lambda: pretrain(config))

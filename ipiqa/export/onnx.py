@@ -36,8 +36,7 @@ def export_onnx(what: str | Path, path: Path, *, folds: Sequence[int] | None = N
         require_package(package, f"ipiqa export {path.name}")
     scorer = load_models(what, "cpu", folds=folds)
     if scorer.processor.gives_views:
-        problem = "a model that sees several views of an image cannot be written as ONNX"
-        raise ConfigError(f"ipiqa export: '{path.name}': {problem}. Export a folder.")
+        raise ConfigError(f"ipiqa export: '{path.name}': a model of several views is no one graph. Export a folder.")
     with new(path) as temporary:
         _write(scorer, temporary)
         difference = _difference(scorer, OnnxScorer(temporary, device="cpu"))

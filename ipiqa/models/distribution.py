@@ -13,10 +13,7 @@ from ipiqa.registry import register
 
 @register("head", "distribution")
 class DistributionHead(nn.Module):
-    """Probabilities of scores from the lowest to the highest of each target; what it predicts is their mean.
-
-    It is trained by the task `distribution`. The layers before the last one are those of `mlp`.
-    """
+    """Probabilities of scores over the scale of each target, and as prediction their mean; for task `distribution`."""
 
     gives_distribution = True
     per_target = ("weight", "bias")

@@ -48,9 +48,8 @@ class ProductFusion(CrossAttentionFusion):
 class TokenSimilarityFusion(CrossAttentionFusion):
     """The paper's fusion, and beside it how well each word of the prompt is found in the image.
 
-    A word is found as well as its nearest patch is near, by cosine (Yao et al. 2022, FILIP). Each of
-    several learned poolings weighs the words by what they are. Patches of CLIP's ResNets start where the value path of
-    CLIP's own pool puts them, in the space of the prompts (Zhou et al. 2022, MaskCLIP).
+    A word is found as well as its nearest patch is near, by cosine (Yao et al. 2022, FILIP); learned poolings weigh the
+    words. Patches of CLIP's ResNets start where the value path of CLIP's pool puts them (Zhou et al. 2022, MaskCLIP).
     """
 
     def __init__(
@@ -77,8 +76,7 @@ class TokenSimilarityFusion(CrossAttentionFusion):
     def forward(self, token_map: Tensor, image_feature: Tensor, prompt_feature: Tensor) -> Tensor:
         """Returns the joint feature (B, 2 D + poolings), fp32; similarities come last, in (-1, 1) times 10.
 
-        The prompt feature is (B, L, D): that of the prompt, those of its words, and zeros. Without a word it is as if
-        all were at right angles to the image.
+        The prompt feature is (B, L, D): that of the prompt, those of its words, and zeros. Without words they are 0.
         """
         joint = super().forward(token_map, image_feature, prompt_feature[:, 0])
         with torch.autocast(joint.device.type, enabled=False):

@@ -104,12 +104,9 @@ class CLIPLevels(nn.Module):
         self, image_encoder: ImageTower, prompt_encoder: PromptFeatures, targets: Sequence[Target], *,
         templates: dict[str, str] | None = None, levels: dict[str, list[str]] | None = None, temperature: float = 0.01,
     ) -> None:  # fmt: skip
-        """Makes the texts of the targets.
+        """Makes the texts of targets of known scale, for towers of one CLIP.
 
         Args:
-            image_encoder: of one CLIP with the prompt encoder.
-            prompt_encoder: as it is, or with what of it trains.
-            targets: each of known scale.
             templates: text of a target by its name, with {level} in it and, where it is to be read, {prompt}; those of
                 quality and alignment are known.
             levels: words of a target by its name, worst first; those of quality and alignment are known.

@@ -22,8 +22,8 @@ _CROPS = 5  # number in the RandomState seed: a stream that splits, batches and 
 class ViewsProcessor(SquashProcessor):
     """Random crops in training, a grid of crops otherwise, and the whole image once; scores are the mean over views.
 
-    What is decoded, and cached, is the image with its longer side as long as `stored_size`, at the top left of a square
-    whose rest is a pattern that no picture has. Views are cut out of that.
+    Views are cut from what is decoded and cached: the image, its longer side as long as `stored_size`, at the top left
+    of a square whose rest is a pattern that no picture has.
 
     Args:
         image_size: side of a view, in pixels: what the model sees.
@@ -123,10 +123,7 @@ def _pattern(size: int) -> np.ndarray:
 
 
 def over_views(model: nn.Module, images: torch.Tensor, prompts: Any) -> torch.Tensor:
-    """Returns what a model gives for images (B, 3, s, s), or its mean over their views where there are (B, V, 3, s, s).
-
-    Views are taken one after the other: what they share, such as features of fixed prompts, need not be repeated.
-    """
+    """Returns what a model gives for images (B, 3, s, s), or the mean over views (B, V, 3, s, s), one after another."""
     if images.ndim == 4:
         return model(images, prompts)
     return torch.stack([model(view, prompts) for view in images.unbind(1)]).mean(dim=0)

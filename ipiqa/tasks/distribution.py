@@ -28,8 +28,7 @@ class Distribution(QualityRegression):
             divergence: of the predicted probabilities from the raters': "kl", or "emd", the mean square of the
                 difference of their running sums (Hou, Yu and Samaras 2017).
             spread: standard deviation of raters where the table has none, as a share of the scale, above 0.
-            loss: of the mean of the probabilities.
-            pairs: as for `quality_regression`.
+            loss: of the mean of the probabilities; like pairs, as for `quality_regression`.
         """
         super().__init__(loss=loss, pairs=pairs)
         if not 0 < spread <= 10:
@@ -45,9 +44,8 @@ class Distribution(QualityRegression):
             each = functional.kl_div(log_p, raters, reduction="none").sum(dim=2)
         else:
             each = (log_p.exp().cumsum(dim=2) - raters.cumsum(dim=2)).square().mean(dim=2)
-        divergence = (each * known).sum() / known.sum().clamp(min=1)
-        mean = (log_p.exp() * scores).sum(dim=2)
-        return self.loss(mean, batch["targets"], batch.get("known"), self.groups(batch)) + divergence
+        loss = self.loss((log_p.exp() * scores).sum(dim=2), batch["targets"], batch.get("known"), self.groups(batch))
+        return loss + (each * known).sum() / known.sum().clamp(min=1)
 
     def raters(self, scores: torch.Tensor, mos: torch.Tensor, std: torch.Tensor | None) -> torch.Tensor:
         """Returns the probability (B, T, K) that raters give each score (B, T, K) to images of a MOS (B, T)."""

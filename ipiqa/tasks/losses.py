@@ -68,13 +68,11 @@ def margin_rank(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
 def srcc(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Returns (1 - Spearman correlation over the batch) / 2, the mean over targets, with soft ranks of predictions.
 
-    A soft rank counts the images below by a sigmoid of the difference, as steep as a tenth of the predictions' standard
-    deviation is wide; like `plcc` it fixes neither level nor scale.
+    A soft rank sums sigmoids of differences, in units of a tenth of the predictions' standard deviation.
     """
     width = 0.1 * predictions.detach().std(dim=0, correction=0) + EPSILON  # (T,)
     soft = torch.sigmoid((predictions[:, None] - predictions[None]) / width).sum(dim=1)  # (B, T)
-    difference = targets[:, None] - targets[None]
-    return plcc(soft, ((1 + torch.sign(difference)) / 2).sum(dim=1))
+    return plcc(soft, torch.sign(targets[:, None] - targets[None]).sum(dim=1))
 
 
 PAIRWISE = ("fidelity", "margin_rank", "rank")  # losses that compare two images, which may be of one prompt

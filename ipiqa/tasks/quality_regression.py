@@ -26,7 +26,7 @@ class QualityRegression:
     def __init__(self, *, loss: str | dict[str, float] = "mse", pairs: Pairs = "batch") -> None:
         """Takes the loss by name, or several with the weights, above 0, that they are summed with.
 
-        Losses that compare two images do so for all pairs of a batch, or for those of one prompt.
+        `pairs`: whether losses that compare two images take all of a batch, or those of one prompt.
         """
         weights = {loss: 1.0} if isinstance(loss, str) else loss
         if not weights:

@@ -86,8 +86,7 @@ def _check(config: Config) -> None:
         if value != default:
             raise ConfigError(f"run.{name}: {value!r} does nothing in pre-training. Leave it at {default!r}.")
     if build.make_processor(config).gives_views:
-        name = config.processor["name"]
-        raise ConfigError(f"processor.name: {name!r} is for scores, not for pre-training. Take processor.name=squash.")
+        raise ConfigError("processor.name: pre-training takes one view of an image. Take processor.name=squash.")
     if config.split.kind in ("reference", "kfold"):
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 
