@@ -95,7 +95,7 @@ def make_task(config: Config) -> Task:
 
 
 def check_kind(config: Config, *, folds: bool) -> None:
-    """Raises ConfigError where a model, task or dataset is not for cross-validation (`folds`), or pre-training."""
+    """Raises ConfigError where parts are not for cross-validation (`folds`) or pre-training, or not for each other."""
     for section in ("model", "task", "dataset"):
         name = getattr(config, section)["name"]
         has_scores = getattr(registry.lookup(section, name, section), "has_scores", True)
@@ -104,6 +104,11 @@ def check_kind(config: Config, *, folds: bool) -> None:
         if not folds and has_scores and section != "dataset":  # the scores of a dataset need not be read
             advice = "Take image2prompt, as in ipiqa/projects/image2prompt, or start this config with: ipiqa train."
             raise ConfigError(f"{section}.name: {name!r} is not pre-trained. {advice}")
+    head = config.model.get("head", {}).get("name")
+    gives = head is not None and getattr(registry.lookup("head", head, "model.head"), "gives_distribution", False)
+    if gives != getattr(registry.lookup("task", config.task["name"], "task"), "needs_distribution", False):
+        wanted = "Take model.head.name=distribution and task.name=distribution, or none of both"
+        raise ConfigError(f"task.name: {config.task['name']!r} does not fit the head {head!r}. {wanted}.")
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
@@ -151,9 +156,11 @@ def held_out_batches(config: Config, data: Data, split: Split, device: torch.dev
     return eval_loader(data.table, data.images, data.tokens, rows, loading_of(config, device))
 
 
-def make_model(config: Config, num_targets: int) -> nn.Module:
-    """Returns the model of a config, on the CPU, its tower weights loaded."""
-    context = {"image_size": config.image_size, "num_targets": num_targets}
+def make_model(config: Config, num_targets: int, targets: Sequence[Target] | None = None) -> nn.Module:
+    """Returns the model of a config, on the CPU, its tower weights loaded; `targets` are by default the dataset's."""
+    if targets is None and hasattr(dataset := make_dataset(config), "layout"):
+        targets = tuple(dataset.layout().targets)
+    context = {"image_size": config.image_size, "num_targets": num_targets, "targets": targets or ()}
     model: nn.Module = registry.build("model", config.model, "model", context)
     if config.run.grad_checkpointing:
         if not hasattr(getattr(model, "image_encoder", None), "grad_checkpointing"):
@@ -215,14 +222,15 @@ class Inputs:
     prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
-        """Returns the batch with images float32 (B, 3, S, S); in an epoch of training, some of them are mirrored."""
+        """Returns the batch with images float32 (B, 3, S, S), or (B, V, 3, S, S); in training, some are mirrored."""
         flips = None
         if epoch is not None:
             rows, draw = batch["rows"], {"seed": self.seed, "fold": self.fold, "epoch": epoch}
             flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
-        moved = {n: batch[n].to(self.device, non_blocking=True) for n in ("images", "targets", "known") if n in batch}
+        on_device = [name for name in ("images", "targets", "known", "spread") if name in batch]
+        moved = {name: batch[name].to(self.device, non_blocking=True) for name in on_device}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
 

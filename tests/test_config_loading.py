@@ -52,7 +52,7 @@ def test_everything_is_filled_in(plain: Path) -> None:
     assert config.run == RunConfig(output_dir="output/plain", learning_rate=0.0001)
     assert config.split == SplitConfig(kind="reference", seed=42, train_fraction=0.8)
     assert config.processor["name"] == "squash" and config.processor["flip"] == 0.5
-    assert config.task == {"name": "quality_regression", "loss": "mse"}
+    assert config.task == {"name": "quality_regression", "loss": "mse", "pairs": "batch"}
 
 
 def test_numbers_without_a_dot_are_numbers(plain: Path) -> None:
@@ -242,7 +242,7 @@ def test_settings_are_checked_against_each_other(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("model:", "model.name: missing. There are: clip_antonyms, clip_cosine, clip_linear, image2prompt,"),
+        ("model:", "model.name: missing. There are: clip_antonyms, clip_cosine, clip_levels, clip_linear,"),
         ("dataset:", "dataset.name: missing. There are: agiqa_1k, agiqa_3k, aigciqa2023, aigiqa_20k, avt_ai_images,"),
         ("  output_dir:", "run.output_dir: missing. Give a path."),
     ],

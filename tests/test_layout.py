@@ -188,6 +188,7 @@ def test_the_published_projects_are_there() -> None:
     expected = [f"agiqa{n}k/{name}" for n in (1, 3) for name in ("ipiqa", "ipiqa_224")] + [
         "demo/image_only",
         "demo/ipiqa",
+        *(f"agiqa3k/{name}" for name in ("siglip2", "views_224", "vit_b32_levels")),
     ]
     assert {f"ipiqa/projects/{name}.yaml" for name in expected} <= set(PROJECTS)
 

@@ -86,10 +86,11 @@ def test_every_model_and_tower_loads_from_any_directory(
     }
     taken = registry.keys_of("model", name)
     section = registry.resolve("model", {"name": name} | {k: v for k, v in parts.items() if k in taken}, "model")
-    model = registry.build("model", section, "model", {"image_size": 32, "num_targets": 2}).eval()
+    targets = (Target("quality", 0.0, 5.0), Target("alignment", 0.0, 5.0))
+    model = registry.build("model", section, "model", {"image_size": 32, "num_targets": 2, "targets": targets}).eval()
     spec = ModelSpec(
         model=own_section(model, section), image_size=32,
-        processor=registry.resolve("processor", "squash", "processor"), targets=(Target("a"), Target("b")),
+        processor=registry.resolve("processor", "squash", "processor"), targets=targets,
     )  # fmt: skip
     torch.save({"format": 1, "model": model.state_dict(), "spec": spec.to_dict()}, tmp_path / "best.pt")
     write_bundle(tmp_path / "bundle", model, spec)
@@ -99,7 +100,7 @@ def test_every_model_and_tower_loads_from_any_directory(
     scores = loaded(images, prompts)
     assert scores.shape == (2, 2) and scores.dtype == np.float32
     assert np.array_equal(scores, shared(images, prompts))
-    assert loaded.needs_prompt == (name in ("ipiqa", "clip_cosine"))
+    assert loaded.needs_prompt == (name in ("ipiqa", "clip_cosine", "clip_levels"))
     if not loaded.needs_prompt:
         assert np.array_equal(scores, loaded(images))
 

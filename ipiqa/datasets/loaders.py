@@ -46,12 +46,14 @@ class TableBatches(Dataset[Batch | DataError]):
     def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
         self.images, self.tokens = images, tokens
         self.targets = torch.from_numpy(table.scores.astype(np.float32))
+        self.spread = None if table.rater_std is None else torch.from_numpy(table.rater_std.astype(np.float32))
         self.lacks_scores = bool(self.targets.isnan().any())
 
     def __getitem__(self, rows: np.ndarray) -> Batch | DataError:
         """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,).
 
-        Where the table lacks scores, `known` bool (B, T) says which targets are there. An error is returned: raised in
+        Where the table lacks scores, `known` bool (B, T) says which targets are there; where it has the spread of the
+        raters, that is `spread` float32 (B, T), nan where it is not known. An error is returned: raised in
         a worker, it would reach the main process as a long traceback.
         """
         try:
@@ -60,6 +62,8 @@ class TableBatches(Dataset[Batch | DataError]):
             return error
         index = torch.from_numpy(rows)
         batch = {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
+        if self.spread is not None:
+            batch["spread"] = self.spread[index]
         return batch | ({"known": ~batch["targets"].isnan()} if self.lacks_scores else {})
 
 

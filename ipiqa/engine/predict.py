@@ -49,7 +49,8 @@ class PromptCache:
             in_fp32 = self.is_frozen or not torch.is_autocast_enabled(device)
             with torch.autocast(device, enabled=not in_fp32):
                 known |= zip([keys[i] for i in new], self.encoder(distinct[new]), strict=True)
-            if len(self._features) + len(new) > MOST_KEPT:
+            rows = known[keys[new[0]]].shape[:-1].numel()  # of a feature: several where there is one for each word
+            if (len(self._features) + len(new)) * rows > MOST_KEPT:
                 self._features = {}
             self._features |= known
         features = torch.stack([known[key] for key in keys])

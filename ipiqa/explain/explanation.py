@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from ipiqa.datasets.table import Target
+from ipiqa.errors import ConfigError
 from ipiqa.models.pooling import AttentionPool
 from ipiqa.scoring.images import OneImage, batch_of
 from ipiqa.scoring.model_scorer import ModelScorer
@@ -125,6 +126,8 @@ def heat_maps(scorer: ModelScorer, prepared: torch.Tensor, prompt: str) -> list[
     They are the attention of the fusion's pool and of the image tower's, and where a model lacks one of the two, a
     gradient map for each target.
     """
+    if scorer.processor.gives_views:
+        raise ConfigError("ipiqa explain: a model of several views has no one map. Take a model of processor squash.")
     inputs = batch_of([prepared], scorer.processor, scorer.device)
     tokens = scorer.tokenize([prompt]) if scorer.needs_prompt else torch.zeros(1, 1).long()
     folds = [_attention(model, inputs, tokens) for model in scorer.models]
@@ -144,7 +147,9 @@ def _attention(model: Any, inputs: torch.Tensor, tokens: torch.Tensor) -> dict[K
     if tower is not None and (fusion_pool is not None or image_pool is not None):
         token_map = tower(inputs)[0]
         if isinstance(fusion_pool, AttentionPool):
-            out["prompt attention"] = fusion_pool.attention(token_map, model.prompt_encoder(tokens))
+            features = model.prompt_encoder(tokens)
+            query = features[:, 0] if features.ndim == 3 else features  # (1, D); the others are words
+            out["prompt attention"] = fusion_pool.attention(token_map, query)
         if isinstance(image_pool, AttentionPool):
             out["image attention"] = image_pool.attention(token_map)
     return {kind: weights.double().mean(dim=1)[0].cpu().numpy() for kind, weights in out.items()}

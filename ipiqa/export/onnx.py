@@ -35,6 +35,8 @@ def export_onnx(what: str | Path, path: Path, *, folds: Sequence[int] | None = N
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require_package(package, f"ipiqa export {path.name}")
     scorer = load_models(what, "cpu", folds=folds)
+    if scorer.processor.gives_views:
+        raise ConfigError(f"ipiqa export: '{path.name}': a model of several views is no one graph. Export a folder.")
     with new(path) as temporary:
         _write(scorer, temporary)
         difference = _difference(scorer, OnnxScorer(temporary, device="cpu"))

@@ -97,7 +97,7 @@ class ModelSpec:
 
     def build(self) -> nn.Module:
         """Returns the model with random weights, on the CPU; raises ConfigError where no model has these sizes."""
-        context = {"image_size": self.image_size, "num_targets": len(self.targets)}
+        context = {"image_size": self.image_size, "num_targets": len(self.targets), "targets": self.targets}
         try:
             model: nn.Module = registry.build("model", self.model, "model", context)
         except (RuntimeError, MemoryError, ValueError, TypeError, ArithmeticError) as error:

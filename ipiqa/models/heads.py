@@ -24,7 +24,7 @@ class MLPHead(nn.Module):
 
     def __init__(self, num_features: int, num_targets: int, *, dropout: float = 0.5) -> None:
         super().__init__()
-        self.dropout, self.dense = _dropout(dropout), nn.Linear(num_features, num_features)
+        self.dropout, self.dense = make_dropout(dropout), nn.Linear(num_features, num_features)
         self.out_proj = ScoreLayer(num_features, num_targets)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, num_features: int, num_targets: int, *, dropout: float = 0.5) -> None:
         super().__init__()
-        self.dropout = _dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.out_proj = ScoreLayer(num_features, num_targets)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,8 @@ class LinearHead(nn.Module):
         return self.out_proj(self.dropout(features))
 
 
-def _dropout(probability: float) -> nn.Dropout:
+def make_dropout(probability: float) -> nn.Dropout:
+    """Returns the layer of `model.head.dropout`; ConfigError where that is no probability."""
     if not 0 <= probability <= 1:
         raise ConfigError(f"model.head.dropout: {probability!r} is out of range. Give a number from 0 to 1.")
     return nn.Dropout(probability)

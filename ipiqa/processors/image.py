@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
+from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.registry import register
@@ -41,6 +42,8 @@ class SquashProcessor:
         mean: of each channel, on the scale 0 to 1; None for CLIP's (in a config: for those of the image encoder).
         std: of each channel, above 0; None as for mean.
     """
+
+    gives_views = False  # whether `normalise` gives several views of an image
 
     def __init__(
         self, image_size: int, *, flip: float = 0.5, interpolation: Literal["bicubic", "bilinear"] = "bicubic",
@@ -85,8 +88,8 @@ class SquashProcessor:
         `num_rows` is that of the table; None where rows are streamed, of which there may be any number.
         """
         if num_rows is not None:
-            return torch.from_numpy(_draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
-        blocks = [_draws((seed, fold, epoch, _FLIPS, row // _BLOCK), _BLOCK)[row % _BLOCK] for row in rows.tolist()]
+            return torch.from_numpy(draws((seed, fold, epoch, _FLIPS), num_rows)[rows.numpy()] < self.flip)
+        blocks = [draws((seed, fold, epoch, _FLIPS, row // _BLOCK), _BLOCK)[row % _BLOCK] for row in rows.tolist()]
         return torch.from_numpy(np.array(blocks) < self.flip)
 
     def normalise(self, images: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,6 +107,13 @@ class SquashProcessor:
         rows = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
         return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
+    def from_floats(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns what `normalise` gives, of floats (N, 3, H, W) from 0 to 1, on their device; gradients pass."""
+        size = (self.image_size, self.image_size)
+        if images.shape[2:] != size:
+            images = nn.functional.interpolate(images, size, mode=self.interpolation, antialias=True).clamp(0, 1)
+        return (images - self.mean.to(images.device)) / self.std.to(images.device)
+
 
 def upright(source: Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Returns an RGB image as a viewer shows it: upright by its EXIF note, transparency over white.
@@ -119,8 +129,9 @@ def upright(source: Path | bytes | Image.Image, name: str | None = None) -> Imag
             raise DataError(f"'{shown}' cannot be decoded: {one_line(error)}.") from error
 
 
-@functools.lru_cache(maxsize=2)  # batch after batch of an epoch asks for the same ones
-def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # batch after batch of an epoch asks for the same ones
+def draws(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """Returns numbers in [0, 1), (count,), by a seed of several numbers; not to be changed in place."""
     return np.random.RandomState(list(seed)).random_sample(count)
 
 

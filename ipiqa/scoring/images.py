@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from ipiqa.errors import DataError
 from ipiqa.processors.image import SquashProcessor, upright
@@ -63,10 +62,7 @@ def _source(image: OneImage) -> Path | bytes | Image.Image:
 def normalise_floats(images: torch.Tensor, processor: SquashProcessor) -> torch.Tensor:
     """Returns what the model sees of floats (N, 3, H, W) from 0 to 1, on their device; gradients pass."""
     _check_range(images)
-    size = (processor.image_size, processor.image_size)
-    if images.shape[2:] != size:
-        images = functional.interpolate(images, size, mode=processor.interpolation, antialias=True).clamp(0, 1)
-    return (images - processor.mean.to(images.device)) / processor.std.to(images.device)
+    return processor.from_floats(images)
 
 
 def as_bytes(image: OneImage) -> OneImage:

@@ -16,6 +16,7 @@ from ipiqa.models.bundle import ModelSpec
 from ipiqa.models.inference import for_inference
 from ipiqa.models.towers import tokenizer_of
 from ipiqa.models.weights import printable
+from ipiqa.processors.views import over_views
 from ipiqa.scoring.images import OneImage, batch_of, normalise_floats, prepare
 from ipiqa.scoring.scorer import Scorer
 
@@ -82,12 +83,13 @@ class ModelScorer(Scorer):
         return losses.mean() if reduction == "mean" else losses
 
     def _forward(self, inputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Returns scores (F, B, T), fp32, of normalised images (B, 3, S, S)."""
+        """Returns scores (F, B, T), fp32, of normalised images (B, 3, S, S) or their views."""
         reads = self.needs_prompt or any(self._caches)
         tokens = self.tokenize(prompts) if reads else torch.zeros(len(prompts), 1).long()
         with autocast(self.device, self.amp):
             both = zip(self.models, self._caches, strict=True)
-            return torch.stack([model(inputs, cache(tokens) if cache else tokens).float() for model, cache in both])
+            each = [over_views(model, inputs, cache(tokens) if cache else tokens) for model, cache in both]
+            return torch.stack([scores.float() for scores in each])
 
 
 def _mean_quantiles(specs: Sequence[ModelSpec]) -> dict[str, list[float]]:

@@ -1,64 +1,20 @@
-"""Regression of mean opinion scores, and the losses for it by name.
-
-Each loss takes predicted and true scores (B, T) and gives a scalar.
-"""
+"""Regression of mean opinion scores."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import ConfigError
 from ipiqa.metrics import aggregate, measure
+from ipiqa.processors.views import over_views
 from ipiqa.registry import lookup, register
+from ipiqa.tasks import losses
 
-EPSILON = 1e-8
-
-register("loss", "mse")(functional.mse_loss)  # paper, section 3.4
-register("loss", "l1")(functional.l1_loss)
-register("loss", "huber")(functional.huber_loss)  # squared up to an error of 1, linear beyond
-
-
-@register("loss", "plcc")
-def plcc(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns (1 - Pearson correlation over the batch) / 2, the mean over targets: from 0 to 1.
-
-    It fixes neither level nor scale of the predictions: add a little mse where they must be in units of the MOS.
-    """
-    a, b = predictions - predictions.mean(dim=0), targets - targets.mean(dim=0)  # (B, T)
-    correlation = (a * b).sum(dim=0) / (a.norm(dim=0) * b.norm(dim=0) + EPSILON)  # (T,)
-    return ((1 - correlation) / 2).mean()
-
-
-@register("loss", "rank")
-def rank(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the mean of log(1 + exp(-d)), d by how much the better of two images of the batch is predicted higher.
-
-    All pairs of images with different scores count, target by target (Burges et al. 2005, RankNet).
-    """
-    is_better = (targets[:, None] > targets[None]).to(predictions.dtype)  # (B, B, T)
-    ahead = predictions[:, None] - predictions[None]  # (B, B, T)
-    return (functional.softplus(-ahead) * is_better).sum() / is_better.sum().clamp(min=1)
-
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def of_known(loss: Loss, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Returns a loss over the targets that are known (B, T): taken target by target, weighted by how many are.
-
-    For a loss that is a mean over single scores, that is the mean over the known ones; 0 where none is.
-    """
-    total = predictions.sum() * 0  # keeps the graph of a batch without any score
-    for t in range(targets.shape[1]):
-        if count := int(known[:, t].sum()):
-            total = total + count * loss(predictions[known[:, t], t : t + 1], targets[known[:, t], t : t + 1])
-    return total / known.sum().clamp(min=1)
+Pairs = Literal["batch", "prompt"]
 
 
 @register("task", "quality_regression")
@@ -67,29 +23,52 @@ class QualityRegression:
 
     has_scores = True
 
-    def __init__(self, *, loss: str | dict[str, float] = "mse") -> None:
-        """Takes the loss by name, or several with the weights, above 0, that they are summed with."""
+    def __init__(self, *, loss: str | dict[str, float] = "mse", pairs: Pairs = "batch") -> None:
+        """Takes the loss by name, or several with the weights, above 0, that they are summed with.
+
+        `pairs`: whether losses that compare two images take all of a batch, or those of one prompt.
+        """
         weights = {loss: 1.0} if isinstance(loss, str) else loss
         if not weights:
             raise ConfigError("task.loss: empty. Give a name such as mse, or weights such as {mse: 1, plcc: 0.5}.")
-        self._terms = [(lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
+        self._terms = [(name, lookup("loss", name, "task.loss"), float(weight)) for name, weight in weights.items()]
         for name, weight in weights.items():
             if not 0 < weight < math.inf:
                 raise ConfigError(f"task.loss.{name}: {weight!r} is no weight. Give a number above 0.")
+        self.pairs = pairs
+        if pairs == "prompt" and not {*weights} & {*losses.PAIRWISE}:
+            wanted = f"{', '.join(losses.PAIRWISE[:-1])} or {losses.PAIRWISE[-1]}"
+            raise ConfigError(f"task.pairs: 'prompt', but no loss compares pairs. Add {wanted}, or take pairs: batch.")
 
-    def loss(self, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T), or those that are known."""
-        if known is None:
-            return torch.stack([weight * term(predictions, targets) for term, weight in self._terms]).sum()
-        terms = [weight * of_known(term, predictions, targets, known) for term, weight in self._terms]
-        return torch.stack(terms).sum()
+    def loss(
+        self, predictions: torch.Tensor, targets: torch.Tensor, known: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Returns the weighted sum of the losses of predictions (B, T) against MOS (B, T), or those that are known.
+
+        With `groups` (B,), those that compare two images compare images of one group alone.
+        """
+        values = []
+        for name, term, weight in self._terms:
+            scores = predictions, targets, known
+            if groups is not None and name in losses.PAIRWISE:
+                scores = losses.by_group(predictions, targets, groups)
+            values.append(weight * losses.of_known(term, *scores))
+        return torch.stack(values).sum()
+
+    def groups(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Returns numbers (B,) that are the same for images of one prompt, None where all images are compared."""
+        if self.pairs == "batch":
+            return None
+        return torch.unique(batch["tokens"].flatten(1), dim=0, return_inverse=True)[1]  # tokens, or features of them
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(model(batch["images"], batch["tokens"]), batch["targets"], batch.get("known"))
+        predictions = over_views(model, batch["images"], batch["tokens"])
+        return self.loss(predictions, batch["targets"], batch.get("known"), self.groups(batch))
 
     def outputs(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns scores (B, T)."""
-        return model(batch["images"], batch["tokens"])
+        return over_views(model, batch["images"], batch["tokens"])
 
     def measure(
         self, outputs: np.ndarray, table: AnnotationTable | None, rows: np.ndarray

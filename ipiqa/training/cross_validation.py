@@ -69,7 +69,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
 
 def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
     """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
-    model = build.make_model(config, len(data.table.targets))
+    model = build.make_model(config, len(data.table.targets), data.table.targets)
     spec = build.describe_model(config, model, data.table.targets)
     if config.run.checkpoint is not None:
         for path in dict.fromkeys(run_folder.checkpoint_path(config, fold) for fold in splits):
@@ -118,7 +118,7 @@ class FoldRun:
             write_json(self.folder / "split.json", split.to_json(self.data.table))
         # Fresh parts of the model are drawn from (seed, fold), so that a fold is the same alone or among others.
         torch.manual_seed(int(np.random.SeedSequence((config.run.seed, split.fold)).generate_state(1)[0]))
-        model = build.make_model(config, len(targets))
+        model = build.make_model(config, len(targets), targets)
         spec = build.describe_model(config, model, targets, self.data, split)
         if config.run.checkpoint is not None:
             self._count_seen(load_model(model, run_folder.checkpoint_path(config, split.fold), "run.checkpoint", spec))

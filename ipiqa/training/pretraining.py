@@ -74,6 +74,8 @@ def _check(config: Config) -> None:
         value, default = getattr(config.run, name), getattr(RunConfig, name)
         if value != default:
             raise ConfigError(f"run.{name}: {value!r} does nothing in pre-training. Leave it at {default!r}.")
+    if build.make_processor(config).gives_views:
+        raise ConfigError("processor.name: pre-training takes one view of an image. Take processor.name=squash.")
     if config.split.kind in ("reference", "kfold"):
         raise ConfigError(f"split.kind: {config.split.kind!r} is for folds. Take holdout.")
 

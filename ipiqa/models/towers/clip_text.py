@@ -137,8 +137,19 @@ class PromptEncoder(PromptFeatures):
         x = x + self.positional_embedding[: x.shape[1]]  # (P, L, W)
         mask = torch.full((x.shape[1],) * 2, float("-inf"), device=device).triu_(1)
         x = self.transformer(x, attn_mask=mask)
-        x = self.ln_final(x[torch.arange(len(x), device=device), end])  # (P, W)
+        rows = torch.arange(len(x), device=device)
+        if self.gives_words:
+            return self._with_words(self.ln_final(x) @ self.text_projection.to(x.dtype), rows, end)
+        x = self.ln_final(x[rows, end])  # (P, W)
         return x @ self.text_projection.to(x.dtype)
+
+    @staticmethod
+    def _with_words(tokens: torch.Tensor, rows: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Returns (P, 77, D) of projected tokens (P, L, D): that at the end, the words, and zeros for the rest."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)[None, 1:, None]
+        words = tokens[:, 1:] * (place < end[:, None, None])
+        features = torch.cat([tokens[rows, end][:, None], words], dim=1)
+        return nn.functional.pad(features, (0, 0, 0, CONTEXT_LENGTH - features.shape[1]))
 
     def _with_qa(self, tokens: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns embeddings (P, L + 1, W) with the [QA] token beside the prompt, and where the end token stands now.

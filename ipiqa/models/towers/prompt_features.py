@@ -18,6 +18,7 @@ class PromptFeatures(nn.Module):
 
     embed_dim: int
     any_length = False  # whether tokens may be cut behind the longest prompt: (B, L), 2 to context, for one feature
+    gives_words = False  # a fusion sets it: features are then (B, context, D), the prompt's, its words', zeros
     _section: dict[str, Any]  # builds the encoder without any file
 
     def section(self) -> dict[str, Any]:
