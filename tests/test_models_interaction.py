@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipiqa.explain.explanation import heat_maps
 from small_models import NASTY, PARTS, PROMPT, RESNET, TEXT, build, make_scorer, noise
 from torch.nn import functional
 
 from ipiqa import registry
 from ipiqa.engine import predict
 from ipiqa.errors import ConfigError
+from ipiqa.explain.explanation import heat_maps
 from ipiqa.prompts import tokenize
 from ipiqa.scoring.model_scorer import ModelScorer
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
-from ipiqa.explain.explanation import heat_maps
 from PIL import Image
 from small_models import PROMPT, build
 from toy import write_config
@@ -19,6 +18,7 @@ from toy import write_config
 import ipiqa
 from ipiqa import registry
 from ipiqa.config.loading import load_config
+from ipiqa.explain.explanation import heat_maps
 from ipiqa.export.onnx import export_onnx
 from ipiqa.models.bundle import ModelSpec, write_bundle
 from ipiqa.processors.views import ViewsProcessor, over_views
