@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ipiqa.datasets.table import AnnotationTable
-from ipiqa.tasks import image2prompt, quality_regression
+from ipiqa.tasks import image2prompt, preference, quality_regression
 
-__all__ = ["Task", "image2prompt", "quality_regression"]
+__all__ = ["Task", "image2prompt", "preference", "quality_regression"]
 
 Batch = dict[str, torch.Tensor]  # images (B, 3, S, S) normalised, tokens (B, context), targets (B, T), rows (B,)
 
