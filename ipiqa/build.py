@@ -109,6 +109,14 @@ def check_kind(config: Config, *, folds: bool) -> None:
     if gives != getattr(registry.lookup("task", config.task["name"], "task"), "needs_distribution", False):
         wanted = "Take model.head.name=distribution and task.name=distribution, or none of both"
         raise ConfigError(f"task.name: {config.task['name']!r} does not fit the head {head!r}. {wanted}.")
+    if folds and _compares(config, "task") != _compares(config, "dataset"):
+        pair = f"task.name: {config.task['name']!r} does not go with dataset.name {config.dataset['name']!r}"
+        raise ConfigError(f"{pair}. Task preference and dataset preferences go together, and others without them.")
+
+
+def _compares(config: Config, section: str) -> bool:
+    """Returns whether a task or dataset is of pairs of images: its attribute `compares`, which others need not have."""
+    return bool(getattr(registry.lookup(section, getattr(config, section)["name"], section), "compares", False))
 
 
 def load_data(config: Config, processor: SquashProcessor) -> Data:
@@ -146,8 +154,8 @@ def loading_of(config: Config, device: torch.device) -> Loading:
 
 def train_batches(config: Config, data: Data, split: Split, device: torch.device) -> BatchLoader:
     """Returns the batches of the rows to train on."""
-    loading = loading_of(config, device)
-    return train_loader(data.table, data.images, data.tokens, split.train, loading, fold=split.fold)
+    loading, fold, compares = loading_of(config, device), split.fold, _compares(config, "task")
+    return train_loader(data.table, data.images, data.tokens, split.train, loading, fold=fold, compares=compares)
 
 
 def held_out_batches(config: Config, data: Data, split: Split, device: torch.device) -> BatchLoader:
@@ -229,8 +237,8 @@ class Inputs:
             flips = self.processor.flips(rows, num_rows=self.num_rows, **draw)
             if self.prompts is not None:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
-        on_device = [name for name in ("images", "targets", "known", "spread") if name in batch]
-        moved = {name: batch[name].to(self.device, non_blocking=True) for name in on_device}
+        names = ("images", "targets", "known", "spread", "pairs", "chosen")
+        moved = {n: batch[n].to(self.device, non_blocking=True) for n in names if n in batch}
         return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipiqa.metrics import DRAWN, METRICS, Images, Resampled, measure, plain
+from ipiqa.metrics import CHOSEN, DRAWN, METRICS, Images, Resampled, measure, plain
 from ipiqa.metrics.resampling import DRAWS, MAX_CLUSTERS, clusters_of, draw, resampled
 
 
@@ -75,7 +75,7 @@ def test_undefined_is_nan(metric) -> None:
     nothing = Images(*(np.zeros(0, kind) for kind in (float, float, int)))
     assert math.isnan(plain(DRAWN[metric], nothing))
     constant = plain(DRAWN[metric], images._replace(predictions=np.full(60, 0.1)))
-    assert math.isnan(constant) is (metric not in ("rmse", "bias", "srcc_within", "pair_accuracy"))
+    assert math.isnan(constant) is (metric not in ("rmse", "bias", "srcc_within", "pair_accuracy", *CHOSEN))
 
 
 def test_an_error_needs_two_prompts_and_draws_that_are_defined() -> None:

@@ -149,6 +149,8 @@ class Bench:
                 check(config.split, replace(config.run, evaluate=True))  # scorers train nothing
                 build.check_kind(config, folds=True)
                 table = build.make_dataset(config).load()
+                if table.comparisons is not None:
+                    raise ConfigError("dataset.name: pairs have no MOS to agree with. Use ipiqa train.")
             database = Database(label or Path(path).resolve().parent.name, given, config, table)
             for name in names:
                 with located(f"--scorers: {name}"):

@@ -50,9 +50,10 @@ def run_protocol(arguments: argparse.Namespace) -> int:
 
     config = load(arguments)
     build.check_kind(config, folds=True)
-    has_reference = build.make_dataset(config).load().reference_draw is not None
+    table = build.make_dataset(config).load()
     plain = {"split.file": None, "run.val_fraction": 0.0}
-    kinds = ("reference",) * has_reference + ("holdout", "kfold", "image_random")
+    kinds = ("reference",) * (table.reference_draw is not None) + ("holdout", "kfold")
+    kinds += ("image_random",) * (table.comparisons is None)
     rows: list[dict[str, Any]] = [{"name": kind, "set": plain | {"split.kind": kind}} for kind in kinds]
     # the best epoch is chosen on a part of the training groups, and not on the reported images
     rows.append({"name": "nested", "set": plain | {"split.kind": "holdout", "run.val_fraction": 0.2}})

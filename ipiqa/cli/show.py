@@ -21,7 +21,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"report: {len(arguments.runs)} runs. Give one to sum up or two to compare.")
     summaries = [write_summary(Path(folder), arguments.by) for folder in arguments.runs]
     for summary in summaries:
-        print(console_table(summary), breakdown_text(summary, arguments.by), sep="\n\n")
+        print(*filter(None, (console_table(summary), breakdown_text(summary, arguments.by))), sep="\n\n")
         print(f"Report: {summary.run.run_dir / 'report.html'}\n")
     if len(summaries) == 2:
         print(compare_runs(*(summary.run for summary in summaries)))

@@ -33,7 +33,8 @@ def train(arguments: argparse.Namespace) -> int:
     run_dir = run(config, folds=arguments.folds, resume=arguments.resume)
     if dist.is_main():
         summary = write_summary(run_dir)
-        print(console_table(summary), breakdown_text(summary), f"Report: {run_dir / 'report.html'}", sep="\n\n")
+        report = f"Report: {run_dir / 'report.html'}"
+        print(*filter(None, (console_table(summary), breakdown_text(summary), report)), sep="\n\n")
     return 0
 
 

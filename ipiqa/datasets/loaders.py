@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ipiqa.datasets.checks import num_threads
+from ipiqa.datasets.comparisons import Comparisons
 from ipiqa.datasets.image_cache import CachedImages, ImageSource
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
@@ -41,21 +42,29 @@ class Loading:
 
 
 class TableBatches(Dataset[Batch | DataError]):
-    """Batches by row numbers; tokens (N, context) int64 are those of the N prompts of the table."""
+    """Batches by row numbers, or by numbers of the given pairs; tokens (N, context) int64 are of the N prompts."""
 
-    def __init__(self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor) -> None:
-        self.images, self.tokens = images, tokens
+    def __init__(
+        self, table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, pairs: Comparisons | None = None
+    ) -> None:
+        self.images, self.tokens, self.pairs = images, tokens, pairs
         self.targets = torch.from_numpy(table.scores.astype(np.float32))
         self.spread = None if table.rater_std is None else torch.from_numpy(table.rater_std.astype(np.float32))
         self.lacks_scores = bool(self.targets.isnan().any())
 
-    def __getitem__(self, rows: np.ndarray) -> Batch | DataError:
+    def __getitem__(self, numbers: np.ndarray) -> Batch | DataError:
         """Returns images uint8 (B, 3, S, S), tokens int64 (B, context), targets float32 (B, T), rows int64 (B,).
 
         Where the table lacks scores, `known` bool (B, T) says which targets are there; where it has the spread of the
-        raters, that is `spread` float32 (B, T), nan where it is not known. An error is returned: raised in
-        a worker, it would reach the main process as a long traceback.
+        raters, that is `spread` float32 (B, T), nan where it is not known. Of P pairs, the batch has every image once,
+        and `pairs` int64 (P, 2) and `chosen` float32 (P,), as `Comparisons` but for places in the batch. An error is
+        returned: raised in a worker, it would reach the main process as a long traceback.
         """
+        rows, compared = numbers, {}
+        if self.pairs is not None:
+            rows, places = np.unique(self.pairs.rows[numbers], return_inverse=True)
+            compared["pairs"] = torch.from_numpy(places.reshape(-1, 2))
+            compared["chosen"] = torch.from_numpy(self.pairs.chosen[numbers].astype(np.float32))
         try:
             images = self.images.batch(rows)
         except DataError as error:
@@ -64,7 +73,7 @@ class TableBatches(Dataset[Batch | DataError]):
         batch = {"images": images, "tokens": self.tokens[index], "targets": self.targets[index], "rows": index}
         if self.spread is not None:
             batch["spread"] = self.spread[index]
-        return batch | ({"known": ~batch["targets"].isnan()} if self.lacks_scores else {})
+        return batch | compared | ({"known": ~batch["targets"].isnan()} if self.lacks_scores else {})
 
 
 class TrainSampler(Sampler[np.ndarray]):
@@ -136,14 +145,18 @@ def deliver(start: Callable[[], Iterator[Any]], num_workers: int) -> Iterator[An
 
 
 def train_loader(
-    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading, *, fold: int
-) -> BatchLoader:
+    table: AnnotationTable, images: ImageSource, tokens: torch.Tensor, rows: np.ndarray, loading: Loading, *,
+    fold: int, compares: bool = False,
+) -> BatchLoader:  # fmt: skip
     """Returns shuffled training batches of this process; its length is that of a whole epoch. Call `set_epoch` first.
 
-    Raises DataError where `rows`, the row numbers to train on, do not fill one batch of every process.
+    They are of images, or, where the task `compares` them, of the pairs of the table among them. Raises DataError
+    where `rows`, the row numbers to train on, do not fill one batch of every process.
     """
-    check_batch_size(len(rows), loading.batch_size, loading.world_size)
-    return BatchLoader(TableBatches(table, images, tokens), TrainSampler(rows, loading, fold), loading)
+    pairs = table.comparisons if compares else None
+    numbers, what = (rows, "images") if pairs is None else (pairs.within(rows), "pairs")
+    check_batch_size(len(numbers), loading.batch_size, loading.world_size, f"the {{}} training {what}")
+    return BatchLoader(TableBatches(table, images, tokens, pairs), TrainSampler(numbers, loading, fold), loading)
 
 
 def check_batch_size(num_rows: int, batch_size: int, world_size: int, what: str = "the {} training images") -> None:

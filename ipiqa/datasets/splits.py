@@ -73,6 +73,8 @@ def make_split(
     """
     if kind not in SPLIT_KINDS:
         raise ConfigError(f"split.kind: {kind!r} is not one of {', '.join(SPLIT_KINDS)}.")
+    if kind == "image_random" and table.comparisons is not None:
+        raise ConfigError("split.kind: 'image_random' would part the images of pairs. Use holdout or kfold.")
     labels = table.names if kind == "image_random" else table.groups
     if kind in DRAWN:
         held_out = _draw(table, labels, kind, seed, fold, num_folds, train_fraction)

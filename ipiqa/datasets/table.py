@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas
 
+from ipiqa.datasets.comparisons import Comparisons
 from ipiqa.datasets.readers import NOT_TEXT, Source, read_rows, spellings_of, texts_of
 from ipiqa.errors import ConfigError, DataError, shorten
 from ipiqa.prompts import same_prompts
@@ -69,6 +70,7 @@ class AnnotationTable:
         rater_std: (N, T) float64 standard deviation over the raters of an image, nan where it is not known.
         num_raters: (N, T) float64 how many raters a score is the mean of, nan where it is not known.
         official: the part of each row in the split that was published with the table: train, val or test.
+        comparisons: pairs of rows and the choices between them, of a table of preferences.
     """
 
     names: tuple[str, ...]
@@ -82,6 +84,7 @@ class AnnotationTable:
     rater_std: np.ndarray | None = None
     num_raters: np.ndarray | None = None
     official: tuple[str, ...] | None = None
+    comparisons: Comparisons | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,9 +109,10 @@ class AnnotationTable:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of names, prompts, scores and groups: the same for the same content in another file format."""
+        """Hash of names, prompts, scores, groups and pairs: the same for the same content in another file format."""
         scores = [[score.hex() for score in row] for row in self.scores.tolist()]
-        return json_sha256([self.names, self.prompts, scores, self.groups])
+        compared = [] if self.comparisons is None else [self.comparisons.rows.tolist(), self.comparisons.words]
+        return json_sha256([self.names, self.prompts, scores, self.groups, *compared])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,7 @@ def make_table(
     prompts = texts_of(layout.prompt, rows)
     _check_text(names, "image name", LONGEST_NAME, here)
     remedy = "Write names relative to dataset.images, without '..'."
-    _report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
+    report(names, map(LEAVES_FOLDER.match, names), "name an image outside the image folder", remedy, here)
     _check_text(prompts, "prompt", LONGEST_TEXT, here)
     rows = rows.assign(**layout.made)
     numbers = _numbers(rows, layout, here)
@@ -187,10 +191,10 @@ def make_table(
     _check_text(groups, "group", LONGEST_TEXT, here)
     remedy = "A split may train on prompts that it holds out: group by prompt to prevent it."
     cut = "have a prompt, as the model reads it, that stands in several groups"
-    _report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
+    report(alike, _with_several(alike, groups), cut, remedy, here, warn=True)
     paths = names.map(posixpath.normpath)
     remedy = "One image has one prompt and group: correct the table."
-    _report(
+    report(
         paths, _with_several(paths, prompts, groups), "name an image again with another prompt or group", remedy, here
     )
     kept = _without_duplicates(paths, numbers, duplicates, layout.known_duplicates, here)
@@ -198,7 +202,7 @@ def make_table(
     segments = {n: texts_of(source, rows)[kept] for n, source in layout.segments.items() if _are_there(source, rows)}
     for name, texts in segments.items():
         remedy = f"Check the column or pattern of segment {name!r}."
-        _report(texts, [len(text) > LONGEST_TEXT for text in texts], f"have a too long {name}", remedy, here)
+        report(texts, [len(text) > LONGEST_TEXT for text in texts], f"have a too long {name}", remedy, here)
     return AnnotationTable(
         names=tuple(names[kept]), prompts=tuple(prompts[kept]), scores=scores, targets=targets,
         groups=tuple(groups[kept]), image_dir=image_dir, reference_draw=layout.reference_draw,
@@ -216,9 +220,9 @@ def _without_duplicates(
     if rule in ("auto", "error"):
         known = expected if rule == "auto" else ()
         remedy = "Remove the surplus rows, or set dataset.duplicates to keep or mean."
-        _report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
+        report(paths, again & ~paths.isin(known), "name an image again", remedy, here)
     remedy = "They are averaged into one row each." if rule == "mean" else "They are kept as rows of their own."
-    _report(paths, again, "name an image again", remedy, here, warn=True, scores=numbers[0])
+    report(paths, again, "name an image again", remedy, here, warn=True, scores=numbers[0])
     if rule == "mean":
         kept = ~paths.duplicated().to_numpy()
         for same in paths[again].groupby(paths[again]).indices.values():
@@ -238,12 +242,12 @@ def _check_text(cells: pandas.Series, what: str, longest: int, here: str) -> Non
     """Raises DataError where a cell is empty, too long or nothing that a text file can hold."""
     bad = [not text.strip() or len(text) > longest or NOT_TEXT.search(text) for text in cells]
     remedy = "Fill in every row (merged cells and formulas without a stored value are empty) and save it as UTF-8."
-    _report(cells, bad, f"have no {what} of 1 to {longest:,} UTF-8 characters", remedy, here)
+    report(cells, bad, f"have no {what} of 1 to {longest:,} UTF-8 characters", remedy, here)
 
 
 def _parts(cells: pandas.Series, here: str) -> tuple[str, ...]:
     parts = [PARTS.get(cell.strip().casefold(), "") for cell in cells]
-    _report(cells, [not part for part in parts], f"name no part of a split ({', '.join(PARTS)})", "Correct them.", here)
+    report(cells, [not part for part in parts], f"name no part of a split ({', '.join(PARTS)})", "Correct them.", here)
     return tuple(parts)
 
 
@@ -287,7 +291,7 @@ def _ratings(cells: pandas.Series, target: Target, here: str, *, missing: bool) 
     remedy = "Write numbers such as 2.75, and check the column and its scale."
     if not missing and not all(lists):
         remedy += " Where scores are missing, set dataset.missing_scores to mask."
-    _report(cells, bad, f"have no finite score {target.name!r} from {low:g} to {high:g}", remedy, here)
+    report(cells, bad, f"have no finite score {target.name!r} from {low:g} to {high:g}", remedy, here)
     out = np.full((3, len(lists)), math.nan)
     out[0] = [some[0] if len(some) == 1 else sum(some) / len(some) if some else math.nan for some in lists]
     for row in [row for row, some in enumerate(lists) if len(some) > 1]:
@@ -306,7 +310,7 @@ def ratings_in(cell: str) -> list[float]:
         return [math.nan] if cell.strip() else []
 
 
-def _report(
+def report(
     cells: pandas.Series, bad: Iterable[object], what: str, remedy: str, here: str, *,
     warn: bool = False, scores: np.ndarray | None = None,
 ) -> None:  # fmt: skip

@@ -55,7 +55,7 @@ def measure_baselines(table: AnnotationTable, split: Split) -> dict[str, dict[st
 
 
 def possible(table: AnnotationTable, split: Split) -> list[tuple[str, ...]]:
-    """Returns what `no_pixel` can go `by`, nothing without a training part.
+    """Returns what `no_pixel` can go `by`, nothing without a score in the training part.
 
     These are each segment of the table, prompt length, the other targets, and, where prompts stand on both sides, the
     prompt alone and with each segment. Of segments that part the images alike, the first is taken.
@@ -70,7 +70,7 @@ def possible(table: AnnotationTable, split: Split) -> list[tuple[str, ...]]:
     leaks = bool(set(prompts[split.val]) & set(prompts[split.train]))
     known_prompt = [(PROMPT,), *((*segment, PROMPT) for segment in segments)] if leaks else []
     chosen = [*segments, *known_prompt, (PROMPT_LENGTH,), *[(OTHER_TARGETS,)] * (len(table.targets) > 1)]
-    return chosen if len(split.train) else []
+    return chosen if np.isfinite(table.scores[split.train]).any() else []
 
 
 def linear(x: np.ndarray, y: np.ndarray, known: np.ndarray, asked: np.ndarray) -> np.ndarray:

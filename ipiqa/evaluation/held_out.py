@@ -45,14 +45,16 @@ class HeldOut:
     """The predictions of a run, in parts that can be measured.
 
     Prompts are drawn by their group: all that a split keeps together stays together. Images without a score in a target
-    do not count in it. `segments` are the distinct labels of the images, [""] where nothing labels them.
+    do not count in it. Of preferences, what is measured is pairs: they stand in the place of images, and ties do not
+    count. `segments` are the distinct labels of the images, [""] where nothing labels them.
     """
 
     def __init__(self, run: RunResult, *, label: Label | None = None, like: "HeldOut | None" = None) -> None:
         """Takes a run, what labels its images, and the run it is compared with, whose groups and draws are used."""
         self.basis, self._like = basis_of(run), like
         self.overlap = run.test_to_train if self.basis is Basis.OVERLAPPING else 0.0  # see `paired_test`
-        self._frames = {fold.number: fold.predictions for fold in run.folds if fold.predictions is not None}
+        frames = {fold.number: fold.measured for fold in run.folds}
+        self._frames = {number: frame for number, frame in frames.items() if frame is not None}
         labels = {n: [""] * len(frame) if label is None else label(frame) for n, frame in self._frames.items()}
         self.segments = sorted(set().union(*labels.values()), key=_natural)
         number = {text: i for i, text in enumerate(self.segments)}

@@ -27,6 +27,8 @@ def evaluate_split(
     for target, measured in metrics.items():
         for note in measured["notes"]:
             logger.warning("fold %d, %s: %s", split.fold, target, note)
-    shown = "  ".join(f"{target} SRCC {m['srcc']:.4f} PLCC {m['plcc']:.4f}" for target, m in metrics.items())
+    labels = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "pair accuracy"}
+    values = {t: [f"{labels[name]} {m[name]:.4f}" for name in labels if name in m] for t, m in metrics.items()}
+    shown = "  ".join(" ".join([target, *figures]) for target, figures in values.items())
     logger.info("fold %d evaluated on %d images: %s", split.fold, len(split.val), shown)
     return Evaluation(value, metrics, torch.from_numpy(held_out))

@@ -15,6 +15,7 @@ from ipiqa.datasets.splits import Leak, Split
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 from ipiqa.evaluation.baselines import measure_baselines
+from ipiqa.evaluation.pairs import PAIRS, by_pair, read_pairs, write_pairs
 from ipiqa.evaluation.typed import LARGEST, parse
 from ipiqa.files import write_json, write_text
 
@@ -99,6 +100,14 @@ class FoldResult:
     scores: FoldScores
     curve: tuple[EvaluatedEpoch, ...]
     predictions: pd.DataFrame | None  # None where the file is not there
+    pairs: pd.DataFrame | None = None  # of a fold trained on preferences: image_a, image_b, preferred
+
+    @property
+    def measured(self) -> pd.DataFrame | None:
+        """What metrics are means over: its predictions, of pairs where it has them (see `by_pair`)."""
+        if self.predictions is None or self.pairs is None:
+            return self.predictions
+        return by_pair(self.predictions, self.pairs)
 
     @property
     def number(self) -> int:
@@ -135,6 +144,11 @@ class RunResult:
         return self.first.targets
 
     @property
+    def main(self) -> str:
+        """The metric that stands first and in which runs are compared: SRCC, or the pair accuracy of preferences."""
+        return "accuracy" if "accuracy" in self.first.best.metrics[self.targets[0]] else "srcc"
+
+    @property
     def trained(self) -> bool:
         return self.first.last is not None
 
@@ -165,7 +179,7 @@ def write_fold(
     predictions: Mapping[str, np.ndarray], *, dataset: str, epochs: int | None, num_folds: int,
     settings: Mapping[str, Any], seen_in_training: int | None = None, leak: Leak | None = None,
 ) -> None:  # fmt: skip
-    """Writes predictions.csv and then scores.json, whose presence says that the fold is finished.
+    """Writes predictions.csv, pairs.csv if any, and then scores.json, whose presence says that the fold is finished.
 
     `measured` and `predictions`, (N, T) of the held-out rows, are by "best" and "last"; the rest is as in `FoldScores`.
     """
@@ -176,6 +190,7 @@ def write_fold(
         columns = zip(table.target_names, block.T.astype(np.float64), strict=True)
         frame = frame.assign(**{f"{name}_{target}": column for target, column in columns})
     write_text(folder / "predictions.csv", frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
+    write_pairs(folder, table, split.val)
     sizes = {"num_train": len(split.train), "num_val": len(split.val), "num_selection": len(split.selection)}
     scores = FoldScores(
         format=FORMAT, fold=split.fold, split=SplitFacts(split.kind, split.seed, split.sha256, **sizes),
@@ -231,7 +246,8 @@ def _load_fold(path: Path) -> FoldResult:
     curve, advice = path.with_name("metrics.jsonl"), "Remove the line, or the file: a report does without."
     lines = [(f"{curve}, line {i}", line) for i, line in enumerate(_read(curve).split("\n"), 1) if line.strip()]
     rows = tuple(parse(EvaluatedEpoch, line, where, advice) for where, line in lines)
-    return FoldResult(scores, rows, _read_predictions(path.with_name("predictions.csv"), scores))
+    predictions = _read_predictions(path.with_name("predictions.csv"), scores)
+    return FoldResult(scores, rows, predictions, read_pairs(path.with_name(PAIRS), predictions))
 
 
 def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:

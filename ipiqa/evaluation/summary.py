@@ -122,6 +122,8 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
     sizes = " to ".join(map(str, dict.fromkeys((held_out[0], held_out[-1]))))
     each = " per fold" if len(run.folds) > 1 else ""
     missing = f" of {run.num_folds}, missing: {fold_numbers(run.missing)}" if run.missing else ""
+    pairs = [word for fold in run.folds if fold.pairs is not None for word in fold.pairs["preferred"]]
+    compared = f"{len(pairs)} held out in all folds; {pairs.count('tie')} ties are left out"
     leaks = [fold.scores.leak for fold in run.folds if fold.scores.leak is not None]
     leak = [("leak", over_folds(leaks).describe())] if len(leaks) == len(run.folds) else []  # older runs do not say it
     return [
@@ -129,6 +131,7 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
         ("split", f"{split.kind}, seed {split.seed}{_SPLIT_WORDS.get(split.kind, '')}"),
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
+        *[("pairs", compared)] * bool(pairs),
         *leak,
     ]
 
@@ -177,7 +180,7 @@ def common_folds(a: RunResult, b: RunResult, target: str) -> tuple[list[int], st
     for number in common:
         pair = ours[number], theirs[number]
         (images, scores), others = ([f.scores.split.sha256, f.scores.dataset.sha256] for f in pair)
-        tables = [fold.predictions for fold in pair if fold.predictions is not None]
+        tables = [frame for fold in pair if (frame := fold.measured) is not None]
         if len(tables) == 2:
             order = ["image", f"mos_{target}"]
             (images, scores), others = (table[order].sort_values(order).to_numpy().T for table in tables)
@@ -207,6 +210,8 @@ def beside_baselines(run: RunResult) -> Breakdown:
     Baselines stand in the place of epochs, under their names. Folds of an earlier version have none.
     """
     held_out = HeldOut(run)
+    if run.main == "accuracy":  # there is no MOS to agree with
+        return Breakdown("", (ALL,), {}, _frame(run, []))
     spreads, rows = _measured(run, held_out, MEASURED, {ALL: None})
     names = dict.fromkeys(name for fold in run.folds for name in fold.scores.baselines or {})
     for name, target, metric in itertools.product(names, run.targets, MEASURED):
@@ -228,6 +233,8 @@ def by_segment(run: RunResult, by: str) -> Breakdown:
     field and the first two fields of the file name. For all images there is the metric "order": do mean predictions
     order the segments as mean scores do? Raises ConfigError where the column is not there or has too many values.
     """
+    if run.main == "accuracy":
+        raise ConfigError(f"--by: {by!r}, but the pairs of {run.run_dir} have no MOS to break down. Leave it out.")
     held_out = HeldOut(run, label=_labelling(run, by))
     if not 1 < (count := len(held_out.segments)) <= MAX_SEGMENTS:
         values = f"{by!r} has {count} value{'s' * (count != 1)} in {run.run_dir}"

@@ -5,6 +5,7 @@ the same number for all images of a prompt. It returns (B,), nan where a draw le
 it is the plain metric.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -208,6 +209,11 @@ def _order(images: Images, weights: np.ndarray) -> np.ndarray:
     return _correlation(x, y, np.ones_like(x))
 
 
+# Of pairs, not images: predictions are by how much the first scores higher, mos is 1 where it was chosen, else -1.
+CHOSEN: dict[str, Drawn] = {
+    "accuracy": lambda pairs, weights: _mean((1 + np.sign(pairs.predictions) * pairs.mos) / 2, weights),
+    "log_loss": lambda pairs, weights: _mean(np.logaddexp(0, -pairs.predictions * pairs.mos), weights),
+}
 DRAWN: dict[str, Drawn] = {
     "srcc": lambda images, weights: _correlation(
         _ranks(images.predictions, weights), _ranks(images.mos, weights), weights
@@ -217,7 +223,8 @@ DRAWN: dict[str, Drawn] = {
     "rmse": lambda images, weights: np.sqrt(_mean(np.square(images.predictions - images.mos), weights)),
     "bias": lambda images, weights: _mean(images.predictions - images.mos, weights),
     "srcc_within": _over_prompts(within_srcc), "pair_accuracy": _over_prompts(pair_accuracy),
-    "order": _order,
+    "order": _order, **CHOSEN,
 }  # fmt: skip
 # The least and the largest value of each metric that has any.
 LIMITS = {**METRICS, "srcc_within": (-1.0, 1.0), "pair_accuracy": (0.0, 1.0), "order": (-1.0, 1.0)}
+LIMITS |= {"accuracy": (0.0, 1.0), "log_loss": (0.0, math.inf)}

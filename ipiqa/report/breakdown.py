@@ -59,7 +59,7 @@ def section_of(run: RunResult, parts: Breakdown) -> Section:
             rows.append([words, *(_cell(spreads[metric], form, metric) for metric, (_, form) in columns.items())])
         order = _cell(parts.spreads[target, last, ALL, ORDER]) if parts.by else MISSING
         words = "" if order == MISSING else f"Order of the means: SRCC {_in_one(order)}."
-        tables.append(([target, *(heading for heading, _ in columns.values())], rows, words))
+        tables += [([target, *(heading for heading, _ in columns.values())], rows, words)] * bool(rows)
     return Section(title, tables, [*notes, f"With the means: 95 % interval, {interval_words(run)}."])
 
 

@@ -13,9 +13,9 @@ from ipiqa.errors import DataError
 from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers, short_name
 from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, interval_words, summarise, warnings
 from ipiqa.files import write_json, write_text
-from ipiqa.metrics import METRICS, PairedTest, Spread, holm
+from ipiqa.metrics import CHOSEN, METRICS, PairedTest, Spread, holm
 from ipiqa.report.render import MISSING, markdown_table, render
-from ipiqa.report.tables import FITTED, label, mean_std, number
+from ipiqa.report.tables import LEGENDS, label, mean_std, number
 
 LEVEL = 0.05  # of p after Holm's correction, below which a difference is significant
 TEST_COLUMNS = ("95 % interval", "p", "p Holm")
@@ -50,7 +50,7 @@ def compare_runs(a: RunResult, b: RunResult) -> str:
         notes[f"{target}: {len(folds)} common fold{'s' * (len(folds) > 1)}: {fold_numbers(folds)}"] = None
         tables.append((target, markdown_table(header, rows)))
     notes = dict.fromkeys(f"{name}: {words}" for name, run in (("A", a), ("B", b)) for words in warnings(run)) | notes
-    context = {"interval": interval_words(a), "level": LEVEL, "fitted": FITTED, "notes": notes}
+    context = {"interval": interval_words(a), "level": LEVEL, "legend": LEGENDS[a.main], "notes": notes}
     return render("compare.md.j2", a=a, b=b, tables=tables, **context)
 
 
@@ -62,11 +62,11 @@ def interval_and_p(test: PairedTest) -> list[str]:
 
 
 def _ahead(test: PairedTest, metric: str) -> str:
-    if metric not in METRICS:  # whether more of it is better is not known
+    if metric not in (*METRICS, *CHOSEN):  # whether more of it is better is not known
         return MISSING
     if not test.p_holm < LEVEL:  # nan is not below
         return "open"
-    return "A" if (test.difference < 0) == (metric == "rmse") else "B"
+    return "A" if (test.difference < 0) == (metric in ("rmse", "log_loss")) else "B"
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Ablation:
 
     rows: tuple[AblationRow, ...]
     summaries: dict[str, Summary]
-    differences: dict[tuple[str, str, str], PairedTest]  # SRCC minus that of the first, by checkpoint, target, row
+    differences: dict[tuple[str, str, str], PairedTest]  # minus the first, by checkpoint, target, row
     notes: tuple[str, ...]
-    columns: tuple[str, ...] = COLUMNS
+    columns: tuple[str, ...] = COLUMNS  # of which the first is compared
 
     @property
     def first(self) -> RunResult:
@@ -118,7 +118,8 @@ def write_ablation(
 
     The other rows are compared with the first. Where none is finished, a DataError is raised and nothing is written.
     """
-    ablation = replace(compare_rows(rows), columns=columns)
+    ablation = compare_rows(rows)
+    ablation = replace(ablation, columns=columns if ablation.first.main in columns else tuple(CHOSEN))
     text = ablation_markdown(ablation, short_name(folder))
     for kind, content in {"md": text, "csv": ablation_csv(ablation), "tex": ablation_latex(ablation)}.items():
         write_text(folder / f"{name}.{kind}", content)
@@ -139,7 +140,7 @@ def compare_rows(rows: Sequence[AblationRow]) -> Ablation:
         return Ablation(tuple(rows), summaries, {}, (*notes, unfinished))
     differences: dict[tuple[str, str, str], PairedTest] = {}
     for checkpoint, target in itertools.product(reversed(CHECKPOINTS), whole.run.targets):
-        key, tests = (target, checkpoint, "srcc"), {}
+        key, tests = (target, checkpoint, whole.run.main), {}
         for name, one in summaries.items():
             if one is whole or key not in one.values or key not in whole.values:
                 continue
@@ -161,10 +162,10 @@ def _row_notes(summaries: dict[str, Summary]) -> list[str]:
     warned, others, undefined = [], [], []
     for name, one in summaries.items():
         warned += [f"{name}: {warning}" for warning in warnings(one.run)]
-        others += [f"{name}: {label}: {words}" for label, words in facts(one.run) if words != above.get(label)]
+        others += [f"{name}: {fact}: {words}" for fact, words in facts(one.run) if words != above.get(fact)]
         for (target, checkpoint, metric), spread in one.spreads.items():
-            if metric in COLUMNS and math.isnan(spread.mean):
-                undefined.append(f"{name}: {target} {metric.upper()}, {checkpoint} epoch: {spread.note}")
+            if metric in (*COLUMNS, *CHOSEN) and math.isnan(spread.mean):
+                undefined.append(f"{name}: {target} {label(metric)}, {checkpoint} epoch: {spread.note}")
     return warned + others + undefined
 
 
@@ -179,16 +180,16 @@ def ablation_markdown(ablation: Ablation, title: str) -> str:
         differences.append([ablation.checkpoints[checkpoint], target, name, figure, *interval_and_p(test)])
     return render(
         "ablation.md.j2", title=title, ablation=ablation, facts=facts(ablation.first), remarks=_remarks(ablation),
-        figures=markdown_table(header, rows),
+        figures=markdown_table(header, rows), main=label(ablation.first.main),
         differences=markdown_table(["epoch", "target", "row", "difference", *TEST_COLUMNS], differences),
     )  # fmt: skip
 
 
 def _figures(ablation: Ablation, checkpoint: str, name: str) -> list[str]:
-    """Returns the cells of a row: each metric for each target, SRCC with its mark."""
+    """Returns the cells of a row: each metric for each target, the main one with its mark."""
     results = [ablation.results(name, checkpoint, target) for target in ablation.targets]
     cells = [(m, mean_std(spreads.get(m)), test) for spreads, test in results for m in ablation.columns]
-    return [f"{figure} {mark(test)}".strip() if m == "srcc" else figure for m, figure, test in cells]
+    return [f"{figure} {mark(test)}".strip() if m == ablation.first.main else figure for m, figure, test in cells]
 
 
 def mark(test: PairedTest | None) -> str:
@@ -201,7 +202,7 @@ def mark(test: PairedTest | None) -> str:
 def _remarks(ablation: Ablation) -> list[str]:
     """Returns what must be known to read the tables."""
     legends = [
-        f"{UP} {DOWN}: SRCC differs from {ablation.rows[0].name}, p Holm < {LEVEL}",
+        f"{UP} {DOWN}: {label(ablation.first.main)} differs from {ablation.rows[0].name}, p Holm < {LEVEL}",
         f"95 % interval and p: {interval_words(ablation.first)}, two-sided, each by itself",
         "p Holm: corrected for the number of rows that are compared, in each epoch and target by itself",
     ]
@@ -220,7 +221,7 @@ def ablation_csv(ablation: Ablation) -> str:
         line |= {"target": target, "folds": len(row.run.folds)}
         shown = itertools.product(ablation.columns, ("mean", "std"))
         line |= {f"{metric}_{field}": getattr(spreads.get(metric), field, None) for metric, field in shown}
-        line |= {"common_folds": str(getattr(test, "n", "")), "srcc_difference": getattr(test, "difference", None)}
+        line |= {"common_folds": str(getattr(test, "n", "")), f"{row.run.main}_difference": test and test.difference}
         lines.append(line | {name: getattr(test, name, None) for name in ("low", "high", "p", "p_holm")})
     return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
 
@@ -235,7 +236,7 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
             if spreads:
                 difference = None if test is None else asdict(test) | {"mark": mark(test)}
                 shown = {metric: asdict(spread) for metric, spread in spreads.items()}
-                targets[target][checkpoint] = {"srcc_minus_first": difference} | shown
+                targets[target][checkpoint] = {f"{ablation.first.main}_minus_first": difference} | shown
         run_dir = None if row.run is None else str(row.run.run_dir)
         about = {"name": row.name, "changes": row.changes, "state": row.state, "run_dir": run_dir}
         rows.append(about | {"targets": targets})

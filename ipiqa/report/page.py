@@ -15,7 +15,7 @@ from ipiqa.report import plots
 from ipiqa.report.breakdown import Cell, Section
 from ipiqa.report.plots import Line, chart
 from ipiqa.report.render import render
-from ipiqa.report.tables import fold_table, label, mean_std, number, shown_notes
+from ipiqa.report.tables import LEGENDS, fold_table, label, mean_std, number, shown_notes
 
 NUM_WORST = 10
 MAX_PROMPT = 240
@@ -32,7 +32,7 @@ def report_page(summary: Summary, sections: Sequence[Section] = ()) -> str:
         selection_rule=f"{'Best' if run.trained else 'Weights'}: {selection_rule(run)}.",
         cards=[_card(summary, target) for target in run.targets], frame=plots,
         folds=[(target, fold_table(summary, target)) for target in run.targets],
-        sections=sections, curves=list(_curves(run)),
+        sections=sections, curves=list(_curves(run)), main=label(run.main), legend=LEGENDS[run.main],
         scatters=[_scatter(*item) for item in images.items() if len(item[1])],
         max_points=plots.MAX_POINTS, num_predictions=len(images[run.targets[0]]),
         residuals=[errors for item in images.items() if (errors := _residuals(*item))],
@@ -43,11 +43,11 @@ def report_page(summary: Summary, sections: Sequence[Section] = ()) -> str:
 
 
 def _card(summary: Summary, target: str) -> dict[str, Any]:
-    """Returns what stands at the top for a target: its SRCC large, all metrics with their intervals in a table."""
+    """Returns what stands at the top for a target: the main metric large, all with their intervals in a table."""
     titles = {checkpoint_title(summary.run, c): c for c in summary.run.checkpoints}
-    of = {m: {t: summary.spreads.get((target, c, m)) for t, c in titles.items()} for m in ("srcc", *summary.metrics)}
+    of = {m: {t: summary.spreads.get((target, c, m)) for t, c in titles.items()} for m in summary.metrics}
     rows = [[label(metric), *map(_with_interval, of[metric].values())] for metric in summary.metrics]
-    return {"target": target, "srcc": of["srcc"], "header": ["", *titles], "rows": rows}
+    return {"target": target, "main": of.get(summary.run.main, {}), "header": ["", *titles], "rows": rows}
 
 
 def _with_interval(spread: Spread | None) -> Cell:
@@ -57,22 +57,22 @@ def _with_interval(spread: Spread | None) -> Cell:
 
 
 def _curves(run: RunResult) -> Iterator[Chart]:
-    """Yields the loss and the SRCC of each target by epoch, where the run has them."""
+    """Yields the loss and the main metric of each target by epoch, where the run has them."""
     if not any(fold.curve for fold in run.folds):
         return
     yield chart("training loss by epoch", "epoch", "training loss", _lines(run))
     best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
     for target in run.targets:
-        chosen = [one.epoch for one in best], [one.metrics[target].get("srcc") for one in best]
-        title = f"SRCC of {target} on the held-out part, by epoch"
-        yield chart(title, "epoch", f"SRCC, {target}", _lines(run, target), marks=chosen)
+        chosen = [one.epoch for one in best], [one.metrics[target].get(run.main) for one in best]
+        title = f"{label(run.main)} of {target} on the held-out part, by epoch"
+        yield chart(title, "epoch", f"{label(run.main)}, {target}", _lines(run, target), marks=chosen)
 
 
 def _lines(run: RunResult, target: str | None = None) -> list[Line]:
-    """Returns the loss, or the SRCC of a target, of each fold, and the mean where all of several folds have it."""
+    """Returns the loss, or the main metric of a target, of each fold, and the mean where all have it."""
 
     def value(row: EvaluatedEpoch) -> Any:
-        return row.loss if target is None else (row.metrics or {}).get(target, {}).get("srcc")
+        return row.loss if target is None else (row.metrics or {}).get(target, {}).get(run.main)
 
     values = [{row.epoch: v for row in fold.curve if isinstance(v := value(row), float)} for fold in run.folds]
     curves = [pd.Series(of_fold, dtype=float) for of_fold in values]

@@ -14,8 +14,14 @@ from ipiqa.report.breakdown import section_of, section_text
 from ipiqa.report.render import MISSING, markdown_table, one_line, render
 
 WIDTH = 100
-LABELS = {"srcc": "SRCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "plcc_fitted": "PLCC*"}
+LABELS = {"srcc": "SRCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "plcc_fitted": "PLCC*",
+          "accuracy": "pair accuracy", "log_loss": "log loss"}  # fmt: skip
 FITTED = "PLCC*: after the 4-parameter logistic fit. Other PLCC: without fitting."
+CHOSEN = (
+    "Pair accuracy: share of the held-out pairs whose chosen image scores higher, .5 by chance. Log loss: mean of -log "
+    "of the chance that the model gives the choice, .693 by chance. Scores have no fixed scale."
+)
+LEGENDS = {"srcc": FITTED, "accuracy": CHOSEN}  # by the main metric of a run
 _MAX_NOTES = 8
 
 
@@ -93,7 +99,7 @@ def console_table(summary: Summary) -> str:
         lines += textwrap.wrap(words, WIDTH, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)
     for target in summary.run.targets:
         lines += ["", *_console_block(fold_table(summary, target), one_line(target))]
-    lines += ["", FITTED]
+    lines += ["", *textwrap.wrap(LEGENDS[summary.run.main], WIDTH)]
     for note in shown_notes(summary):
         lines += textwrap.wrap(note, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n".join(lines)
@@ -160,8 +166,8 @@ def summary_markdown(summary: Summary) -> str:
         folds.append((target, markdown_table(header, table.rows)))
     means = markdown_table(["target", "epoch", *map(label, summary.metrics)], mean_rows(summary))
     notes = shown_notes(summary)
-    below = {"folds": folds, "beside": section_text(section_of(run, summary.beside)), "notes": notes, "fitted": FITTED}
-    return render("summary.md.j2", run=run, facts=facts(run), means=means, **below)
+    below = {"folds": folds, "beside": section_text(section_of(run, summary.beside)), "notes": notes}
+    return render("summary.md.j2", run=run, facts=facts(run), means=means, legend=LEGENDS[run.main], **below)
 
 
 def summary_latex(summary: Summary) -> str:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ipiqa.datasets.table import AnnotationTable
-from ipiqa.tasks import distribution, image2prompt, losses, quality_regression
+from ipiqa.tasks import distribution, image2prompt, losses, preference, quality_regression
 
-__all__ = ["Task", "distribution", "image2prompt", "losses", "quality_regression"]
+__all__ = ["Task", "distribution", "image2prompt", "losses", "preference", "quality_regression"]
 
 Batch = dict[str, torch.Tensor]  # images (B, 3, S, S) normalised, tokens (B, context), targets (B, T), rows (B,)
 

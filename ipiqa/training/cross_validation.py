@@ -13,7 +13,6 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
-from ipiqa.datasets.loaders import check_batch_size
 from ipiqa.datasets.splits import Split, leak
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
@@ -53,7 +52,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
-        _check_early(config, data, splits)
+        _check_early(config, data, splits, device)
         weights = run_folder.weights_of(config, chosen)
         content = run_folder.content_of(device, data, splits.values()) | weights
         with run_folder.claimed(config, content, chosen, resume=resume) as stop:
@@ -67,7 +66,7 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
     return run_dir
 
 
-def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
+def _check_early(config: Config, data: Data, splits: dict[int, Split], device: torch.device) -> None:
     """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
     model = build.make_model(config, len(data.table.targets), data.table.targets)
     spec = build.describe_model(config, model, data.table.targets)
@@ -75,7 +74,8 @@ def _check_early(config: Config, data: Data, splits: dict[int, Split]) -> None:
         for path in dict.fromkeys(run_folder.checkpoint_path(config, fold) for fold in splits):
             load_model(model, path, "run.checkpoint", spec)
     if not config.run.evaluate:
-        check_batch_size(min(len(split.train) for split in splits.values()), config.run.batch_size, dist.world_size())
+        for split in sorted(splits.values(), key=lambda split: len(split.train)):
+            build.train_batches(config, data, split, device)
 
 
 def _chosen_folds(config: Config, folds: list[int] | None) -> list[int]:
