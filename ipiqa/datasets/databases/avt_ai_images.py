@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ipiqa.datasets.columns import Source
 from ipiqa.datasets.databases.annotated import ALIGNMENT, AUTHENTICITY, QUALITY, About, AnnotatedImages, choose_targets
@@ -27,6 +27,7 @@ class AvtAiImages(AnnotatedImages):
 
     `annotations` is a table of image, prompt, generator, mos_* and std_*, or evaluation_quality_appeal/quality.csv of
     the published tree, whose other files are then read too. `targets` is some of quality, appeal, realism, alignment.
+    `group` is what a split may not cut: images of one prompt, or those of one generator.
     """
 
     about: ClassVar[About] = About(
@@ -36,6 +37,7 @@ class AvtAiImages(AnnotatedImages):
     beside: ClassVar[tuple[str, ...]] = tuple(FILES)[1:]
 
     targets: list[str] | None = None
+    group: Literal["prompt", "generator"] = "prompt"
 
     def layout(self) -> Layout:
         meanings = {"quality": QUALITY, "appeal": "appeal: how pleasing the image is", "realism": AUTHENTICITY}
@@ -43,6 +45,7 @@ class AvtAiImages(AnnotatedImages):
         columns[Target("alignment", 1.0, 5.0, ALIGNMENT)] = ["mos_align"]
         return Layout(
             image=["image"], prompt=["prompt"], num_raters=24, may_lack=True, segments={"generator": ["generator"]},
+            group=None if self.group == "prompt" else ["generator"],
             targets=choose_targets(columns, self.targets), std={n: [f"std_{n}"] for n in ("quality", "appeal")},
         )  # fmt: skip
 

@@ -36,6 +36,11 @@ class ImageTower(nn.Module):
     _section: dict[str, Any]  # builds the tower without any file
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """Lengths of the parts of the pooled feature that are of one kind each; of most towers there is one."""
+        return (self.embed_dim,)
+
+    @property
     def num_features(self) -> int:
         """Length of the pooled feature, under the name that heads ask for."""
         return self.embed_dim
