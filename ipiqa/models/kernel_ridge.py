@@ -31,7 +31,9 @@ class KernelRidge(nn.Module):
     scores: torch.Tensor  # (T, M)
     is_known: torch.Tensor  # (T, M)
     weights: torch.Tensor  # (T, M)
-    count: torch.Tensor  # number of rows in use, ()
+    count: torch.Tensor  # number of them in use, ()
+    mean: torch.Tensor  # (D,) of their features
+    deviation: torch.Tensor  # (D,)
 
     def __init__(
         self, image_encoder: ImageTower, num_targets: int, *, kernel: Literal["linear", "gaussian"] = "linear",
@@ -59,6 +61,8 @@ class KernelRidge(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("is_known", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(image_encoder.embed_dim))
+        self.register_buffer("deviation", torch.ones(image_encoder.embed_dim))
 
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32; the prompts are taken and not looked at."""
@@ -87,7 +91,10 @@ class KernelRidge(nn.Module):
     @torch.no_grad()
     def _solve(self) -> None:
         number = int(self.count)
-        standardised = self._standardised(self.features[:number].double())
+        seen = self.features[:number].double()
+        self.mean.copy_(seen.mean(dim=0))
+        self.deviation.copy_(seen.std(dim=0, correction=0) + 1e-6)  # a channel that never changes stays near 0
+        standardised = self._standardised(seen)
         kernel = self._kernel(standardised, standardised)
         self.weights.zero_()
         for target, known in enumerate(self.is_known[:, :number]):
@@ -101,16 +108,14 @@ class KernelRidge(nn.Module):
                 self.weights[target, rows] = (solved[:, 0] - constant * solved[:, 1]).float()
 
     def _scores(self, features: torch.Tensor) -> torch.Tensor:
-        number = int(self.count)
         with torch.autocast(features.device.type, enabled=False):
-            asked, seen = self._standardised(features.float()), self._standardised(self.features[:number])
-            return self._kernel(asked, seen) @ self.weights[:, :number].T + self.constant
+            # rows not in use have a weight of 0
+            kernel = self._kernel(self._standardised(features.float()), self._standardised(self.features))
+            return kernel @ self.weights.T + self.constant
 
     def _standardised(self, features: torch.Tensor) -> torch.Tensor:
         """Returns features (B, D) with mean 0 and deviation 1 over the images of training."""
-        seen = self.features[: max(int(self.count), 1)].to(features.dtype)
-        deviation = seen.std(dim=0, correction=0) + 1e-6  # a channel that never changes stays near 0
-        return ((features - seen.mean(dim=0)) / deviation).clamp(-LARGEST, LARGEST)
+        return ((features - self.mean) / self.deviation).clamp(-LARGEST, LARGEST)
 
     def _kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Returns how alike images are, (A, B), by their standardised features (A, D) and (B, D)."""

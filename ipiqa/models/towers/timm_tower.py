@@ -158,8 +158,9 @@ def _mean(token_map: torch.Tensor) -> torch.Tensor:
 
 def _gram(token_map: torch.Tensor) -> torch.Tensor:
     flat = token_map.flatten(2)
-    rows, columns = torch.triu_indices(flat.shape[1], flat.shape[1], device=flat.device)
-    products = (flat @ flat.transpose(1, 2) / flat.shape[2])[:, rows, columns]
+    channels = flat.shape[1]
+    rows, columns = torch.triu_indices(channels, channels, device=flat.device)
+    products = (flat @ flat.transpose(1, 2) / flat.shape[2]).flatten(1).index_select(1, rows * channels + columns)
     return products.sign() * (products.abs() + 1e-12).sqrt()  # the root of 0 has no gradient
 
 
