@@ -64,10 +64,6 @@ class Known(ImageTower):
         super().__init__()
         self._parts, self.embed_dim = parts, sum(parts)
 
-    @property
-    def parts(self) -> tuple[int, ...]:
-        return self._parts
-
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return images, images
 

@@ -12,14 +12,9 @@ from ipiqa.models.towers import clip_image, clip_text, open_clip_towers, timm_to
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
 __all__ = [
-    "clip_image",
-    "clip_text",
-    "open_clip_towers",
-    "set_normalisation",
-    "timm_tower",
-    "tokenizer_of",
+    "clip_image", "clip_text", "open_clip_towers", "set_normalisation", "timm_tower", "tokenizer_of",
     "torchvision_resnet",
-]
+]  # fmt: skip
 
 
 def tokenizer_of(section: Mapping[str, Any] | None) -> Callable[[Sequence[str]], torch.Tensor]:

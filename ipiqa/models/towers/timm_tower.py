@@ -1,6 +1,5 @@
 """Any image model of timm as a tower: convolutional or transformer, with what it was trained on known by its name."""
 
-import functools
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,7 +39,7 @@ class TimmTower(ImageTower):
             weights: file with timm's tensor names; a tag such as "in1k", or "hf-hub:OWNER/NAME" with weights of this
                 architecture, which timm downloads; None draws them at random. DataError where they cannot be used.
             pool_layers: names of modules whose output is a map, such as ["blocks.4"]; None for timm's own pool.
-            statistics: what is taken of each of these.
+            statistics: what is taken of each of these, in the order that they are computed in.
             freeze: "all" keeps the tower as it is, BatchNorm statistics included.
         """
         super().__init__()
@@ -54,8 +53,9 @@ class TimmTower(ImageTower):
         self.mean, self.std = self.normalisation(architecture)
         self.tower = _create(architecture, weights)
         if weights is not None and not _is_published(architecture, weights):
-            tensors = read_tensors(weights, f"{WHERE}.weights", hint=_hint(architecture))
-            self.load_tensors(tensors, weights)
+            tags = ", ".join(_tags(architecture)) or "there is none"
+            hint = f"Give a file, {HUB}OWNER/NAME, or a tag of timm's: {tags}."
+            self.load_tensors(read_tensors(weights, f"{WHERE}.weights", hint=hint), weights)
         for layer in self._layers:
             if not layer or layer not in dict(self.tower.named_modules()):
                 near = did_you_mean(layer, [name for name, _ in self.tower.named_modules() if name])
@@ -83,10 +83,6 @@ class TimmTower(ImageTower):
         """Returns mean and std of the images that timm's weights of an architecture were trained on."""
         config = _published(architecture)
         return list(config.mean), list(config.std)
-
-    @property
-    def parts(self) -> tuple[int, ...]:
-        return self._parts
 
     def load_tensors(self, tensors: Tensors | None, weights: str | None) -> None:
         """Takes timm's tensors, the classifier's left out."""
@@ -118,16 +114,9 @@ class TimmTower(ImageTower):
 
     def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns the token map (B, C, h, w) and the parts (B, D_i) of the pooled feature."""
-        kept: dict[str, torch.Tensor] = {}
-
-        def keep(name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            kept[name] = output
-
-        # attached for one pass: a hook that stays would be copied and saved with the tower
+        kept: list[torch.Tensor] = []  # by hooks for one pass: what stays would be copied and saved with the tower
         modules = [self.tower.get_submodule(name) for name in self._layers]
-        hooks = [
-            m.register_forward_hook(functools.partial(keep, n)) for n, m in zip(self._layers, modules, strict=True)
-        ]
+        hooks = [m.register_forward_hook(lambda module, inputs, output: kept.append(output)) for m in modules]
         try:
             features = self.tower.forward_features(images)
         finally:
@@ -135,8 +124,8 @@ class TimmTower(ImageTower):
                 hook.remove()
         if not self._layers:
             return self._as_map(features), [self.tower.forward_head(features, pre_logits=True)]
-        pool = _gram if self._statistics == "gram" else _mean
-        return self._as_map(features), [pool(self._as_map(kept[name])) for name in self._layers]
+        pool = _gram if self._statistics == "gram" else lambda token_map: token_map.mean(dim=(2, 3))
+        return self._as_map(features), [pool(self._as_map(output)) for output in kept]
 
     def _as_map(self, features: torch.Tensor) -> torch.Tensor:
         """Returns what a layer computed as a map (B, C, h, w); ValueError where it is none."""
@@ -150,10 +139,6 @@ class TimmTower(ImageTower):
         if side * side != tokens.shape[1]:
             raise ValueError(f"{tokens.shape[1]} tokens make no square map")
         return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-
-def _mean(token_map: torch.Tensor) -> torch.Tensor:
-    return token_map.mean(dim=(2, 3))
 
 
 def _gram(token_map: torch.Tensor) -> torch.Tensor:
@@ -185,10 +170,6 @@ def _tags(architecture: str) -> list[str]:
 
 def _is_published(architecture: str, weights: str) -> bool:
     return weights.startswith(HUB) or weights in _tags(architecture)
-
-
-def _hint(architecture: str) -> str:
-    return f"Give a file, {HUB}OWNER/NAME, or a tag of timm's: {', '.join(_tags(architecture)) or 'there is none'}."
 
 
 def _create(architecture: str, weights: str | None) -> Any:
