@@ -191,3 +191,12 @@ def test_generated_tree_of_avt_ai_images(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.scores, [[1, 3, 2, 1], [2, 3, 2, 2]])
     write_csv(tmp_path / "evaluation" / "all_ratings.csv", others[:2])
     assert "1 of 2 rows have no finite score 'realism'" in error_of(AvtAiImages(annotations=path, images="x").load)
+
+
+def test_a_segment_as_group(shared: Path) -> None:
+    """A new generator: all of its images stand on one side of a split."""
+    table = shared / "data" / "agiqa3k" / "data.csv"
+    loaded = Agiqa3k(annotations=str(table), images="x", group="generator").load()
+    assert set(loaded.groups) == set(loaded.segments["generator"]) and loaded.reference_draw is None
+    refused = error_of(Agiqa3k(annotations=str(table), images="x", group="style").load)
+    assert "'style' is no segment of this database. There are: generator, variant" in refused

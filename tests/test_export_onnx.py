@@ -228,6 +228,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "clip_antonyms": {"name": "clip_antonyms", "image_encoder": RESNET, "prompt_encoder": TEXT},
     "linear_probe": {"name": "linear_probe", "image_encoder": RESNET},
     "torchvision": IPIQA | {"image_encoder": {"name": "torchvision_resnet", "depth": 18}},
+    "timm": {"name": "kernel_ridge", "most_images": 9, "image_encoder": {"name": "timm", "architecture": "test_vit"}},
     "vit": IPIQA | {"image_encoder": QUICK, "prompt_encoder": QUICK | {"freeze": "all"}},
     "vit and text of open_clip": IPIQA | {"image_encoder": VIT, "prompt_encoder": VIT | {"freeze": "all"}},
 }

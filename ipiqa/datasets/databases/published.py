@@ -27,12 +27,14 @@ class Published(AnnotatedImages):
 
     Attributes:
         targets: which of its targets to predict; null for all.
+        group: the segment that a split may not cut, such as generator; null as published: prompt or content.
     """
 
     facts: ClassVar[dict[str, Any]]
     made: ClassVar[dict[str, Any]] = {}  # see `Layout`
 
     targets: list[str] | None = None
+    group: str | None = None
 
     def __init_subclass__(cls, key: str) -> None:
         cls.facts = _DATABASES[key]
@@ -49,7 +51,13 @@ class Published(AnnotatedImages):
             raise ConfigError(f"dataset.targets: no target is called {unknown[0]!r}.{near}")
         (low, high), meanings = facts["scale"], MEANINGS | facts.get("meanings", {})
         targets = {Target(name, low, high, meanings[name]): known[name] for name in names}
-        return Layout(targets=targets, made=self.made, **facts["layout"])
+        layout = dict(facts["layout"])
+        if self.group is not None:
+            if self.group not in layout.get("segments", {}):
+                given = ", ".join(layout.get("segments", {})) or "null alone"
+                raise ConfigError(f"dataset.group: {self.group!r} is no segment of this database. There are: {given}.")
+            layout |= {"group": layout["segments"][self.group], "reference_draw": None}
+        return Layout(targets=targets, made=self.made, **layout)
 
 
 class Agiqa1k(Published, key="agiqa_1k"):

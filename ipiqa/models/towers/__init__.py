@@ -8,10 +8,10 @@ import torch
 from ipiqa import registry
 from ipiqa.errors import ConfigError
 from ipiqa.models.clip_weights import normalisation
-from ipiqa.models.towers import clip_image, clip_text, open_clip_towers
+from ipiqa.models.towers import clip_image, clip_text, open_clip_towers, timm_tower
 from ipiqa.processors.image import CLIP_MEAN, CLIP_STD
 
-__all__ = ["clip_image", "clip_text", "open_clip_towers", "set_normalisation", "tokenizer_of"]
+__all__ = ["clip_image", "clip_text", "open_clip_towers", "set_normalisation", "timm_tower", "tokenizer_of"]
 
 
 def tokenizer_of(section: Mapping[str, Any] | None) -> Callable[[Sequence[str]], torch.Tensor]:
@@ -27,7 +27,9 @@ def set_normalisation(processor: dict[str, Any], section: Mapping[str, Any]) -> 
     architecture = section.get("architecture", "auto")
     tower: Any = registry.lookup("image_encoder", section["name"], "model.image_encoder")
     known = getattr(tower, "mean", CLIP_MEAN), getattr(tower, "std", CLIP_STD)
-    if architecture != "auto":
+    if hasattr(tower, "normalisation"):
+        known = tower.normalisation(architecture)
+    elif architecture != "auto":
         known = normalisation(architecture, section.get("weights"))
     for setting, values in zip(("mean", "std"), known, strict=True):
         given = processor.get(setting, values)  # a processor without these settings is left alone

@@ -32,6 +32,12 @@ class ImageTower(nn.Module):
     frozen: bool = False
     file_names: ClassVar[Mapping[str, str]] = {"": ""}  # prefixes of tensors' names, in a file -> here
     _section: dict[str, Any]  # builds the tower without any file
+    _parts: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Lengths of the parts of the pooled feature that are of one kind each; of most towers there is one."""
+        return self._parts or (self.embed_dim,)
 
     @property
     def num_features(self) -> int:
