@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
     about = "Render the synthetic demo dataset, in the form of AGIQA-3k."
     data = commands.add_parser("demo-data", help="render the demo dataset", description=about)
     _add_rendering(data, "folder to write", seed=0)
-    _add_number(data, "--num-prompts", 300, 1, 10_000, "prompts, ten images each")
+    _add_number(data, "--num-prompts", 800, 1, 10_000, "prompts, four images each")
     data.set_defaults(run=run_data)
     about = "Render pictures and their prompts; no prompt of the demo dataset is among them."
     pairs = commands.add_parser("demo-pairs", help="render pairs for Image2Prompt on the demo", description=about)
@@ -37,7 +37,7 @@ def _add_rendering(parser: argparse.ArgumentParser, out: str, *, seed: int) -> N
     where = path("--out")
     parser.add_argument("--out", type=where, default="cache/demo", metavar="DIR", help=f"{out} (default: %(default)s)")
     _add_number(parser, "--seed", seed, 0, MAX_SEED, "of everything")
-    _add_number(parser, "--image-size", 64, 16, 512, "side of the images, in pixels")
+    _add_number(parser, "--image-size", 128, 16, 512, "side of the images, in pixels")
 
 
 def run_data(arguments: argparse.Namespace) -> int:
@@ -52,13 +52,11 @@ def run_data(arguments: argparse.Namespace) -> int:
 
 def run_pairs(arguments: argparse.Namespace) -> int:
     """Writes pairs.csv and its pictures beside the demo dataset."""
-    from ipiqa.datasets.readers import read_rows
     from ipiqa.demo.database import refuse_other_dataset, write_demo_pairs
 
     folder = Path(arguments.out)
     refuse_other_dataset(folder)
-    prompts = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")["prompt"]
-    write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
+    write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
     return 0
 
