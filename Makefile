@@ -43,8 +43,8 @@ demo: install
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/ipiqa.yaml --num_cv 3 \
 	  $$(test ! -f $(DEMO)/ipiqa/config.yaml || echo --resume)
 	$(BIN)/ipiqa score $(DEMO)/ipiqa cache/demo/images --prompts cache/demo/data.csv --limit 4
-	$(BIN)/ipiqa explain $(DEMO)/ipiqa cache/demo/images/fresco_normal_001.jpg \
-	  "one purple triangle right of three blue triangles, pencil sketch" --out $(DEMO)/why.png
+	$(BIN)/ipiqa explain $(DEMO)/ipiqa cache/demo/images/muse-xl_normal_004.jpg \
+	  "one blue triangle left of two red crosses, night scene" --out $(DEMO)/why.png
 
 demo-ablation: demo
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/image_only.yaml --num_cv 3 \

@@ -188,7 +188,7 @@ def distort(image: Image.Image, kind: str, strength: float, rng: np.random.Gener
     """Returns the image with a distortion of strength 0 (none) to 1 (severe)."""
     size = image.width
     if kind == "blur":
-        return image.filter(ImageFilter.GaussianBlur(strength * size / 32))
+        return image.filter(ImageFilter.GaussianBlur(strength * size / 24))
     if kind == "jpeg":
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=round(20 * (1 - strength) ** 1.5) + 2)
