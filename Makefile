@@ -12,7 +12,7 @@ DEMO := output/demo
 help:
 	@echo 'make install        make $(VENV) and install IP-IQA in it (PyTorch is large: minutes)'
 	@echo 'make demo           make the demo images, train over 3 folds, score four pictures, say why'
-	@echo 'make demo-ablation  the same without prompts, and the two runs side by side'
+	@echo 'make demo-ablation  the same without prompts, then with the product fusion, each beside the first'
 	@echo 'make test           the test suite; make test-slow runs the long tests it leaves out'
 	@echo 'make test-cuda      the tests that need an NVIDIA GPU, which skip where there is none'
 	@echo 'make lint           ruff and mypy; make format mends what ruff can'
@@ -36,16 +36,23 @@ $(STAMP): setup.py requirements.txt
 demo: install
 	$(BIN)/ipiqa demo-data
 	$(BIN)/ipiqa demo-encoders --cfg-path ipiqa/projects/demo/ipiqa.yaml
+	$(BIN)/ipiqa demo-pairs
+	test -f output/image2prompt/demo/image_encoder.safetensors || \
+	  $(BIN)/python pretrain_image2prompt.py --cfg-path ipiqa/projects/image2prompt/demo.yaml \
+	  $$(test ! -f output/image2prompt/demo/config.yaml || echo --resume)
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/ipiqa.yaml --num_cv 3 \
 	  $$(test ! -f $(DEMO)/ipiqa/config.yaml || echo --resume)
 	$(BIN)/ipiqa score $(DEMO)/ipiqa cache/demo/images --prompts cache/demo/data.csv --limit 4
-	$(BIN)/ipiqa explain $(DEMO)/ipiqa cache/demo/images/fresco_normal_001.jpg \
-	  "one purple triangle right of three blue triangles, pencil sketch" --out $(DEMO)/why.png
+	$(BIN)/ipiqa explain $(DEMO)/ipiqa cache/demo/images/muse-xl_normal_004.jpg \
+	  "one blue triangle left of two red crosses, night scene" --out $(DEMO)/why.png
 
 demo-ablation: demo
 	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/image_only.yaml --num_cv 3 \
 	  $$(test ! -f $(DEMO)/image_only/config.yaml || echo --resume)
+	$(BIN)/python train_agiqa3k.py --cfg-path ipiqa/projects/demo/product.yaml --num_cv 3 \
+	  $$(test ! -f $(DEMO)/product/config.yaml || echo --resume)
 	$(BIN)/ipiqa report $(DEMO)/ipiqa $(DEMO)/image_only
+	$(BIN)/ipiqa report $(DEMO)/ipiqa $(DEMO)/product
 
 # pytest ends with status 5 when it ran no test, which fails here too.
 test: install

@@ -21,15 +21,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ipiqa.demo.database import GENERATORS
-from ipiqa.demo.scenes import Scene, alignment, draw_scene, with_errors
+from ipiqa.demo.database import draw_table
+from ipiqa.demo.scenes import THING, Scene, satisfied
 from ipiqa.explain.explanation import HeatMap, gradient_maps, heat_maps, leave_one_out
 from ipiqa.scoring.images import batch_of
 from ipiqa.scoring.loading import load_models
 from ipiqa.scoring.model_scorer import ModelScorer
 
-NUM_PROMPTS, SEED = 300, 0  # of `make demo`
-THING = ("count", "colour", "shape")
+NUM_PROMPTS, SEED, IMAGE_SIZE = 800, 0, 128  # of `make demo`
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +45,17 @@ class Case:
 
 def scenes() -> dict[str, tuple[Scene, Scene]]:
     """Returns what was asked for and what was drawn, by the image's name, as `ipiqa demo-data` drew it."""
-    rng = np.random.default_rng([SEED, 0])
-    asked: dict[Scene, None] = {}
-    while len(asked) < NUM_PROMPTS:
-        asked[draw_scene(rng)] = None
-    out = {}
-    for prompt, scene in enumerate(asked):
-        for number, (generator, (error_rate, _)) in enumerate(GENERATORS.items()):
-            drawn = with_errors(scene, error_rate, np.random.default_rng([SEED, 1, prompt, number]))
-            out[f"{generator}_normal_{prompt:03d}.jpg"] = scene, drawn
-    return out
+    drawings = draw_table(seed=SEED, num_prompts=NUM_PROMPTS, image_size=IMAGE_SIZE)
+    return {drawing.name: (drawing.asked, drawing.picture.scene) for drawing in drawings}
 
 
 def judged_words(asked: Scene, drawn: Scene) -> list[tuple[str, bool]]:
-    """Returns for each word of the prompt the part it names and whether that part earns nothing in `alignment`."""
+    """Returns for each word of the prompt the part it names and whether that is wrong in the picture."""
     first, second = (
-        [(part, getattr(wanted, part) != getattr(found, part, None)) for part in THING]
+        [(part, getattr(wanted, part) != getattr(found, part)) for part in THING]
         for wanted, found in ((asked.first, drawn.first), (asked.second, drawn.second))
     )
-    relation = ("relation", None in (drawn.first, drawn.second) or asked.relation != drawn.relation)
+    relation = ("relation", asked.relation != drawn.relation)
     styles = [("style", asked.style != drawn.style)] * len(asked.style.split())
     of = [("of", False)] * (len(asked.relation.split()) - 1)
     return [*first, relation, *of, *second, *styles]
@@ -158,8 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     table, drawn = pd.read_csv(arguments.data / "data.csv").set_index("name"), scenes()
     assert all(drawn[name][0].prompt == prompt for name, prompt in table["prompt"].items()), "not the data of make demo"
-    truth = pd.Series([alignment(*drawn[name]) for name in table.index], table.index)
-    print(f"SRCC of the scenes' alignment and the table's: {table['mos_align'].corr(truth, 'spearman'):.3f}")
+    truth = pd.Series([satisfied(*drawn[name]) for name in table.index], table.index)
+    print(f"SRCC of true statements and the table's alignment: {table['mos_align'].corr(truth, 'spearman'):.3f}")
 
     scorer = load_models(arguments.run, "cpu", folds=[arguments.fold])
     split = json.loads((arguments.run / f"fold_{arguments.fold:02d}" / "split.json").read_text())

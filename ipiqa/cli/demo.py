@@ -18,13 +18,11 @@ def run_data(arguments: argparse.Namespace) -> int:
 
 def run_pairs(arguments: argparse.Namespace) -> int:
     """Writes pairs.csv and its pictures beside the demo dataset."""
-    from ipiqa.datasets.readers import read_rows
     from ipiqa.demo.database import refuse_other_dataset, write_demo_pairs
 
     folder = Path(arguments.out)
     refuse_other_dataset(folder)
-    prompts = read_rows(folder / "data.csv", "--out", [["prompt"]], "Make it with: ipiqa demo-data.")["prompt"]
-    write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size, exclude=prompts)
+    write_demo_pairs(folder, arguments.num, seed=arguments.seed, image_size=arguments.image_size)
     print(f"{folder / 'pairs.csv'}: {arguments.num} pairs")
     return 0
 

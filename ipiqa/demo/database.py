@@ -1,7 +1,7 @@
 """The demo database: rendered scenes in the form of AGIQA-3k. Synthetic from the first pixel to the last opinion.
 
-Ten simulated generators draw each prompt. How much of it they get right decides the alignment, how strongly their
-picture is distorted the quality; twenty simulated raters then judge both with an error of their own.
+Four simulated generators draw each prompt. They distort their pictures to different degrees, and misread prompts alike.
+Twenty simulated raters then judge both with an error of their own.
 """
 
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
-from ipiqa.demo.scenes import DISTORTIONS, Scene, alignment, distort, draw_scene, near_miss, render, with_errors
+from ipiqa.demo.scenes import DISTORTIONS, Scene, distort, draw_scene, near_miss, render, satisfied, with_errors
 from ipiqa.errors import ConfigError
 from ipiqa.files import write_text
 
@@ -25,13 +25,15 @@ NUM_RATERS = 20
 RATER_STD = 1.0  # of one rater's opinion around the truth, on the scale 0 to 5
 JPEG_QUALITY = 97  # of the files themselves: no distortion to speak of
 
-# How often each generator gets a part of the prompt wrong, and how strongly its pictures are distorted on average. The
-# two are in no order to each other, so that a picture's quality tells little about its alignment.
-GENERATORS = {
-    "scribe1.0": (0.02, 0.50), "scribe2.1": (0.10, 0.15), "palette": (0.18, 0.70), "easel3": (0.26, 0.30),
-    "muse-xl": (0.34, 0.60), "muse-s": (0.42, 0.20), "fresco": (0.50, 0.45), "gouache1.5": (0.58, 0.75),
-    "stencil": (0.66, 0.25), "doodle": (0.74, 0.55),
-}  # fmt: skip
+# How strongly each generator's pictures are distorted on average, 0 to 1.
+GENERATORS = {"scribe1.0": 0.30, "muse-xl": 0.45, "fresco": 0.60, "doodle": 0.50}
+DISTORTION_STD = 0.25  # of its pictures around that
+
+# Each picture has an error rate of its own, from 0 to this, whoever draws it.
+MAX_ERROR_RATE = 0.9
+
+# Raters mark down the alignment of an ugly picture. This share makes the two targets correlate moderately.
+QUALITY_IN_ALIGNMENT = 0.35
 
 MARK = "These images and scores are synthetic: rendered by `ipiqa demo-data`"  # its README.txt begins so
 README = """{mark}, judged by simulated raters.
@@ -62,15 +64,17 @@ class Picture:
     """A picture that can be rendered: a scene, its distortion, the side in pixels, the seed of all that varies."""
 
     scene: Scene
-    kind: str
-    strength: float
     size: int
     seed: tuple[int, ...]
+    kind: str = DISTORTIONS[0]
+    strength: float = 0.0
+    negative: bool = False
 
     def image(self) -> Image.Image:
         """Returns the rendered picture."""
         rng = np.random.default_rng(self.seed)
-        return distort(render(self.scene, self.size, rng), self.kind, self.strength, rng)
+        image = render(self.scene, self.size, rng, negative=self.negative)
+        return distort(image, self.kind, self.strength, rng) if self.strength else image
 
     def pixels(self) -> np.ndarray:
         """Returns the rendered picture as an array, (3, S, S) uint8."""
@@ -100,8 +104,40 @@ def refuse_other_dataset(folder: Path) -> None:
         raise ConfigError(f"--out: {problem}. Give another folder.")
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """An image of the table: its file's name, what was asked for, the picture that was made of it."""
+
+    name: str
+    asked: Scene
+    picture: Picture
+
+    @property
+    def truth(self) -> tuple[float, float]:
+        """Quality and alignment without any rater's error, 0 to 5."""
+        quality, found = 1 - self.picture.strength, satisfied(self.asked, self.picture.scene)
+        return 5 * quality, 5 * (found + QUALITY_IN_ALIGNMENT * (quality - found))
+
+
+def draw_table(*, seed: int, num_prompts: int, image_size: int) -> list[Drawing]:
+    """Returns the images of the demo database, those of a prompt one after the other."""
+    rng, scenes = np.random.default_rng([seed, 0]), dict[Scene, None]()  # in the order drawn
+    while len(scenes) < num_prompts:
+        scenes[draw_scene(rng, of_table=True)] = None
+    drawings = []
+    for prompt_id, asked in enumerate(scenes):
+        for number, (generator, distortion) in enumerate(GENERATORS.items()):
+            rng = np.random.default_rng([seed, 1, prompt_id, number])
+            drawn = with_errors(asked, rng.uniform(0, MAX_ERROR_RATE), rng)
+            strength = float(np.clip(distortion + rng.normal(0, DISTORTION_STD), 0, 1))
+            kind, name = str(rng.choice(DISTORTIONS)), f"{generator}_normal_{prompt_id:03d}.jpg"
+            picture = Picture(drawn, image_size, (seed, 2, prompt_id, number), kind, strength)
+            drawings.append(Drawing(name, asked, picture))
+    return drawings
+
+
 def write_demo_dataset(
-    folder: Path, *, seed: int = 0, num_prompts: int = 300, image_size: int = 64, processes: int | None = None
+    folder: Path, *, seed: int = 0, num_prompts: int = 800, image_size: int = 128, processes: int | None = None
 ) -> DemoSummary:
     """Renders the demo database into `folder`: images/, data.csv, README.txt. Equal arguments give equal bytes.
 
@@ -110,48 +146,34 @@ def write_demo_dataset(
     refuse_other_dataset(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write_text(folder / "README.txt", README.format(mark=MARK, seed=seed, size=image_size))
-    rng = np.random.default_rng([seed, 0])
-    scenes: dict[Scene, None] = {}  # in the order drawn
-    while len(scenes) < num_prompts:
-        scenes[draw_scene(rng)] = None
-    pictures, rows, truth = [], [], []
-    for prompt_id, asked in enumerate(scenes):
-        for number, (generator, (error_rate, distortion)) in enumerate(GENERATORS.items()):
-            rng = np.random.default_rng([seed, 1, prompt_id, number])
-            drawn = with_errors(asked, error_rate, rng)
-            strength = float(np.clip(distortion + rng.normal(0, 0.25), 0, 1))
-            kind = str(rng.choice(list(DISTORTIONS)))
-            pictures.append(Picture(drawn, kind, strength, image_size, (seed, 2, prompt_id, number)))
-            true = np.array([5 * (1 - strength), 5 * alignment(asked, drawn)])
-            opinions = true + rng.normal(0, RATER_STD, (NUM_RATERS, 2))
-            mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
-            scores = [f"{value:.6f}" for value in (mos[0], std[0], mos[1], std[1])]
-            rows.append([f"{generator}_normal_{prompt_id:03d}.jpg", asked.prompt, "", "", asked.style, *scores])
-            truth.append([*true, *mos])
-    render_all(Picture.save, pictures, [folder / "images" / row[0] for row in rows], processes=processes)
+    drawings = draw_table(seed=seed, num_prompts=num_prompts, image_size=image_size)
+    true = np.array([drawing.truth for drawing in drawings])  # (N, 2)
+    opinions = true + np.random.default_rng([seed, 6]).normal(0, RATER_STD, (NUM_RATERS, *true.shape))
+    mos, std = opinions.mean(axis=0).clip(0, 5), opinions.std(axis=0, ddof=1)
+    rows = [
+        [drawing.name, drawing.asked.prompt, "", "", drawing.asked.style, *(f"{value:.6f}" for value in scores)]
+        for drawing, scores in zip(drawings, np.stack([mos, std], axis=2).reshape(-1, 4), strict=True)
+    ]
+    paths = [folder / "images" / drawing.name for drawing in drawings]
+    render_all(Picture.save, [drawing.picture for drawing in drawings], paths, processes=processes)
     write_text(folder / "data.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
-    srcc, plcc = stats.spearmanr(truth).statistic, np.corrcoef(truth, rowvar=False)
+    both = np.hstack([true, mos])
+    srcc, plcc = stats.spearmanr(both).statistic, np.corrcoef(both, rowvar=False)
     ceilings = {t: (float(srcc[i, i + 2]), float(plcc[i, i + 2])) for i, t in enumerate(("quality", "alignment"))}
     return DemoSummary(len(rows), num_prompts, ceilings, float(srcc[0, 1]))
 
 
-def draw_pairs(num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> tuple[list[Picture], list[str]]:
-    """Returns pictures that show all of their prompts, and near misses of these; none of either is one to exclude."""
-    rng, forbidden = np.random.default_rng([seed, 3]), set(exclude)
-    pictures: list[Picture] = []
-    near_misses: list[str] = []
-    while len(pictures) < num:
-        scene, kind, strength = draw_scene(rng), str(rng.choice(list(DISTORTIONS))), float(rng.uniform())
-        miss = near_miss(scene, rng).prompt
-        if not forbidden & {scene.prompt, miss}:
-            pictures.append(Picture(scene, kind, strength, image_size, (seed, 4, len(pictures))))
-            near_misses.append(miss)
-    return pictures, near_misses
+def draw_pairs(num: int, *, seed: int, image_size: int, negative: bool = False) -> tuple[list[Picture], list[str]]:
+    """Returns undistorted pictures that show all of their prompts, and near misses of these; no scene is a table's."""
+    rng = np.random.default_rng([seed, 3])
+    scenes = [draw_scene(rng, of_table=False) for _ in range(num)]
+    pictures = [Picture(scene, image_size, (seed, 4, row), negative=negative) for row, scene in enumerate(scenes)]
+    return pictures, [near_miss(scene, rng).prompt for scene in scenes]
 
 
-def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int, exclude: Iterable[str]) -> None:
+def write_demo_pairs(folder: Path, num: int, *, seed: int, image_size: int) -> None:
     """Writes pairs/ and pairs.csv (columns image, prompt): what Image2Prompt learns from on the demo."""
-    pictures, _ = draw_pairs(num, seed=seed, image_size=image_size, exclude=exclude)
+    pictures, _ = draw_pairs(num, seed=seed, image_size=image_size)
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     names = [f"{number:05d}.png" for number in range(num)]
     render_all(Picture.save, pictures, [folder / "pairs" / name for name in names])

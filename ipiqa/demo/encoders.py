@@ -22,10 +22,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from ipiqa import registry
-from ipiqa.build import make_dataset, make_processor
+from ipiqa.build import make_processor
 from ipiqa.config.loading import Config
 from ipiqa.demo.database import Picture, draw_pairs, render_all
-from ipiqa.demo.scenes import look
 from ipiqa.engine.predict import Batch, predict
 from ipiqa.engine.trainer import Evaluation, Trainer
 from ipiqa.errors import ConfigError
@@ -38,7 +37,7 @@ from ipiqa.training.pretraining import describe_metrics
 
 logger = logging.getLogger("ipiqa")
 
-FORMAT = 3  # raised when the rendering or this training changes: older files are then made anew
+FORMAT = 4  # raised when the rendering or this training changes: older files are then made anew
 NUM_TEST = 512  # pairs kept back to measure retrieval
 
 # Factor on the finished prompt features. Cosines do not change, but a fresh cross-attention pool takes the feature as
@@ -55,6 +54,7 @@ class WarmUp:
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
+    image_size: int = 64  # of the pictures, which need not be that of the table's
     seed: int = 0
 
     def apply(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
@@ -67,25 +67,22 @@ class WarmUp:
 
 
 def warm_up(config: Config, settings: WarmUp) -> Path:
-    """Trains the encoders of a config on rendered pairs, none of its dataset, and returns the file of their weights.
+    """Trains the encoders of a config on rendered pairs of another domain and returns the file of their weights.
 
-    That is the one which both encoders' `weights` name. If it is there and was made with the same settings, nothing is
-    done; one that something else has made is a ConfigError.
+    That is the one which `model.prompt_encoder.weights` names; the image encoder's are in it, too. If it is there and
+    was made with the same settings, nothing is done; one that something else has made is a ConfigError.
     """
-    files = {config.model.get(part, {}).get("weights") for part in ("image_encoder", "prompt_encoder")}
-    if len(files) != 1 or None in files:
-        raise ConfigError("model: the weights of image_encoder and prompt_encoder must name the one file to be made.")
-    path = Path(files.pop())
+    if (weights := config.model.get("prompt_encoder", {}).get("weights")) is None:
+        raise ConfigError("model.prompt_encoder.weights: null. Name the file to be made.")
+    path, size = Path(weights), settings.image_size
     sections = {part: {**config.model[part], "weights": None} for part in ("image_encoder", "prompt_encoder")}
     sections["prompt_encoder"] |= {"freeze": "none", "qa_token": "none", "train_embeddings": None}  # not as the folds
-    table = make_dataset(config).load()
-    origin = {"format": FORMAT, "image_size": config.image_size, "table": table.sha256, **sections, **asdict(settings)}
+    origin = {"format": FORMAT, **sections, **asdict(settings)}
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     if path.exists() and _digest_of(path) == digest:
         logger.info("%s is there already, made with these settings", path)
         return path
-    count, size = settings.num_pairs + NUM_TEST, config.image_size
-    pairs = draw_pairs(count, seed=settings.seed, image_size=size, exclude=table.prompts)
+    pairs = draw_pairs(settings.num_pairs + NUM_TEST, seed=settings.seed, image_size=size, negative=True)
     torch.manual_seed(settings.seed)
     model = TwoTowers(*(registry.build(p, sections[p], f"model.{p}", {"image_size": size}) for p in sections))
     _train(model, *pairs, make_processor(config).normalise, settings)
@@ -119,21 +116,15 @@ class TwoTowers(nn.Module):
         return image_features.float(), text_features.float()
 
 
-def matching_loss(images: torch.Tensor, texts: torch.Tensor, looks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Returns the sum of three cross-entropies of scaled cosines: image to prompt, prompt to image, image to look.
+def matching_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of two cross-entropies of scaled cosines: image to prompt and prompt to image.
 
-    Without the last one the features learn to overlook distortions. Of image features (B, D) and text features
-    (2 B + L, D): the images' prompts, near misses that only images are compared with, and all looks, (B,) of which
-    the images have.
+    Of image features (B, D) and text features (2 B, D): the images' prompts, and near misses that only images are
+    compared with.
     """
-
-    def logits(texts: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T * scale
-
     own, count = torch.arange(len(images)), len(images)
-    prompts = logits(texts[: 2 * count])
-    contrastive = functional.cross_entropy(prompts, own) + functional.cross_entropy(prompts[:, :count].T, own)
-    return contrastive + functional.cross_entropy(logits(texts[2 * count :]), looks)
+    cosines = functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T * scale
+    return functional.cross_entropy(cosines, own) + functional.cross_entropy(cosines[:, :count].T, own)
 
 
 def _train(
@@ -144,9 +135,7 @@ def _train(
     pixels = np.stack(render_all(Picture.pixels, pictures))
     count, size, epochs = settings.num_pairs, settings.batch_size, settings.epochs
     task, device = ImageToPrompt(), torch.device("cpu")
-    look_names, look_numbers = np.unique([look(p.kind, p.strength) for p in pictures], return_inverse=True)
     prompts, misses = tokenize([picture.scene.prompt for picture in pictures]), tokenize(near_misses)
-    looks, look_of = tokenize(look_names.tolist()), torch.from_numpy(look_numbers)
     order = [list(range(size))] * (count // size)  # the batches of an epoch; what is left over is dropped
 
     def batch_of(rows: Sequence[int]) -> Batch:
@@ -158,9 +147,8 @@ def _train(
         order[:] = rows[: len(order) * size].reshape(-1, size).tolist()
 
     def compute_loss(module: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
-        rows = batch["rows"]
-        images, texts = module(batch["images"], torch.cat([batch["tokens"], misses[rows], looks]))
-        return matching_loss(images, texts, look_of[rows], model.log_scale.exp())
+        images, texts = module(batch["images"], torch.cat([batch["tokens"], misses[batch["rows"]]]))
+        return matching_loss(images, texts, model.log_scale.exp())
 
     def evaluate(module: nn.Module) -> Evaluation:
         held_out = batch_of(range(count, count + NUM_TEST))

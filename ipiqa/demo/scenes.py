@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,10 @@ BACKGROUNDS = {
 }  # fmt: skip
 
 # The parts of a prompt and what each may be: first those of a thing, then those of the whole scene.
-THING = {"count": ("one", "two", "three"), "colour": tuple(COLOURS), "shape": ("circle", "square", "triangle", "cross")}
-WHOLE = {"relation": ("above", "below", "left of", "right of"), "style": tuple(BACKGROUNDS)}
+THING = {"count": ("one", "two"), "colour": tuple(COLOURS), "shape": ("circle", "square", "triangle", "cross")}
+WHOLE = {"relation": ("above", "left of"), "style": tuple(BACKGROUNDS)}
 PARTS = THING | WHOLE
-
-# What each part of the prompt counts for in the alignment; an object that is missing loses all its parts.
-CHECKLIST = {"colour": 0.15, "shape": 0.10, "count": 0.05, "relation": 0.15, "style": 0.25}
-
-# How often a thing is left out, for each time a part of it is wrong. An empty place is seen without the prompt, so it
-# must stay rare, or alignment would be told from the image alone.
-MISSING_RATE = 0.1
+NUM_STATEMENTS = 2 * len(THING) + len(WHOLE)  # of a prompt; each counts for the same in the alignment
 
 
 @dataclass(frozen=True)
@@ -45,43 +40,52 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two kinds of things, how they stand to each other, and the style. `None` in a drawing: left out."""
+    """Two kinds of things, how they stand to each other, and the style."""
 
-    first: Thing | None
-    second: Thing | None
+    first: Thing
+    second: Thing
     relation: str
     style: str
 
     @property
     def prompt(self) -> str:
-        """The scene in words; only for scenes in which nothing is left out."""
+        """The scene in words."""
         return f"{self.first} {self.relation} {self.second}, {self.style}"
 
+    @property
+    def is_of_table(self) -> bool:
+        """Whether the scene may be in the scored table; all others are for the encoders and for Image2Prompt.
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Returns a random scene; its two things differ in colour or shape, but may share one of them.
+        A hash of the prompt parts all scenes in two halves; a scene has one prompt only, so none is in both.
+        """
+        return zlib.crc32(self.prompt.encode()) % 2 == 0
 
-    So two things of one colour are not a sign of an error, which could be seen without the prompt.
+
+def draw_scene(rng: np.random.Generator, *, of_table: bool) -> Scene:
+    """Returns a random scene of the table's half or of the other one, with two things of different colour or shape.
+
+    They may share one of both, so that two things of one colour are no sign of an error, seen without the prompt.
     """
 
     def draw_thing() -> Thing:
         return Thing(*(str(rng.choice(choices)) for choices in THING.values()))
 
-    first = second = draw_thing()
-    while (first.colour, first.shape) == (second.colour, second.shape):
-        second = draw_thing()
-    return Scene(first, second, *(str(rng.choice(choices)) for choices in WHOLE.values()))
+    while True:
+        scene = Scene(draw_thing(), draw_thing(), *(str(rng.choice(choices)) for choices in WHOLE.values()))
+        if _is_drawn(scene, of_table):
+            return scene
 
 
-def alignment(asked: Scene, drawn: Scene) -> float:
-    """Returns which part of a prompt is really there, 0 to 1, by the weights of `CHECKLIST`."""
-    score = CHECKLIST["style"] * (asked.style == drawn.style)
-    for wanted, found in ((asked.first, drawn.first), (asked.second, drawn.second)):
-        if found is not None:
-            score += sum(CHECKLIST[p] * (getattr(wanted, p) == getattr(found, p)) for p in ("colour", "shape", "count"))
-    if None not in (drawn.first, drawn.second):
-        score += CHECKLIST["relation"] * (asked.relation == drawn.relation)
-    return score
+def _is_drawn(scene: Scene, of_table: bool) -> bool:
+    first, second = scene.first, scene.second
+    return scene.is_of_table == of_table and (first.colour, first.shape) != (second.colour, second.shape)
+
+
+def satisfied(asked: Scene, drawn: Scene) -> float:
+    """Returns which share of a prompt's statements is true of what was drawn, 0 to 1."""
+    things = ((asked.first, drawn.first), (asked.second, drawn.second))
+    found = sum(getattr(wanted, part) == getattr(there, part) for wanted, there in things for part in THING)
+    return (found + sum(getattr(asked, part) == getattr(drawn, part) for part in WHOLE)) / NUM_STATEMENTS
 
 
 def _change(whole: Any, part: str, rng: np.random.Generator) -> Any:
@@ -91,44 +95,51 @@ def _change(whole: Any, part: str, rng: np.random.Generator) -> Any:
 
 
 def with_errors(scene: Scene, error_rate: float, rng: np.random.Generator) -> Scene:
-    """Returns what a generator draws that gets each part of the prompt wrong with probability `error_rate`."""
+    """Returns a scene of the table's half in which each part of the prompt is wrong with probability `error_rate`."""
 
     def wrong(whole: Any, parts: dict[str, tuple[str, ...]]) -> Any:
         for part in parts:
             whole = _change(whole, part, rng) if rng.random() < error_rate else whole
         return whole
 
-    things = (scene.first, scene.second)
-    first, second = (None if rng.random() < error_rate * MISSING_RATE else wrong(thing, THING) for thing in things)
-    return wrong(Scene(first, second, scene.relation, scene.style), WHOLE)
+    while True:
+        first, second = (wrong(thing, THING) for thing in (scene.first, scene.second))
+        drawn: Scene = wrong(Scene(first, second, scene.relation, scene.style), WHOLE)
+        if _is_drawn(drawn, of_table=True):
+            return drawn
 
 
 def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Returns the scene with one part changed, for a prompt that is almost right."""
-    part = str(rng.choice(list(PARTS)))
-    if part in WHOLE:
-        return _change(scene, part, rng)
-    side = "first" if rng.random() < 0.5 else "second"
-    changed: dict[str, Any] = {side: _change(getattr(scene, side), part, rng)}
-    return dataclasses.replace(scene, **changed)
+    """Returns a scene of the same half with one part changed, for a prompt that is almost right."""
+    while True:
+        part = str(rng.choice([*PARTS, "shape", "shape", "shape"]))  # shapes are learnt last
+        if part in WHOLE:
+            miss: Scene = _change(scene, part, rng)
+        else:
+            side = "first" if rng.random() < 0.5 else "second"
+            changed: dict[str, Any] = {side: _change(getattr(scene, side), part, rng)}
+            miss = dataclasses.replace(scene, **changed)
+        if _is_drawn(miss, scene.is_of_table):
+            return miss
 
 
-def render(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
-    """Returns a picture of the scene, RGB, size x size pixels; places and sizes vary a little."""
-    large = size * 3  # drawn large and reduced, for smooth edges
-    image = Image.new("RGB", (large, large), _tint(BACKGROUNDS[scene.style], 6, rng))
+def render(scene: Scene, size: int, rng: np.random.Generator, *, negative: bool = False) -> Image.Image:
+    """Returns a picture of the scene, RGB, size x size pixels; places and sizes vary a little.
+
+    A `negative` is of another domain, the encoders' own: its ground is light where the other's is dark.
+    """
+    large = size * 2  # drawn large and reduced, for smooth edges
+    ground = BACKGROUNDS[scene.style]
+    image = Image.new("RGB", (large, large), _tint(tuple(255 - c for c in ground) if negative else ground, 6, rng))
     draw = ImageDraw.Draw(image)
     if scene.style == "night scene":
         for _ in range(14):
             x, y = rng.uniform(0, large, 2)
-            draw.ellipse([x, y, x + large / 50, y + large / 50], fill=(250, 250, 220))
-    beside = scene.relation in ("left of", "right of")
+            draw.ellipse([x, y, x + large / 50, y + large / 50], fill=(20, 20, 60) if negative else (250, 250, 220))
+    beside = scene.relation == "left of"
     centres = [(0.27, 0.5), (0.73, 0.5)] if beside else [(0.5, 0.27), (0.5, 0.73)]
-    if scene.relation in ("right of", "below"):
-        centres.reverse()
     for thing, centre in zip((scene.first, scene.second), centres, strict=True):
-        if thing is not None:
-            _draw_thing(draw, thing, centre, beside, scene.style == "pencil sketch", large, rng)
+        _draw_thing(draw, thing, centre, beside, scene.style == "pencil sketch", large, rng)
     image = image.resize((size, size), Image.Resampling.BOX)
     if scene.style == "mosaic":
         tiles = image.resize((size // 4, size // 4), Image.Resampling.BOX)
@@ -141,18 +152,17 @@ def _tint(colour: tuple[int, ...], spread: int, rng: np.random.Generator) -> tup
 
 
 def _draw_thing(
-    draw: ImageDraw.ImageDraw, thing: Thing, centre: tuple[float, float], upright: bool, is_sketch: bool, large: int,
+    draw: ImageDraw.ImageDraw, thing: Thing, centre: tuple[float, float], upright: bool, is_outline: bool, large: int,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
     number = THING["count"].index(thing.count) + 1
-    radius = large * rng.uniform(0.115, 0.145)
+    radius = large * rng.uniform(0.155, 0.185)
     for i in range(number):
-        offset = (i - (number - 1) / 2) * 0.31
-        x = (centre[0] + (0 if upright else offset) + rng.uniform(-0.015, 0.015)) * large
-        y = (centre[1] + (offset if upright else 0) + rng.uniform(-0.015, 0.015)) * large
+        offset = (i - (number - 1) / 2) * 0.4
+        x = (centre[0] + (0 if upright else offset) + rng.uniform(-0.02, 0.02)) * large
+        y = (centre[1] + (offset if upright else 0) + rng.uniform(-0.02, 0.02)) * large
         colour = _tint(COLOURS[thing.colour], 12, rng)
-        # a sketch has the outline only, in the colour asked for
-        look = {"outline": colour, "fill": None, "width": max(large // 40, 2)} if is_sketch else {"fill": colour}
+        look = {"outline": colour, "fill": None, "width": max(large // 24, 2)} if is_outline else {"fill": colour}
         _draw_shape(draw, thing.shape, x, y, radius, look)
 
 
@@ -170,20 +180,8 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
         draw.polygon([(x + sign * dx, y + sign * dy) for sign in (1, -1) for dx, dy in half], **look)
 
 
-# The words for each distortion, and for how strong it is.
-DISTORTIONS = {"blur": "blurry", "noise": "noisy", "jpeg": "blocky", "colour": "faded", "ringing": "rippled"}
-LEVELS = ("hardly", "slightly", "quite", "very", "extremely")
+DISTORTIONS = ("blur", "noise", "jpeg", "colour", "ringing")
 FADED = (150, 130, 90)
-
-
-def look(kind: str, strength: float) -> str:
-    """Returns a distortion in words; the kind of one that is hardly there goes unnamed.
-
-    >>> look("blur", 0.05), look("noise", 0.5)
-    ('a hardly distorted picture', 'a quite noisy picture')
-    """
-    level = min(int(strength * len(LEVELS)), len(LEVELS) - 1)
-    return f"a {LEVELS[level]} {DISTORTIONS[kind] if level else 'distorted'} picture"
 
 
 def distort(image: Image.Image, kind: str, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -193,13 +191,13 @@ def distort(image: Image.Image, kind: str, strength: float, rng: np.random.Gener
         return image.filter(ImageFilter.GaussianBlur(strength * size / 24))
     if kind == "jpeg":
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=round(90 * (1 - strength) ** 2) + 4)
+        image.save(buffer, "JPEG", quality=round(20 * (1 - strength) ** 1.5) + 2)
         return Image.open(buffer).convert("RGB")
     pixels = np.asarray(image, dtype=np.float64)
     if kind == "noise":
-        pixels = pixels + rng.normal(0, 60 * strength, (size // 2, size // 2, 3)).repeat(2, axis=0).repeat(2, axis=1)
+        pixels = pixels + rng.normal(0, 20 * strength, (size // 2, size // 2, 3)).repeat(2, axis=0).repeat(2, axis=1)
     elif kind == "colour":  # towards one brownish tone, as an old print fades
-        pixels = pixels + 0.75 * strength * (np.array(FADED) - pixels)
+        pixels = pixels + 0.5 * strength * (np.array(FADED) - pixels)
     else:  # an ideal band-pass: every edge echoes in ripples
         frequency = np.abs(np.fft.fftfreq(size))
         low = np.maximum(frequency[:, None], frequency) < 0.14
