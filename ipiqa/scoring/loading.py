@@ -135,7 +135,8 @@ def _registered(what: str) -> Any:
 def _given(settings: str) -> dict[str, Any]:
     """Returns the values of "key=value key=value"; they may hold spaces, and files on the Hub are fetched."""
     pairs = map(parse_override, re.split(r" +(?=[\w.]+=)", settings) if settings else [])
-    return {key: str(_local(value)) if str(value).startswith(HUB) else value for key, value in pairs}
+    is_file = re.compile(f"{HUB}[^/]+/[^/]+/.+").fullmatch
+    return {key: str(_local(value)) if is_file(str(value)) else value for key, value in pairs}
 
 
 def _refuse_folds(folds: Sequence[int] | None, what: str | Path) -> None:
