@@ -22,6 +22,7 @@ from ipiqa.datasets.loaders import BatchLoader, Loading, eval_loader, train_load
 from ipiqa.datasets.shards import ShardBatches
 from ipiqa.datasets.splits import Split, make_split
 from ipiqa.datasets.table import AnnotationTable, Target
+from ipiqa.engine.features import FeatureStore
 from ipiqa.engine.optim import Schedule, make_adamw, parameter_groups
 from ipiqa.engine.predict import Batch, PromptCache
 from ipiqa.engine.stop import StopSignals
@@ -196,6 +197,26 @@ def build_model(cfg_path: str | Path, *overrides: str) -> nn.Module:
     return model.eval()
 
 
+def store_features(
+    config: Config, data: Data, model: nn.Module, processor: SquashProcessor, device: torch.device, stop: StopSignals
+) -> FeatureStore | None:
+    """Returns stored features of a model's frozen image tower, computed now if need be; None where it has none."""
+    tower: Any = getattr(model, "image_encoder", None)
+    dataset = make_dataset(config)
+    is_frozen = isinstance(tower, ImageTower) and tower.frozen and not any(p.requires_grad for p in tower.parameters())
+    if not is_frozen or dataset.streamed or not dataset.feature_cache or dataset.cache_limit_gb == 0:
+        return None
+    if type(processor).flips is not SquashProcessor.flips or type(tower).forward is not ImageTower.forward:
+        message = "feature cache: not used, %s draws more than flips, or %s has a forward pass of its own"
+        logger.info(message, type(processor).__name__, type(tower).__name__)
+        return None
+    store = FeatureStore(
+        tower=tower, images=data.images, hashes=data.image_hashes, processor=processor, device=device,
+        amp=config.run.amp, batch_size=config.run.eval_batch_size, keeps_map=getattr(model, "reads_token_map", True),
+    )  # fmt: skip
+    return store if store.open(Path(dataset.cache_dir), dataset.cache_limit_gb, stop) else None
+
+
 def describe_model(
     config: Config, model: nn.Module, targets: Sequence[Target] = (), data: Data | None = None,
     split: Split | None = None,
@@ -228,9 +249,10 @@ class Inputs:
     seed: int
     fold: int
     prompts: PromptCache | None = None  # of a frozen prompt encoder, whose features hold for all epochs
+    features: FeatureStore | None = None  # of a frozen image tower
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> Batch:
-        """Returns the batch with images float32 (B, 3, S, S), or (B, V, 3, S, S); in training, some are mirrored."""
+        """Returns the batch with images float32 (B, 3, S, S), or (B, V, 3, S, S), or their features; some mirrored."""
         flips = None
         if epoch is not None:
             rows, draw = batch["rows"], {"seed": self.seed, "fold": self.fold, "epoch": epoch}
@@ -239,7 +261,8 @@ class Inputs:
                 batch = batch | {"tokens": self.prompts(batch["tokens"])}
         names = ("images", "targets", "known", "spread", "pairs", "chosen")
         moved = {n: batch[n].to(self.device, non_blocking=True) for n in names if n in batch}
-        return batch | moved | {"images": self.processor.normalise(moved["images"], flips)}
+        stored: Any = self.features and self.features(batch["rows"], flips)
+        return batch | moved | {"images": stored or self.processor.normalise(moved["images"], flips)}
 
 
 def make_trainer(

@@ -37,8 +37,9 @@ class ImageFolder(ABC):
     Attributes:
         images: folder of the images.
         image_cache: whether to keep decoded images in a file, for all epochs, folds and runs.
+        feature_cache: whether to keep what a frozen image tower gives for each image in a file, too.
         cache_dir: folder of those files, and of the hashes of the images, kept for the next run.
-        cache_limit_gb: most that those files take together; images that do not fit are decoded each time.
+        cache_limit_gb: most that those files take together; what does not fit is computed each time.
     """
 
     has_scores: ClassVar[bool] = True
@@ -46,6 +47,7 @@ class ImageFolder(ABC):
 
     images: FilePath
     image_cache: bool = True
+    feature_cache: bool = True
     cache_dir: FilePath = "cache/images"
     cache_limit_gb: float = 16.0
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ipiqa.datasets.checks import num_threads
 from ipiqa.datasets.comparisons import Comparisons
-from ipiqa.datasets.image_cache import CachedImages, ImageSource
+from ipiqa.datasets.image_cache import DecodedImages, ImageSource
 from ipiqa.datasets.table import AnnotationTable
 from ipiqa.errors import DataError
 
@@ -103,7 +103,7 @@ class BatchLoader(DataLoader[Any]):
     def __init__(
         self, batches: TableBatches, rows: Sampler[np.ndarray] | Sequence[np.ndarray], loading: Loading
     ) -> None:
-        workers = loading.workers(cached=isinstance(batches.images, CachedImages))
+        workers = loading.workers(cached=not isinstance(batches.images, DecodedImages))
         super().__init__(
             batches, sampler=rows, batch_size=None,  # the sampler's items are whole batches
             num_workers=workers, persistent_workers=workers > 0, pin_memory=loading.pin_memory,

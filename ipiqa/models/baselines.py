@@ -23,6 +23,7 @@ class CLIPCosine(nn.Module):
 
     is_zero_shot = True
     reads_prompt = True
+    reads_token_map = False
     takes_one_image = True
     per_target = ("slope", "intercept")
 
@@ -38,7 +39,7 @@ class CLIPCosine(nn.Module):
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32: a line of CLIP's score, which is what they are before training."""
         image_feature, prompt_feature = self.image_encoder(images)[1], self.prompt_encoder(prompts)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(image_feature.device.type, enabled=False):
             score = self._score(image_feature.float(), prompt_feature.float())
         return score[:, None] * self.slope + self.intercept
 
@@ -82,7 +83,7 @@ class CLIPAntonyms(CLIPCosine):
 class LinearProbe(nn.Module):
     """A linear layer on frozen features of the image, BatchNorm of the features before it."""
 
-    reads_prompt = False
+    reads_prompt = reads_token_map = False
 
     def __init__(self, image_encoder: ImageTower, num_targets: int) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class LinearProbe(nn.Module):
 class CLIPLinear(nn.Module):
     """A linear layer on CLIP's image feature of length 1, as LAION's aesthetics predictor comes to."""
 
-    reads_prompt = False
+    reads_prompt = reads_token_map = False
 
     def __init__(self, image_encoder: ImageTower, num_targets: int) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ class CrossAttentionCosineFusion(CrossAttentionFusion):
 class ImageOnlyFusion(nn.Module):
     """The prompt is not even encoded: the head sees CLIP's own pooled image feature."""
 
-    reads_prompt = False
+    reads_prompt = reads_token_map = False
 
     def __init__(self, image_encoder: ImageTower) -> None:
         super().__init__()
@@ -66,6 +66,8 @@ class ImageOnlyFusion(nn.Module):
 @register("fusion", "concatenation")
 class ConcatenationFusion(nn.Module):
     """No fusion at all: image feature and prompt feature side by side."""
+
+    reads_token_map = False
 
     def __init__(self, image_encoder: ImageTower, prompt_encoder: PromptFeatures) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ class IPIQA(nn.Module):
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.fusion, self.head = image_encoder, prompt_encoder, fusion, head
         self.reads_prompt = getattr(fusion, "reads_prompt", True)
+        self.reads_token_map = getattr(fusion, "reads_token_map", True)
         if not self.reads_prompt:
             prompt_encoder.requires_grad_(False)  # what gets no gradient must not wait for one
 
@@ -53,7 +54,7 @@ class IPIQA(nn.Module):
 class ImageOnly(nn.Module):
     """The ablation without a prompt: CLIP's pooled image feature and the head."""
 
-    reads_prompt = False
+    reads_prompt = reads_token_map = False
 
     def __init__(self, image_encoder: ImageTower, head: nn.Module) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ class KernelRidge(nn.Module):
     that of the fit of the epochs before.
     """
 
-    reads_prompt = False
+    reads_prompt = reads_token_map = False
     per_target = ("weights", "constant", "scores", "is_known")
     features: torch.Tensor  # (M, D) of the images of training, as the tower gave them
     scores: torch.Tensor  # (T, M)
@@ -72,7 +72,7 @@ class KernelRidge(nn.Module):
         """Keeps images (B, 3, S, S) with their MOS (B, T), those that are `known`, and returns scores (B, T)."""
         with torch.no_grad():
             features = self.image_encoder(images)[1].float()
-        first, last = int(self.count), int(self.count) + len(images)
+        first, last = int(self.count), int(self.count) + len(features)
         if last > self.features.shape[0]:
             problem = f"{self.features.shape[0]} is less than the images seen in all epochs"
             raise DataError(f"model.most_images: {problem}. Set it to run.max_epochs times the images to train on.")

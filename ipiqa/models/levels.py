@@ -97,6 +97,7 @@ class CLIPLevels(nn.Module):
 
     is_zero_shot = True
     takes_one_image = True
+    reads_token_map = False
     per_target = ("log_scale",)
     values: torch.Tensor  # (K,) the score that each text stands for
 
@@ -130,7 +131,7 @@ class CLIPLevels(nn.Module):
     def forward(self, images: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """Returns scores (B, T), fp32, on the scale of each target; one image may be given for all of B prompts."""
         image_feature, text_features = self.image_encoder(images)[1], self.prompt_encoder(prompts)  # (B, D), (B, K, D)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(image_feature.device.type, enabled=False):
             cosines = functional.cosine_similarity(image_feature.float()[:, None], text_features.float(), dim=2)
             of_target = zip(
                 cosines.split(self.counts, dim=1), self.values.split(self.counts), self.log_scale.exp(), strict=True

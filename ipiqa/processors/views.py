@@ -122,8 +122,8 @@ def _pattern(size: int) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (size, size, 3), dtype=np.uint8)
 
 
-def over_views(model: nn.Module, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+def over_views(model: nn.Module, images: torch.Tensor | tuple[torch.Tensor, ...], prompts: Any) -> torch.Tensor:
     """Returns what a model gives for images (B, 3, s, s), or the mean over views (B, V, 3, s, s), one after another."""
-    if images.ndim == 4:
+    if isinstance(images, tuple) or images.ndim == 4:  # a tuple: what a tower gave for images
         return model(images, prompts)
     return torch.stack([model(view, prompts) for view in images.unbind(1)]).mean(dim=0)

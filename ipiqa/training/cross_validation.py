@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from ipiqa import build, dist
 from ipiqa.build import Data, Inputs
 from ipiqa.config.loading import Config
+from ipiqa.datasets.image_cache import NoImages
 from ipiqa.datasets.splits import Split, leak
 from ipiqa.engine import checkpoint
 from ipiqa.engine.predict import predict
@@ -126,11 +127,14 @@ class FoldRun:
         if config.run.evaluate:
             self._write({"best": (None, self._evaluate(model))})
             return
+        self.inputs.features = build.store_features(config, self.data, model, self.processor, self.device, self.stop)
+        data = self.data if self.inputs.features is None else replace(self.data, images=NoImages())
+        self.held_out = build.held_out_batches(config, data, split, self.device)
         own = f" of fold {split.fold}"
         identity = run_folder.identity_of(config)
         identity |= {n: value for n, value in self.content.items() if " of fold " not in n or n.endswith(own)}
         trainer = build.make_trainer(
-            config, model, build.train_batches(config, self.data, split, self.device), task=self.task,
+            config, model, build.train_batches(config, data, split, self.device), task=self.task,
             inputs=self.inputs, evaluate=self._evaluate, folder=self.folder, identity=identity,
             spec=spec, stop=self.stop, label=f"fold {split.fold} ",
         )  # fmt: skip

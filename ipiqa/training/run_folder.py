@@ -33,7 +33,9 @@ CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read,
 
 # Settings that a continued run may change: not what comes out of it. Of paths, the content is compared instead.
 _HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
-_HARMLESS_DATA = ("annotations", "images", "shards", "val_shards", "image_cache", "cache_dir", "cache_limit_gb")
+_HARMLESS_DATA = (
+    "annotations", "images", "shards", "val_shards", "image_cache", "feature_cache", "cache_dir", "cache_limit_gb",
+)  # fmt: skip
 HARMLESS = frozenset(
     [f"run.{name}" for name in _HARMLESS_RUN] + [f"dataset.{name}" for name in _HARMLESS_DATA] + ["split.file"]
 )

@@ -11,7 +11,7 @@ from torch import nn
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors
 from ipiqa.models.pooling import AttentionPool
-from ipiqa.models.towers.image_tower import STRIDE, WHERE, ResNetTower
+from ipiqa.models.towers.image_tower import STRIDE, WHERE, ImageFeatures, ResNetTower
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
 from ipiqa.registry import FilePath, register
@@ -79,7 +79,7 @@ class ImageEncoder(ResNetTower):
         if freeze:
             self.freeze()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor) -> ImageFeatures:
         """Returns the token map (B, C, S/32, S/32) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
         token_map = self.token_map(images, self.tower.stem)
         return token_map, self.pool(token_map)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ from ipiqa.registry import FilePath, register
 
 WHERE = "model.image_encoder"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # of a ResNet, each of which halves the map
+ImageFeatures = tuple[torch.Tensor, torch.Tensor]  # token map (B, C, h, w), pooled feature (B, D)
 STRIDE = 32  # pixels a token of a ResNet's last stage stands for, in each direction
 
 
@@ -76,9 +78,13 @@ class ImageTower(nn.Module):
         """Returns how many layers lie before one of its parameters, for run.layer_decay: 0 to num_layers."""
         return 0
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor | ImageFeatures) -> ImageFeatures:
+        """Returns what `encode` does; stored outputs, given in the place of images, pass through."""
+        return images if isinstance(images, tuple) else self.encode(images)
+
+    @abstractmethod
+    def encode(self, images: torch.Tensor) -> ImageFeatures:
         """Returns the token map (B, C, h, w) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
-        raise NotImplementedError
 
 
 class ResNetTower(ImageTower):
@@ -175,7 +181,7 @@ class TorchvisionResNet(ResNetTower):
         if freeze == "all":
             self.freeze()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor) -> ImageFeatures:
         """Returns the token map (B, C, S/32, S/32) and its mean (B, C) of normalised images (B, 3, S, S)."""
         token_map = self.token_map(images, self._stem)
         return token_map, token_map.mean(dim=(2, 3))

@@ -12,7 +12,7 @@ import torch
 from ipiqa import prompts as clip_prompts
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly
-from ipiqa.models.towers.image_tower import WHERE, ImageTower, check_size
+from ipiqa.models.towers.image_tower import WHERE, ImageFeatures, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, one_line
 
@@ -47,7 +47,7 @@ class OpenClipImageEncoder(ImageTower):
         if freeze:
             self.freeze()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor) -> ImageFeatures:
         """Returns the token map (B, C, h, w) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
         tokens, pooled = self._tokens(images)
         return tokens.transpose(1, 2).unflatten(2, self.grid), pooled

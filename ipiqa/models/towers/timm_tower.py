@@ -7,7 +7,7 @@ from torch import nn
 
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.models.clip_weights import load_exactly
-from ipiqa.models.towers.image_tower import WHERE, ImageTower
+from ipiqa.models.towers.image_tower import WHERE, ImageFeatures, ImageTower
 from ipiqa.models.weights import Tensors, one_line, read_tensors, renamed
 from ipiqa.registry import FilePath, register
 
@@ -92,7 +92,7 @@ class TimmTower(ImageTower):
         own = {name: value for name, value in (tensors or {}).items() if not name.startswith(heads)}
         load_exactly(self, renamed(own, self.file_names), f"{WHERE}.weights: '{weights}'")
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor) -> ImageFeatures:
         """Returns the token map (B, C, h, w) and the pooled feature (B, D) of normalised images (B, 3, S, S)."""
         token_map, parts = self._features(images)
         return token_map, torch.cat(parts, dim=1)
