@@ -41,6 +41,7 @@ class RunConfig:
     output_dir: FilePath  # folder of the run
     num_folds: int = within(10, f"[1, {MAX_FOLDS}]")
     seed: int = within(42, f"[0, {MAX_SEED}]")  # of everything random in training; splits have split.seed
+    seeds: list[int] | None = None  # train every fold with each of these instead, in seed_<n>/; null: run.seed alone
     max_epochs: int = within(100, "[1, 100000]")
     batch_size: int = within(32, "[1, 65536]")  # images per process and step
     eval_batch_size: int = within(32, "[1, 65536]")
@@ -79,9 +80,13 @@ def check(split: SplitConfig, run: RunConfig) -> None:
             allowed, value = field.metadata.get("range"), getattr(settings, field.name)
             if allowed is not None and value is not None and not _is_within(value, allowed):
                 raise ConfigError(f"{section}.{field.name}: {value!r} is out of range. Give a number in {allowed}.")
-    rate, low = run.learning_rate, run.min_learning_rate
+    rate, low, seeds = run.learning_rate, run.min_learning_rate, run.seeds
     problems = {
         "run.output_dir: empty. Give a path.": not run.output_dir.strip(),
+        f"run.seeds: {seeds!r} are not distinct numbers from 0 to {MAX_SEED}. Give some, such as [1, 2, 3], or null.": (
+            seeds is not None
+            and not (seeds and len({*seeds}) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED)
+        ),
         "run.checkpoint: empty. Give a path or null.": run.checkpoint is not None and not run.checkpoint.strip(),
         f"run.min_learning_rate: {low!r} is above run.learning_rate, {rate!r}. Give at most that.": (
             run.schedule != "constant_lr" and low > rate

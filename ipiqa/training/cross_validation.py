@@ -31,7 +31,7 @@ logger = logging.getLogger("ipiqa")
 
 
 def run(config: Config, *, folds: list[int] | None = None, resume: bool = False) -> Path:
-    """Trains and evaluates the folds asked for and returns the run folder.
+    """Trains and evaluates the folds asked for, with each of `run.seeds`, and returns the run folder.
 
     Args:
         folds: numbers of folds, from 0; None for all of `run.num_folds`.
@@ -53,18 +53,33 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
-        _check_early(config, data, splits, device)
-        weights = run_folder.weights_of(config, chosen)
-        content = run_folder.content_of(device, data, splits.values()) | weights
-        with run_folder.claimed(config, content, chosen, resume=resume) as stop:
-            for fold in chosen:
-                if run_folder.is_finished(run_dir, fold):
-                    logger.info("fold %d is finished, skipped", fold)
-                    continue
-                now = run_folder.weights_of(config, [fold])  # each fold reads its own files anew
-                run_folder.check_identity({name: weights[name] for name in now}, now, run_dir)
-                FoldRun(config, data, processor, splits[fold], device, content, stop).run(resume)
+        seeds = run_folder.of_seeds(config)
+        for one in seeds if config.run.checkpoint is not None else seeds[:1]:  # which may be another for each
+            _check_early(one, data, splits, device)
+        begun = [True]
+        if config.run.seeds is not None:
+            begun = dist.from_main(dist.on_main(lambda: run_folder.begin_seeds(config, resume=resume)))
+        for one, is_begun in zip(seeds, begun, strict=True):
+            _run_folds(one, processor, data, splits, device, resume=resume and is_begun)
     return run_dir
+
+
+def _run_folds(
+    config: Config, processor: SquashProcessor, data: Data, splits: dict[int, Split], device: torch.device, *,
+    resume: bool,
+) -> None:  # fmt: skip
+    """Trains and evaluates folds with one seed, in the run folder of the config."""
+    run_dir = Path(config.run.output_dir)
+    weights = run_folder.weights_of(config, splits)
+    content = run_folder.content_of(device, data, splits.values()) | weights
+    with run_folder.claimed(config, content, list(splits), resume=resume) as stop:
+        for fold, split in splits.items():
+            if run_folder.is_finished(run_dir, fold):
+                logger.info("fold %d is finished, skipped", fold)
+                continue
+            now = run_folder.weights_of(config, [fold])  # each fold reads its own files anew
+            run_folder.check_identity({name: weights[name] for name in now}, now, run_dir)
+            FoldRun(config, data, processor, split, device, content, stop).run(resume)
 
 
 def _check_early(config: Config, data: Data, splits: dict[int, Split], device: torch.device) -> None:
