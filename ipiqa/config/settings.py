@@ -59,6 +59,7 @@ class RunConfig:
     learning_rate_decay: float | None = within(None, "(0, 1]")  # per epoch of linear_warmup_step_lr
     accumulate_steps: int = within(1, "[1, 65536]")  # batches per optimizer step
     clip_grad_norm: float | None = within(None, "(0, inf)")
+    ema: float | None = within(None, "(0, 1)")  # decay, each step, of a moving average of the weights; it is evaluated
     amp: Literal["none", "bf16", "fp16"] = "none"  # mixed precision
     tf32: bool = False  # on GPU: faster matrix products with 10-bit mantissas
     compile: bool = False  # torch.compile
