@@ -293,7 +293,8 @@ def make_trainer(
         train_loader=train, start_epoch=train.set_epoch,
         compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)), evaluate=evaluate,
         folder=folder, identity=identity, spec=spec.to_dict(), seed=(run.seed, inputs.fold), device=inputs.device,
-        max_epochs=run.max_epochs, eval_every=run.eval_every, save_every=run.save_every, log_every=run.log_every,
+        max_epochs=run.max_epochs, eval_every=run.eval_every, patience=run.patience, save_every=run.save_every,
+        log_every=run.log_every,
         accumulate_steps=run.accumulate_steps, clip_grad_norm=run.clip_grad_norm, ema=run.ema, amp=run.amp, stop=stop,
         label=label, forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
     )  # fmt: skip

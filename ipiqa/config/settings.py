@@ -68,6 +68,7 @@ class RunConfig:
     num_workers: int | None = within(None, "[0, 256]")  # of the data loader, per process; null chooses
     val_fraction: float = within(0.0, "[0, 1)")  # of the training groups, to choose the epoch on
     eval_every: int = within(1, "[1, 100000]")  # epochs
+    patience: int | None = within(None, "[1, 100000]")  # evaluations without a better one that end training; null: none
     save_every: int = within(1, "[1, 100000]")  # epochs between two last.pt
     log_every: int = within(50, "[1, 1000000000]")  # steps
     evaluate: bool = False  # score run.checkpoint, or a zero-shot model, on every fold instead of training

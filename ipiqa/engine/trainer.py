@@ -125,6 +125,7 @@ class Trainer:
     device: torch.device
     max_epochs: int
     eval_every: int = 1
+    patience: int | None = None  # evaluations without a better one after which training ends
     save_every: int = 1
     log_every: int = 50
     accumulate_steps: int = 1
@@ -159,22 +160,31 @@ class Trainer:
         """The model that is evaluated and saved: the one that trains, or with `ema` the moving average of it."""
         return self.model if self._average is None else self._average
 
+    @property
+    def ended(self) -> bool:
+        """Whether training has come to its end: the last epoch, or `patience` evaluations without a better one."""
+        since_best = sum("value" in row for row in self.progress.history[self.progress.best_epoch :])
+        return self.progress.epoch == self.max_epochs or (self.patience is not None and since_best >= self.patience)
+
     def fit(self) -> None:
-        """Trains to the last epoch from wherever `progress` stands.
+        """Trains to the last epoch, or out of `patience`, from wherever `progress` stands.
 
         Raises Interrupted where a signal asked for it, the state saved; NonFiniteLossError where training has gone
         wrong, nothing of that step kept; DataError where a checkpoint could not be written.
         """
         self._clock = Clock()
-        while self.progress.epoch < self.max_epochs:
+        while not self.ended:
             self._train_epoch()
-            epoch, is_last = self.progress.epoch, self.progress.epoch == self.max_epochs
-            if is_last or epoch % self.eval_every == 0:
+            epoch = self.progress.epoch
+            if epoch == self.max_epochs or epoch % self.eval_every == 0:
                 self._evaluate_epoch()
-            if is_last or epoch % self.save_every == 0:
+            if self.ended or epoch % self.save_every == 0:
                 self.save()
-            if not is_last:
+            if not self.ended:
                 self._stop_if_requested()
+        if self.progress.epoch < self.max_epochs:
+            reason = f"no better value, patience {self.patience}"
+            logger.info("%sends after epoch %d of %d: %s", self.label, self.progress.epoch, self.max_epochs, reason)
         if dist.is_main():
             self._previous.unlink(missing_ok=True)
             self._previous_best.unlink(missing_ok=True)
@@ -334,7 +344,7 @@ class Trainer:
                 self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
             self._saved_best = self.progress.best_epoch
             self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
-            if self.evaluation is None and self.progress.epoch == self.max_epochs:
+            if self.evaluation is None and self.ended:
                 raise ValueError("its last epoch was not evaluated")
         return True
 

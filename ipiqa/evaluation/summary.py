@@ -188,7 +188,9 @@ def selection_rule(run: RunResult) -> str:
         return "best epoch on the reported part (optimistic: the reported images also choose the epoch)"
     fraction = settings.get("run.val_fraction")
     share = f" of {100 * fraction:g} %" if isinstance(fraction, float) else ""
-    return f"best epoch on a validation part{share} of the training groups"
+    patience = settings.get("run.patience")
+    ends = f", which also ends training (run.patience={patience})" if patience else ""
+    return f"best epoch on a validation part{share} of the training groups{ends}"
 
 
 def interval_words(run: RunResult) -> str:

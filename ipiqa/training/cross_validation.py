@@ -83,7 +83,13 @@ def _run_folds(
 
 
 def _check_early(config: Config, data: Data, splits: dict[int, Split], device: torch.device) -> None:
-    """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
+    """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images.
+
+    So does `run.patience` without a part to choose the epoch on: the reported images must not end training.
+    """
+    if config.run.patience is not None and not all(len(split.selection) for split in splits.values()):
+        advice = "Set run.val_fraction, such as 0.1, or run.patience=null."
+        raise ConfigError(f"run.patience: {config.run.patience}, but the reported part may not end training. {advice}")
     model = build.make_model(config, len(data.table.targets), data.table.targets)
     spec = build.describe_model(config, model, data.table.targets)
     if config.run.checkpoint is not None:
@@ -182,12 +188,12 @@ class FoldRun:
         best_epoch = trainer.progress.best_epoch
         if best_epoch == 0:
             logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
-            best_epoch = trainer.max_epochs
+            best_epoch = trainer.progress.epoch
             if dist.is_main():
                 checkpoint.save(trainer.best_path, trainer.model_state())
-        elif best_epoch != trainer.max_epochs:
+        elif best_epoch != trainer.progress.epoch:
             best = trainer.best_evaluation()
-        self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
+        self._write({"best": (best_epoch, best), "last": (trainer.progress.epoch, last)})
         dist.barrier()
 
     def _write(self, evaluations: dict[str, tuple[int | None, Evaluation]]) -> None:
