@@ -47,7 +47,7 @@ class RunConfig:
     eval_batch_size: int = within(32, "[1, 65536]")
     learning_rate: float = within(1e-5, "[0, inf)")
     head_learning_rate_scale: float = within(10.0, "[0, inf)")  # the head trains at learning_rate times this
-    layer_decay: float = within(1.0, "(0, 1]")  # of the learning rate per image stage towards the input
+    layer_decay: float = within(1.0, "(0, 1]")  # of the learning rate per layer of a tower towards its input
     weight_decay: float = within(0.0, "[0, inf)")  # of matrices; norms and biases never decay
     beta2: float = within(0.999, "[0, 1)")  # of AdamW
     schedule: Literal[
