@@ -28,7 +28,7 @@ class PromptFeatures(nn.Module):
 
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under the names that files of such encoders have; a [QA] token has none."""
-        return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
+        return {name: value for name, value in transformers.merged_tensors(self).items() if name != "qa_embedding"}
 
     @abstractmethod
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
