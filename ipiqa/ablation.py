@@ -19,7 +19,7 @@ from ipiqa.errors import ConfigError, IpiqaError, located
 from ipiqa.registry import FilePath
 from ipiqa.report import AblationRow, load_run, write_summary
 from ipiqa.training.cross_validation import run
-from ipiqa.training.run_folder import check_same_run, is_finished, weights_of
+from ipiqa.training.run_folder import check_same_run, is_finished, of_seeds, weights_of
 
 logger = logging.getLogger("ipiqa")
 
@@ -68,14 +68,15 @@ class Point:
     @property
     def state(self) -> str:
         """How far it is: finished, "3 of 5 folds" or not begun."""
-        count = self.config.run.num_folds
-        done = sum(is_finished(self.run_dir, fold) for fold in range(count))
+        runs, folds = of_seeds(self.config), range(self.config.run.num_folds)
+        done, count = sum(is_finished(Path(r.run.output_dir), n) for r in runs for n in folds), len(runs) * len(folds)
         return ("finished" if done == count else f"{done} of {count} folds") if self.is_begun else "not begun"
 
     def check_folder(self) -> None:
         """Raises ConfigError, with the differences, where the folder holds a run with other settings."""
-        if self.is_begun:
-            check_same_run(self.config, weights_of(self.config))
+        for one in of_seeds(self.config) if self.is_begun else ():
+            if (Path(one.run.output_dir) / "config.yaml").is_file():
+                check_same_run(one, weights_of(one))
 
     def check(self) -> None:
         """Finds missing or wrong weights, which else would stop the run only when its turn comes."""

@@ -274,6 +274,8 @@ def make_trainer(
     run = config.run
     if run.layer_decay < 1 and not isinstance(getattr(model, "image_encoder", None), ImageTower):
         raise ConfigError(f"run.layer_decay: {config.model['name']!r} does not say its layers. Set run.layer_decay=1.")
+    if run.ema is not None and hasattr(model, "observe"):  # what it keeps are images, and they have no average
+        raise ConfigError(f"run.ema: {config.model['name']!r} is solved and not trained by steps. Set run.ema=null.")
     prompts = PromptCache.of(model)
     inputs.prompts = prompts if prompts is not None and prompts.is_frozen else None
     depth = parameter_depth(model) if run.layer_decay < 1 else lambda name: 0
@@ -291,7 +293,8 @@ def make_trainer(
         train_loader=train, start_epoch=train.set_epoch,
         compute_loss=lambda module, batch, epoch: task.step(module, inputs(batch, epoch)), evaluate=evaluate,
         folder=folder, identity=identity, spec=spec.to_dict(), seed=(run.seed, inputs.fold), device=inputs.device,
-        max_epochs=run.max_epochs, eval_every=run.eval_every, save_every=run.save_every, log_every=run.log_every,
-        accumulate_steps=run.accumulate_steps, clip_grad_norm=run.clip_grad_norm, amp=run.amp, stop=stop, label=label,
-        forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
+        max_epochs=run.max_epochs, eval_every=run.eval_every, patience=run.patience, save_every=run.save_every,
+        log_every=run.log_every,
+        accumulate_steps=run.accumulate_steps, clip_grad_norm=run.clip_grad_norm, ema=run.ema, amp=run.amp, stop=stop,
+        label=label, forward_module=torch.compile(model) if run.compile else None,  # type: ignore[arg-type]
     )  # fmt: skip

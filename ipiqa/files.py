@@ -43,6 +43,12 @@ _MOST_HASHES = 2_000_000  # kept in one file, in records of 48 bytes: 96 MB
 _SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
 
 
+def seed_folders(run_dir: Path) -> dict[int, Path]:
+    """Returns seed -> folder of its run, in order; none where a run was not trained with several."""
+    found = {int(path.name[5:]): path for path in run_dir.glob("seed_*") if path.name[5:].isdecimal()}
+    return dict(sorted(found.items()))
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its place when the block ends well, and is removed otherwise.

@@ -205,7 +205,7 @@ def test_one_fold_is_judged_by_its_prompts(tmp_path) -> None:
         run = change_predictions(write_run(tmp_path / f"{shared}", folds=(0,), num_folds=1), change)
         held_out = HeldOut(run)
         parts = held_out.parts("quality", "best")
-        spreads.append(held_out.spread("bias", parts, {0: plain(DRAWN["bias"], parts[0])}))
+        spreads.append(held_out.spread("bias", parts, {0: plain(DRAWN["bias"], parts[0, 0])}))
     assert all(s.n == 1 and math.isnan(s.std) and s.low < s.mean < s.high and s.note is None for s in spreads)
     assert spreads[1].high - spreads[1].low > 1.5 * (spreads[0].high - spreads[0].low)
 
@@ -254,7 +254,7 @@ def test_prompts_within_a_group_are_told_apart_as_the_model_reads_them(tmp_path)
         return frame.assign(prompt=texts, group="one")
 
     run = change_predictions(write_run(tmp_path / "run", folds=(0,), num_folds=1), change)
-    images = HeldOut(run).parts("quality", "best")[0]
+    images = HeldOut(run).parts("quality", "best")[0, 0]
     assert len(set(images.prompts)) == 2 and set(images.clusters) == {0}
     assert math.isfinite(plain(DRAWN["srcc_within"], images))
     assert math.isnan(summarise(run).spreads["quality", "best", "srcc"].low)  # one group: nothing to draw

@@ -196,7 +196,10 @@ class Bench:
             yield self._scored(database, short_name(Path(name)) if is_file else name, name)
 
     def _scored(self, database: Database, title: str, what: str, by: tuple[str, ...] = ()) -> "ScoredPoint":
-        config = replace(database.config, model={"name": what})  # that of the database trains nothing here
+        run = replace(
+            database.config.run, seeds=None
+        )  # nothing is drawn here, and the model of the database not trained
+        config = replace(database.config, model={"name": what}, run=run)
         return ScoredPoint(*self._named(database, title, config), database, what, self, by)
 
     def _named(self, database: Database, title: str, config: Config) -> tuple[str, tuple[str, ...], Config]:

@@ -30,5 +30,6 @@ def export(arguments: argparse.Namespace) -> int:
         from ipiqa.export.folder import export_folder
 
         number = export_folder(arguments.model, out, folds=folds)
-        print(f"{out}: {number} model{'s, one per fold' if number > 1 else ''}; what is known of it is in README.md")
+        models = "models, one per fold and seed" if number > 1 else "model"
+        print(f"{out}: {number} {models}; what is known of it is in README.md")
     return 0

@@ -41,12 +41,13 @@ class RunConfig:
     output_dir: FilePath  # folder of the run
     num_folds: int = within(10, f"[1, {MAX_FOLDS}]")
     seed: int = within(42, f"[0, {MAX_SEED}]")  # of everything random in training; splits have split.seed
+    seeds: list[int] | None = None  # train every fold with each of these instead, in seed_<n>/; null: run.seed alone
     max_epochs: int = within(100, "[1, 100000]")
     batch_size: int = within(32, "[1, 65536]")  # images per process and step
     eval_batch_size: int = within(32, "[1, 65536]")
     learning_rate: float = within(1e-5, "[0, inf)")
     head_learning_rate_scale: float = within(10.0, "[0, inf)")  # the head trains at learning_rate times this
-    layer_decay: float = within(1.0, "(0, 1]")  # of the learning rate per image stage towards the input
+    layer_decay: float = within(1.0, "(0, 1]")  # of the learning rate per layer of a tower towards its input
     weight_decay: float = within(0.0, "[0, inf)")  # of matrices; norms and biases never decay
     beta2: float = within(0.999, "[0, 1)")  # of AdamW
     schedule: Literal[
@@ -58,6 +59,7 @@ class RunConfig:
     learning_rate_decay: float | None = within(None, "(0, 1]")  # per epoch of linear_warmup_step_lr
     accumulate_steps: int = within(1, "[1, 65536]")  # batches per optimizer step
     clip_grad_norm: float | None = within(None, "(0, inf)")
+    ema: float | None = within(None, "(0, 1)")  # decay, each step, of a moving average of the weights; it is evaluated
     amp: Literal["none", "bf16", "fp16"] = "none"  # mixed precision
     tf32: bool = False  # on GPU: faster matrix products with 10-bit mantissas
     compile: bool = False  # torch.compile
@@ -66,6 +68,7 @@ class RunConfig:
     num_workers: int | None = within(None, "[0, 256]")  # of the data loader, per process; null chooses
     val_fraction: float = within(0.0, "[0, 1)")  # of the training groups, to choose the epoch on
     eval_every: int = within(1, "[1, 100000]")  # epochs
+    patience: int | None = within(None, "[1, 100000]")  # evaluations without a better one that end training; null: none
     save_every: int = within(1, "[1, 100000]")  # epochs between two last.pt
     log_every: int = within(50, "[1, 1000000000]")  # steps
     evaluate: bool = False  # score run.checkpoint, or a zero-shot model, on every fold instead of training
@@ -79,9 +82,13 @@ def check(split: SplitConfig, run: RunConfig) -> None:
             allowed, value = field.metadata.get("range"), getattr(settings, field.name)
             if allowed is not None and value is not None and not _is_within(value, allowed):
                 raise ConfigError(f"{section}.{field.name}: {value!r} is out of range. Give a number in {allowed}.")
-    rate, low = run.learning_rate, run.min_learning_rate
+    rate, low, seeds = run.learning_rate, run.min_learning_rate, run.seeds
     problems = {
         "run.output_dir: empty. Give a path.": not run.output_dir.strip(),
+        f"run.seeds: {seeds!r} are not distinct numbers from 0 to {MAX_SEED}. Give some, such as [1, 2, 3], or null.": (
+            seeds is not None
+            and not (seeds and len({*seeds}) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED)
+        ),
         "run.checkpoint: empty. Give a path or null.": run.checkpoint is not None and not run.checkpoint.strip(),
         f"run.min_learning_rate: {low!r} is above run.learning_rate, {rate!r}. Give at most that.": (
             run.schedule != "constant_lr" and low > rate

@@ -1,9 +1,11 @@
 """The training loop. It knows tensors, loaders and callables; what is trained, and on what, is the caller's."""
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -123,10 +125,12 @@ class Trainer:
     device: torch.device
     max_epochs: int
     eval_every: int = 1
+    patience: int | None = None  # evaluations without a better one after which training ends
     save_every: int = 1
     log_every: int = 50
     accumulate_steps: int = 1
     clip_grad_norm: float | None = None
+    ema: float | None = None  # decay of the moving average of the weights, which is then evaluated and saved
     amp: str = "none"
     stop: StopSignals = field(default_factory=StopSignals)
     label: str = ""
@@ -141,6 +145,7 @@ class Trainer:
         self.last_path, self.best_path = self.folder / "last.pt", self.folder / "best.pt"
         # The state before last.pt, and the best weights that it or last.pt refers to where best.pt is newer.
         self._previous, self._previous_best = self.folder / "previous.pt", self.folder / "previous_best.pt"
+        self._average = None if self.ema is None else copy.deepcopy(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.parallel: nn.Module = self.model if self.forward_module is None else self.forward_module
         if dist.world_size() > 1:
@@ -150,22 +155,36 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids, **{setting: False})  # type: ignore[arg-type]
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and saved: the one that trains, or with `ema` the moving average of it."""
+        return self.model if self._average is None else self._average
+
+    @property
+    def ended(self) -> bool:
+        """Whether training has come to its end: the last epoch, or `patience` evaluations without a better one."""
+        since_best = sum("value" in row for row in self.progress.history[self.progress.best_epoch :])
+        return self.progress.epoch == self.max_epochs or (self.patience is not None and since_best >= self.patience)
+
     def fit(self) -> None:
-        """Trains to the last epoch from wherever `progress` stands.
+        """Trains to the last epoch, or out of `patience`, from wherever `progress` stands.
 
         Raises Interrupted where a signal asked for it, the state saved; NonFiniteLossError where training has gone
         wrong, nothing of that step kept; DataError where a checkpoint could not be written.
         """
         self._clock = Clock()
-        while self.progress.epoch < self.max_epochs:
+        while not self.ended:
             self._train_epoch()
-            epoch, is_last = self.progress.epoch, self.progress.epoch == self.max_epochs
-            if is_last or epoch % self.eval_every == 0:
+            epoch = self.progress.epoch
+            if epoch == self.max_epochs or epoch % self.eval_every == 0:
                 self._evaluate_epoch()
-            if is_last or epoch % self.save_every == 0:
+            if self.ended or epoch % self.save_every == 0:
                 self.save()
-            if not is_last:
+            if not self.ended:
                 self._stop_if_requested()
+        if self.progress.epoch < self.max_epochs:
+            reason = f"no better value, patience {self.patience}"
+            logger.info("%sends after epoch %d of %d: %s", self.label, self.progress.epoch, self.max_epochs, reason)
         if dist.is_main():
             self._previous.unlink(missing_ok=True)
             self._previous_best.unlink(missing_ok=True)
@@ -222,7 +241,24 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
+            self._move_average(step)
         return value
+
+    @torch.no_grad()
+    def _move_average(self, step: int) -> None:
+        """Moves the average towards the weights, by more in the first steps: else it would keep those it began with.
+
+        BatchNorm statistics are averaged as well, for they belong to weights: those of the newest ones alone would not
+        be those of the mean over many. Each process averages its own; the ones of rank 0 are evaluated and saved.
+        """
+        if self.ema is None:
+            return
+        per_epoch = -(-len(self.train_loader) // self.accumulate_steps)
+        done = self.progress.epoch * per_epoch + step // self.accumulate_steps  # optimizer steps before this one
+        weight = 1 - min(self.ema, (1 + done) / (10 + done))
+        both = (itertools.chain(model.parameters(), model.buffers()) for model in (self.evaluated, self.model))
+        for own, newest in zip(*both, strict=True):
+            own.lerp_(newest, weight) if own.is_floating_point() else own.copy_(newest)
 
     def _log_step(self, level: int, loss: float) -> None:
         """Logs where training stands, how fast it goes and how long it will take."""
@@ -234,7 +270,7 @@ class Trainer:
 
     def _evaluate_epoch(self) -> None:
         progress = self.progress
-        self.evaluation = self.evaluate(self.model)
+        self.evaluation = self.evaluate(self.evaluated)
         progress.history[-1] |= {"metrics": self.evaluation.metrics, "value": self.evaluation.value}
         is_best = self.evaluation.value > progress.best_value
         # A run that is continued from last.pt needs the best weights of then: they are kept until last.pt is newer.
@@ -256,7 +292,7 @@ class Trainer:
     def model_state(self) -> dict[str, Any]:
         """Returns the weights with what they scored: the content of `best.pt`."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.evaluated.state_dict(),
             "epoch": self.progress.epoch,
             "identity": self.identity,
             "spec": self.spec,
@@ -279,6 +315,7 @@ class Trainer:
                 "progress": dataclasses.asdict(self.progress),
                 "loss_sums": loss_sums,
             }
+            state |= {} if self.ema is None else {"newest": self.model.state_dict()}
             checkpoint.save(self.last_path, state, previous=self._previous)
         self._saved_best = self.progress.best_epoch
         dist.barrier()
@@ -293,7 +330,9 @@ class Trainer:
             return False
         state = checkpoint.load(path)
         with checkpoint.refusing(path, "not the state of this training"):
-            self.model.load_state_dict(state["model"])
+            self.evaluated.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.model.load_state_dict(state["newest"])
             fixed = _hyperparameters(self.optimizer)
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -305,7 +344,7 @@ class Trainer:
                 self.progress.loss_sum = float(state["loss_sums"][dist.rank()])
             self._saved_best = self.progress.best_epoch
             self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])
-            if self.evaluation is None and self.progress.epoch == self.max_epochs:
+            if self.evaluation is None and self.ended:
                 raise ValueError("its last epoch was not evaluated")
         return True
 

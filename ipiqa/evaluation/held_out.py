@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from ipiqa.metrics.resampling import LIMITS, clusters_of, draw, resampled
 from ipiqa.prompts import clean
 
 Label = Callable[[pd.DataFrame], Sequence[str]]  # the predictions of a fold -> the label of each image
+Part = tuple[int, int]  # see `RunResult.results`
 
 
 class Basis(enum.Enum):
@@ -41,6 +43,14 @@ def basis_of(run: RunResult) -> Basis:
     return Basis.DISJOINT if kind == "kfold" else Basis.OVERLAPPING
 
 
+def over_seeds(values: Mapping[Part, Any]) -> dict[int, Any]:
+    """Returns the value of each fold, number or array: the mean over its seeds, which are no folds of their own."""
+    of_fold: dict[int, list[Any]] = {}
+    for (fold, _), value in values.items():
+        of_fold.setdefault(fold, []).append(value)
+    return {fold: np.mean(of_seeds, axis=0) for fold, of_seeds in of_fold.items()}
+
+
 class HeldOut:
     """The predictions of a run, in parts that can be measured.
 
@@ -53,8 +63,9 @@ class HeldOut:
         """Takes a run, what labels its images, and the run it is compared with, whose groups and draws are used."""
         self.basis, self._like = basis_of(run), like
         self.overlap = run.test_to_train if self.basis is Basis.OVERLAPPING else 0.0  # see `paired_test`
-        frames = {fold.number: fold.measured for fold in run.folds}
-        self._frames = {number: frame for number, frame in frames.items() if frame is not None}
+        whole = {fold.number for fold in run.folds if fold.predictions is not None}  # with those of all its seeds
+        found = {part: one.measured for part, one in run.results.items() if part[0] in whole}
+        self._frames = {part: frame for part, frame in found.items() if frame is not None}
         labels = {n: [""] * len(frame) if label is None else label(frame) for n, frame in self._frames.items()}
         self.segments = sorted(set().union(*labels.values()), key=_natural)
         number = {text: i for i, text in enumerate(self.segments)}
@@ -76,33 +87,33 @@ class HeldOut:
         return self._like._draws if self._like is not None else draw(1 + max(self._cluster_of.values(), default=0))
 
     @functools.cached_property
-    def _prompts(self) -> dict[int, np.ndarray]:
-        """The prompts of each fold as numbers; those of one group that differ in case and white space are one."""
+    def _prompts(self) -> dict[Part, np.ndarray]:
+        """The prompts of each part as numbers; those of one group that differ in case and white space are one."""
         keys = {n: frame["group"] + "\0" + frame["prompt"].map(clean) for n, frame in self._frames.items()}
         return {n: pd.factorize(key)[0] for n, key in keys.items()}
 
-    def parts(self, target: str, checkpoint: str, segment: int | None = None) -> dict[int, Images]:
-        """Returns the images of each fold, or of one of its segments, that have a score; folds without are left out."""
+    def parts(self, target: str, checkpoint: str, segment: int | None = None) -> dict[Part, Images]:
+        """Returns the images of each fold and seed, or of one segment, with a score; those without are left out."""
         out = {}
-        for fold, frame in self._frames.items():
+        for part, frame in self._frames.items():
             mos, predictions = (frame[f"{name}_{target}"].to_numpy() for name in ("mos", checkpoint))
-            segments = self._segment_of[fold]
+            segments = self._segment_of[part]
             rows = np.flatnonzero(np.isfinite(mos) & (True if segment is None else segments == segment))
             names = frame["image"].to_numpy()[rows] if self.basis is Basis.PROMPTS else ()
             clusters = np.array([self._cluster_of[name] for name in names], dtype=np.int64)
             if len(rows):
-                out[fold] = Images(predictions[rows], mos[rows], self._prompts[fold][rows], segments[rows], clusters)
+                out[part] = Images(predictions[rows], mos[rows], self._prompts[part][rows], segments[rows], clusters)
         return out
 
-    def resampled(self, metric: str, parts: Mapping[int, Images]) -> Resampled | None:
+    def resampled(self, metric: str, parts: Mapping[Part, Images]) -> Resampled | None:
         """Returns the mean of a metric over folds in each draw of prompts; None where it is the folds that tell."""
         if self.basis is not Basis.PROMPTS or metric not in DRAWN or not parts:
             return None
-        values = [resampled(DRAWN[metric], images, self._draws) for images in parts.values()]
+        values = {part: resampled(DRAWN[metric], images, self._draws) for part, images in parts.items()}
         drawn = np.unique(np.concatenate([images.clusters for images in parts.values()]))
-        return Resampled(np.mean(values, axis=0), len(drawn) - 1)
+        return Resampled(np.mean([*over_seeds(values).values()], axis=0), len(drawn) - 1)
 
-    def spread(self, metric: str, parts: Mapping[int, Images], values: Mapping[int, float]) -> Spread:
+    def spread(self, metric: str, parts: Mapping[Part, Images], values: Mapping[int, float]) -> Spread:
         """Returns the spread of a metric, whose values by fold these are."""
         limits, drawn = LIMITS.get(metric, (-math.inf, math.inf)), self.resampled(metric, parts)
         return describe(values.values(), overlap=self.overlap, limits=limits, resampled=drawn)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ipiqa.errors import DataError
 from ipiqa.evaluation.baselines import measure_baselines
 from ipiqa.evaluation.pairs import PAIRS, by_pair, read_pairs, write_pairs
 from ipiqa.evaluation.typed import LARGEST, parse
-from ipiqa.files import write_json, write_text
+from ipiqa.files import seed_folders, write_json, write_text
 
 FORMAT = 1  # of scores.json; a newer number is refused
 CHECKPOINTS = ("best", "last")
@@ -95,12 +95,20 @@ class FoldResult:
     """One finished fold.
 
     `predictions` has columns image, prompt, group, mos_T, best_T, last_T for each target, and others as text: segments.
+    Of a fold that was trained with several seeds, `seeds` are the results of each; what is said of it is of the first,
+    and a value of it is the mean of theirs.
     """
 
     scores: FoldScores
     curve: tuple[EvaluatedEpoch, ...]
-    predictions: pd.DataFrame | None  # None where the file is not there
+    predictions: pd.DataFrame | None  # None where the file is not there, that of any seed
     pairs: pd.DataFrame | None = None  # of a fold trained on preferences: image_a, image_b, preferred
+    seeds: Mapping[int, "FoldResult"] = field(default_factory=dict)
+
+    @property
+    def results(self) -> tuple["FoldResult", ...]:
+        """Its results: one for each seed, or itself."""
+        return tuple(self.seeds.values()) or (self,)
 
     @property
     def measured(self) -> pd.DataFrame | None:
@@ -129,6 +137,12 @@ class RunResult:
     config_text: str
     command: str
     environment: dict[str, Any]
+    seeds: tuple[int, ...] = ()  # as configured; () for a run of one
+
+    @property
+    def results(self) -> dict[tuple[int, int], FoldResult]:
+        """The results of every fold with every seed, by number of the fold and which of its seeds it is: 0, 1, ..."""
+        return {(fold.number, i): one for fold in self.folds for i, one in enumerate(fold.results)}
 
     @property
     def name(self) -> str:
@@ -210,11 +224,15 @@ def load_run(run_dir: Path) -> RunResult:
     No finished fold, a file that cannot be read, and folds of different runs in one folder raise a DataError.
     """
     run_dir = Path(run_dir)
+    of_seeds: dict[int, Path] = {}
     try:
+        of_seeds = seed_folders(run_dir)
         paths = sorted(run_dir.glob("fold_*/scores.json"))
         problem = "holds no finished fold (fold_*/scores.json)" if run_dir.is_dir() else "is not a folder"
     except (OSError, ValueError) as error:  # a NUL in the path, a name too long
         paths, problem = [], f"cannot be read ({error})"
+    if of_seeds:
+        return _over_seeds(run_dir, of_seeds)
     if not paths:
         advice = "Give the output folder of a run, or finish a fold with --resume."
         raise DataError(f"{str(run_dir)!r}: {problem}. {advice}")
@@ -225,6 +243,25 @@ def load_run(run_dir: Path) -> RunResult:
     environment = parse(dict[str, Any], _read(path) or "{}", path, "Remove it: a report does without.")
     num_folds = max(fold.scores.num_folds or 0 for fold in folds) or None
     return RunResult(run_dir, tuple(folds), num_folds, config_text, command.strip(), environment)
+
+
+def _over_seeds(run_dir: Path, folders: Mapping[int, Path]) -> RunResult:
+    """Returns the run whose folds have a result for each seed that has finished them."""
+    runs = {seed: load_run(path) for seed, path in folders.items() if any(path.glob("fold_*/scores.json"))}
+    first = next(iter(runs.values()), None) or load_run(next(iter(folders.values())))  # which says that there is none
+    _check_together(run_dir, [one.first for one in runs.values()], list(runs))
+    by_fold: dict[int, dict[int, FoldResult]] = {}
+    for seed, fold in ((seed, fold) for seed, one in runs.items() for fold in one.folds):
+        by_fold.setdefault(fold.number, {})[seed] = fold
+    folds = []
+    for _, seeds in sorted(by_fold.items()):
+        one, frames = next(iter(seeds.values())), [result.predictions for result in seeds.values()]
+        is_whole = all(frame is not None for frame in frames)
+        folds.append(replace(one, seeds=seeds, predictions=frames[0] if is_whole else None))
+    num_folds = max(one.num_folds or 0 for one in runs.values()) or None
+    config = _read(run_dir / "config.yaml", errors="replace")
+    own = replace(first, run_dir=run_dir, config_text=config, num_folds=num_folds)
+    return replace(own, folds=tuple(folds), seeds=tuple(folders))
 
 
 def _load_fold(path: Path) -> FoldResult:
@@ -250,21 +287,21 @@ def _load_fold(path: Path) -> FoldResult:
     return FoldResult(scores, rows, predictions, read_pairs(path.with_name(PAIRS), predictions))
 
 
-def _check_together(run_dir: Path, folds: Sequence[FoldScores]) -> None:
-    """Raises when the folds are not of one run, naming each thing in which they differ."""
-    facts = [(fold, _facts(fold)) for fold in folds]
-    problems = []
-    for key in dict.fromkeys(itertools.chain(*(words for _, words in facts))):
+def _check_together(run_dir: Path, folds: Sequence[FoldScores], seeds: Sequence[int] = ()) -> None:
+    """Raises when the folds, or the first ones of several seeds, are not of one run, naming each difference."""
+    facts = [(number, fold, _facts(fold)) for number, fold in zip(seeds or [f.fold for f in folds], folds, strict=True)]
+    what, problems = "seed" if seeds else "fold", []
+    for key in dict.fromkeys(itertools.chain(*(words for _, _, words in facts))):
         holders: dict[str, list[int]] = {}
-        for fold, words in facts:
+        for number, fold, words in facts:
             if key in words or fold.settings is not None:  # those of version 0.1 are not known
-                holders.setdefault(words.get(key, "not set"), []).append(fold.fold)
-        if len(holders) > 1:
-            each = (f"{value:.60} in fold{'s' * (len(n) > 1)} {fold_numbers(n)}" for value, n in holders.items())
+                holders.setdefault(words.get(key, "not set"), []).append(number)
+        if len(holders) > 1 and not (seeds and key == "run.seed"):
+            each = (f"{value:.60} in {what}{'s' * (len(n) > 1)} {fold_numbers(n)}" for value, n in holders.items())
             problems.append(f"{key}: {', '.join(each)}")
     if problems:
         advice = "A mean over them means nothing. Move the folds of each run to a folder of their own."
-        raise DataError(f"{run_dir}: the folds are of different runs, {'; '.join(problems)}. {advice}")
+        raise DataError(f"{run_dir}: the {what}s are of different runs, {'; '.join(problems)}. {advice}")
 
 
 def _facts(fold: FoldScores) -> dict[str, str]:

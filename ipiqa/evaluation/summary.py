@@ -13,8 +13,8 @@ import pandas as pd
 from ipiqa.datasets.splits import over_folds
 from ipiqa.errors import ConfigError, did_you_mean
 from ipiqa.evaluation.baselines import MEASURED
-from ipiqa.evaluation.held_out import Basis, HeldOut, Label, basis_of
-from ipiqa.evaluation.results import TEXTS, RunResult, fold_numbers
+from ipiqa.evaluation.held_out import Basis, HeldOut, Label, Part, basis_of, over_seeds
+from ipiqa.evaluation.results import TEXTS, FoldResult, RunResult, fold_numbers
 from ipiqa.metrics import DRAWN, METRICS, PairedTest, Spread, paired_test, plain
 
 ALL, IMAGES, ORDER = "all", "images", "order"
@@ -40,7 +40,7 @@ _LEAK = "Prompts leak between the parts of this split: do not compare with promp
 class Breakdown:
     """A run in parts, `subsets`, by a column: the spread over folds of each metric, and of the number of images.
 
-    `frame` is long, one row a value: run, fold, seed (of training), target, epoch, subset, metric, value.
+    `frame` is long, one row a value: run, fold, seeds (of training), target, epoch, subset, metric, value.
     """
 
     by: str
@@ -81,21 +81,41 @@ def summarise(run: RunResult) -> Summary:
     """Returns mean, std, median and confidence interval over folds of every metric, for best and last epoch."""
     values: dict[Key, dict[int, float]] = {}
     notes = dict.fromkeys(warnings(run))  # a set that keeps order: best and last are often the same epoch
-    measured = [(fold.number, one) for fold in run.folds for one in fold.checkpoints.values()]
+    measured = [(title, one) for title, result in titled(run) for one in result.checkpoints.values()]
     for target in run.targets:
         names = metric_names(itertools.chain(*(one.metrics[target] for _, one in measured)))
         for checkpoint, metric in itertools.product(run.checkpoints, names):
-            by_fold = {fold.number: fold.checkpoints[checkpoint].metrics[target].get(metric) for fold in run.folds}
-            numbers = {fold: value if isinstance(value, float) else math.nan for fold, value in by_fold.items()}
-            values[target, checkpoint, metric] = numbers
-    for (fold, one), target in itertools.product(measured, run.targets):
+            values[target, checkpoint, metric] = over_seeds(_of_results(run, (target, checkpoint, metric)))
+    for (title, one), target in itertools.product(measured, run.targets):
         epoch = "" if one.epoch is None else f", epoch {one.epoch}"
         if isinstance(reasons := one.metrics[target].get("notes"), list):
-            notes |= {f"fold {fold}{epoch}, {target}: {reason}": None for reason in reasons}
+            notes |= {f"{title}{epoch}, {target}: {reason}": None for reason in reasons}
     held_out = HeldOut(run)
     parts = {pair: held_out.parts(*pair) for pair in itertools.product(run.targets, run.checkpoints)}
     spreads = {key: held_out.spread(key[2], parts[key[:2]], numbers) for key, numbers in values.items()}
+    spreads = {key: replace(spread, seed_std=seed_std(run, key)) for key, spread in spreads.items()}
     return Summary(run, values, spreads, tuple(notes))
+
+
+def titled(run: RunResult) -> list[tuple[str, FoldResult]]:
+    """Returns every result with its title, "fold 0" or "fold 0, seed 1"."""
+    pairs = ((fold, *pair) for fold in run.folds for pair in fold.seeds.items() or [(None, fold)])
+    return [(f"fold {f.number}" + f", seed {seed}" * (seed is not None), result) for f, seed, result in pairs]
+
+
+def _of_results(run: RunResult, key: Key) -> dict[Part, float]:
+    """Returns a metric of every result; nan where it is undefined."""
+    target, checkpoint, metric = key
+    found = {part: one.checkpoints[checkpoint].metrics[target].get(metric) for part, one in run.results.items()}
+    return {part: value if isinstance(value, float) else math.nan for part, value in found.items()}
+
+
+def seed_std(run: RunResult, key: Key) -> float:
+    """Returns the standard deviation of a metric over seeds (n - 1), its mean over folds; nan for less than 2 seeds."""
+    values = _of_results(run, key)
+    of_folds = ([values[fold.number, i] for i in range(len(fold.results))] for fold in run.folds)
+    stds = [float(np.std(of_seeds, ddof=1)) for of_seeds in of_folds if len(of_seeds) > 1]
+    return float(np.mean(stds)) if stds else math.nan
 
 
 def warnings(run: RunResult) -> list[str]:
@@ -109,6 +129,8 @@ def warnings(run: RunResult) -> list[str]:
         total = sum(fold.scores.split.num_val for fold in run.folds)
         folds = fold_numbers([number for number, count in seen.items() if count])
         out.append(f"The checkpoint was trained on {sum(seen.values())} of the {total} held-out images (fold {folds}).")
+    left = {fold.number: [seed for seed in run.seeds if seed not in fold.seeds] for fold in run.folds}
+    out += [f"Fold {fold} is not finished with seed {fold_numbers(seeds)}." for fold, seeds in left.items() if seeds]
     unknown = [fold.number for fold in run.folds if fold.scores.settings is None]
     if unknown and len(run.folds) > 1:
         out.append(f"Fold {fold_numbers(unknown)} does not record its settings: they may differ.")
@@ -132,8 +154,18 @@ def facts(run: RunResult) -> list[tuple[str, str]]:
         ("best" if run.trained else "weights", selection_rule(run)),
         ("folds", f"{len(run.folds)}{missing}"),
         *[("pairs", compared)] * bool(pairs),
+        *[("seeds", _seeds_words(run))] * bool(run.seeds),
         *leak,
     ]
+
+
+def _seeds_words(run: RunResult) -> str:
+    """Returns which seeds a run has, and how far SRCC differs between them."""
+    last = run.checkpoints[-1]
+    stds = [f"{target} {seed_std(run, (target, last, run.main)):.4f}" for target in run.targets]
+    main = "SRCC" if run.main == "srcc" else "pair accuracy"
+    spread = f"std of {main} over seeds, mean over folds, {checkpoint_title(run, last)}: {', '.join(stds)}"
+    return f"{fold_numbers(run.seeds)}, no folds of their own: a value of a fold is the mean over them; {spread}"
 
 
 def checkpoint_title(run: RunResult, checkpoint: str) -> str:
@@ -156,7 +188,9 @@ def selection_rule(run: RunResult) -> str:
         return "best epoch on the reported part (optimistic: the reported images also choose the epoch)"
     fraction = settings.get("run.val_fraction")
     share = f" of {100 * fraction:g} %" if isinstance(fraction, float) else ""
-    return f"best epoch on a validation part{share} of the training groups"
+    patience = settings.get("run.patience")
+    ends = f", which also ends training (run.patience={patience})" if patience else ""
+    return f"best epoch on a validation part{share} of the training groups{ends}"
 
 
 def interval_words(run: RunResult) -> str:
@@ -275,9 +309,9 @@ def _measured(
     rows: list[Row] = []
     for target, checkpoint, (subset, segment) in itertools.product(run.targets, run.checkpoints, subsets.items()):
         parts = held_out.parts(target, checkpoint, segment)
-        values = {IMAGES: {fold: float(len(images.mos)) for fold, images in parts.items()}}
+        values = {IMAGES: over_seeds({part: float(len(images.mos)) for part, images in parts.items()})}
         for metric in (*metrics, *[ORDER] * (segment is None and len(subsets) > 1)):
-            values[metric] = {fold: plain(DRAWN[metric], images) for fold, images in parts.items()}
+            values[metric] = over_seeds({part: plain(DRAWN[metric], images) for part, images in parts.items()})
         for metric, by_fold in values.items():
             spreads[target, checkpoint, subset, metric] = held_out.spread(metric, parts, by_fold)
             rows += [(fold, target, checkpoint, subset, metric, value) for fold, value in by_fold.items()]
@@ -287,7 +321,8 @@ def _measured(
 def _frame(run: RunResult, rows: list[Row]) -> pd.DataFrame:
     """Returns the long frame of values by fold."""
     frame = pd.DataFrame(rows, columns=["fold", "target", "epoch", "subset", "metric", "value"])
-    seed = {fold.number: (fold.scores.settings or {}).get("run.seed") for fold in run.folds}
+    own = {fold.number: (fold.scores.settings or {}).get("run.seed") for fold in run.folds}
+    seed = {fold.number: ", ".join(map(str, fold.seeds)) or own[fold.number] for fold in run.folds}
     frame.insert(0, "run", run.name)
     frame.insert(2, "seed", frame["fold"].map(seed))
     return frame

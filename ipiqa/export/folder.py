@@ -39,17 +39,19 @@ def new(path: Path) -> Iterator[Path]:
 
 
 def export_folder(what: str | Path, folder: Path, *, folds: Sequence[int] | None = None) -> int:
-    """Writes what `ipiqa.load` takes and people can read; returns the number of folds.
+    """Writes what `ipiqa.load` takes and people can read; returns the number of models.
 
-    One model is a plain bundle, several are one in fold_00/, fold_01/, ... each. The card says what is known of data,
-    results and licences. `what` and `folds` are as for `ipiqa.load`; ConfigError where the folder is not empty.
+    One model is a plain bundle, several are one each in fold_00/, fold_01/, ..., or in seed_1/fold_00/ and so on. The
+    card says what is known of data, results and licences. `what` and `folds` are as for `ipiqa.load`; ConfigError where
+    the folder is not empty.
     """
     loaded = read_models(what, folds)
     reads_prompt = any(getattr(one.model, "reads_prompt", True) for one in loaded)
     card = model_card(folder.resolve().name, [one.spec for one in loaded], _summary(loaded), reads_prompt=reads_prompt)
     with new(folder) as temporary:
         for one in loaded:
-            write_bundle(temporary / one.folder.name if len(loaded) > 1 else temporary, one.model, one.spec)
+            place = one.folder.relative_to(one.run_dir) if len(loaded) > 1 else ""
+            write_bundle(temporary / place, one.model, one.spec)
         write_text(temporary / README, card)
     return len(loaded)
 
@@ -64,7 +66,7 @@ def _summary(loaded: Sequence[Loaded]) -> Summary | None:
     splits = {path: split for path, split in splits.items() if path.is_file() and path.parent.name.startswith("fold_")}
     if not splits:
         return None
-    run = load_run(best[0].folder.parent)
+    run = load_run(best[0].run_dir if len({one.folder.parent for one in best}) > 1 else best[0].folder.parent)
     numbers = {int(path.parent.name[5:]): split for path, split in splits.items()}
     folds = tuple(fold for fold in run.folds if fold.number in numbers)
     if any(numbers[fold.number] not in ("", fold.scores.split.sha256) for fold in folds):

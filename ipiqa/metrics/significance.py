@@ -14,7 +14,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over n folds; `low`, `high` bound the mean with `confidence`. `note` says what n does not support."""
+    """A metric over n folds; `low`, `high` bound the mean with `confidence`. `note` says what n does not support.
+
+    `seed_std` is the standard deviation over training seeds, its mean over folds; nan where each fold has one.
+    """
 
     n: int
     mean: float = math.nan
@@ -24,6 +27,7 @@ class Spread:
     high: float = math.nan
     confidence: float = CONFIDENCE
     note: str | None = None
+    seed_std: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ipiqa.models.towers.transformers import merged
+
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """Changes a model for good and returns it: evaluation mode, no parameter trains, BatchNorm folded, head in fp32.
+    """Changes a model for good and returns it: evaluation mode, nothing trains, BatchNorm and LoRA folded, fp32 head.
 
     A BatchNorm that follows a convolution is, once its statistics stand still, part of that convolution's weights: the
     scores are the same up to the rounding of fp32.
     """
-    model.requires_grad_(False).eval()
+    merged(model.requires_grad_(False).eval())
     for parent in model.modules():
         children = dict(parent.named_children())
         follower = dict(zip(children, [*children][1:], strict=False)) if isinstance(parent, nn.Sequential) else {}

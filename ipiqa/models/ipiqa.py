@@ -86,10 +86,18 @@ class Image2Prompt(nn.Module):
 
 
 def parameter_depth(model: nn.Module) -> Callable[[str], int]:
-    """Returns parameter name -> number of layers before it; all but the image tower lies behind its last layer."""
-    tower: Any = getattr(model, "image_encoder", None)
-    prefix = "image_encoder."
-    return lambda name: tower.depth(name.removeprefix(prefix)) if name.startswith(prefix) else tower.num_layers
+    """Returns parameter name -> number of layers before it; both towers end at the same one, the rest is behind."""
+    parts = ((f"{name}.", getattr(model, name, None)) for name in ("image_encoder", "prompt_encoder"))
+    towers: dict[str, Any] = {prefix: tower for prefix, tower in parts if hasattr(tower, "depth")}
+    deepest = max(tower.num_layers for tower in towers.values())
+
+    def depth(name: str) -> int:
+        prefix = next(filter(name.startswith, towers), None)
+        if prefix is None:
+            return deepest
+        return deepest - towers[prefix].num_layers + towers[prefix].depth(name.removeprefix(prefix))
+
+    return depth
 
 
 def is_head(name: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ipiqa.evaluation.held_out import basis_of
-from ipiqa.evaluation.results import RunResult
+from ipiqa.evaluation.results import FoldResult, RunResult
 from ipiqa.evaluation.summary import facts
 from ipiqa.files import without_nan, write_json, write_text
 from ipiqa.report.compare import LEVEL, AblationRow, compare_rows, interval_and_p, mark
@@ -70,14 +70,16 @@ def reported(run: RunResult) -> RunResult:
     if not run.trained:
         return run
     name, other = ("best", "last") if run.first.selection == "validation part" else ("last", "best")
-    folds = []
-    for fold in run.folds:
+
+    def one_epoch(fold: FoldResult) -> FoldResult:
         scores, frame = dataclasses.replace(fold.scores, best=fold.checkpoints[name], last=None), fold.predictions
         if frame is not None:
             frame = frame.drop(columns=[f"{other}_{target}" for target in run.targets])
             frame = frame.rename(columns={f"{name}_{target}": f"best_{target}" for target in run.targets})
-        folds.append(dataclasses.replace(fold, scores=scores, predictions=frame))
-    return dataclasses.replace(run, folds=tuple(folds))
+        seeds = {seed: one_epoch(result) for seed, result in fold.seeds.items()}
+        return dataclasses.replace(fold, scores=scores, predictions=frame, seeds=seeds)
+
+    return dataclasses.replace(run, folds=tuple(map(one_epoch, run.folds)))
 
 
 def _flags(run: RunResult) -> list[str]:

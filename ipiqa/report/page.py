@@ -58,10 +58,10 @@ def _with_interval(spread: Spread | None) -> Cell:
 
 def _curves(run: RunResult) -> Iterator[Chart]:
     """Yields the loss and the main metric of each target by epoch, where the run has them."""
-    if not any(fold.curve for fold in run.folds):
+    if not any(result.curve for result in run.results.values()):
         return
     yield chart("training loss by epoch", "epoch", "training loss", _lines(run))
-    best = [fold.scores.best for fold in run.folds if fold.scores.best.epoch is not None]
+    best = [result.scores.best for result in run.results.values() if result.scores.best.epoch is not None]
     for target in run.targets:
         chosen = [one.epoch for one in best], [one.metrics[target].get(run.main) for one in best]
         title = f"{label(run.main)} of {target} on the held-out part, by epoch"
@@ -69,12 +69,12 @@ def _curves(run: RunResult) -> Iterator[Chart]:
 
 
 def _lines(run: RunResult, target: str | None = None) -> list[Line]:
-    """Returns the loss, or the main metric of a target, of each fold, and the mean where all have it."""
+    """Returns the loss, or the main metric of a target, of each fold and seed, and the mean where all have it."""
 
     def value(row: EvaluatedEpoch) -> Any:
         return row.loss if target is None else (row.metrics or {}).get(target, {}).get(run.main)
 
-    values = [{row.epoch: v for row in fold.curve if isinstance(v := value(row), float)} for fold in run.folds]
+    values = [{row.epoch: v for row in one.curve if isinstance(v := value(row), float)} for one in run.results.values()]
     curves = [pd.Series(of_fold, dtype=float) for of_fold in values]
     lines = [("fold", curve.index, curve) for curve in curves]
     mean = pd.concat(curves, axis=1, join="inner").sort_index().mean(axis=1)
@@ -121,10 +121,10 @@ def _rows(worst: pd.DataFrame, *formats: Callable[[Any], str]) -> list[list[Cell
 
 
 def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
-    """Returns image, prompt, group, mos and prediction of all scored images; one held out twice is there twice."""
+    """Returns image, prompt, group, mos and prediction of all scored images, once for each fold and seed."""
     columns = {f"mos_{target}": "mos", f"{checkpoint}_{target}": "prediction"}
     names = ["image", "prompt", "group", *columns]
-    parts = [fold.predictions[names] for fold in run.folds if fold.predictions is not None]
+    parts = [result.predictions[names] for result in run.results.values() if result.predictions is not None]
     every = (pd.concat(parts) if parts else pd.DataFrame(columns=names)).rename(columns=columns)
     return every[every["mos"].notna()]
 
@@ -132,7 +132,7 @@ def pooled(run: RunResult, target: str, checkpoint: str) -> pd.DataFrame:
 def image_residuals(images: pd.DataFrame) -> pd.DataFrame:
     """Returns every image of `pooled` once, from the most over-rated to the most under-rated.
 
-    Its prediction is the mean over the folds that hold it out; the column `residual` is prediction - MOS.
+    Its prediction is the mean over the folds that hold it out and their seeds; column `residual` is prediction - MOS.
     """
     images = images[np.isfinite(images[["prediction", "mos"]].astype(float)).all(axis=1)]
     keys = ["image", "mos"]  # a table may hold two rows of one name

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ipiqa.evaluation.results import FoldResult
 from ipiqa.evaluation.summary import Summary, checkpoint_title, facts, interval_words
 from ipiqa.metrics import Spread
 from ipiqa.report.breakdown import section_of, section_text
@@ -66,12 +67,12 @@ def fold_table(summary: Summary, target: str) -> FoldTable:
     """Returns the results of a target, one row for each fold."""
     run, folds = summary.run, summary.run.folds
     statistics = {"mean": "mean", "± std": "std", "median": "median"} if len(folds) > 1 else {}
+    statistics |= {"± seeds": "seed_std"} if run.seeds else {}
     blank = [""] * len(statistics)
     columns = [["fold", *(str(fold.number) for fold in folds), *statistics]]
     columns.append(["images", *(str(fold.scores.split.num_val) for fold in folds), *blank])
     for checkpoint in run.checkpoints:
-        epochs = [fold.checkpoints[checkpoint].epoch for fold in folds]
-        columns += [["epoch", *(MISSING if e is None else str(e) for e in epochs), *blank]] * run.trained
+        columns += [["epoch", *(epochs_of(fold, checkpoint) or MISSING for fold in folds), *blank]] * run.trained
         for metric in summary.metrics:
             cells = [MISSING] * (len(folds) + len(statistics))
             if (key := (target, checkpoint, metric)) in summary.values:
@@ -81,6 +82,12 @@ def fold_table(summary: Summary, target: str) -> FoldTable:
     groups = [("", 2), *((checkpoint_title(run, c), run.trained + len(summary.metrics)) for c in run.checkpoints)]
     header, *rows = map(list, zip(*columns, strict=True))
     return FoldTable(groups, header, rows[: len(folds)], rows[len(folds) :])
+
+
+def epochs_of(fold: FoldResult, checkpoint: str) -> str:
+    """Returns the epochs of a checkpoint, one for each seed, "" where none was trained."""
+    epochs = [one.checkpoints[checkpoint].epoch for one in fold.results]
+    return ", ".join(map(str, epochs)) if all(epochs) else ""
 
 
 def mean_rows(summary: Summary) -> list[list[str]]:
@@ -146,10 +153,10 @@ def summary_csv(summary: Summary) -> str:
         start = {"target": target, "checkpoint": checkpoint}
         keys = {metric: (target, checkpoint, metric) for metric in summary.metrics}
         for fold in run.folds:
-            epoch, images = fold.checkpoints[checkpoint].epoch, fold.scores.split.num_val
-            about = start | {"row": "fold", "fold": str(fold.number), "epoch": str(epoch or ""), "images": str(images)}
+            epochs, images = epochs_of(fold, checkpoint), fold.scores.split.num_val
+            about = start | {"row": "fold", "fold": str(fold.number), "epoch": epochs, "images": str(images)}
             rows.append(about | {m: summary.values.get(key, {}).get(fold.number) for m, key in keys.items()})
-        for name in ("mean", "std", "median", "low", "high"):
+        for name in ("mean", "std", "median", "low", "high", *["seed_std"] * bool(run.seeds)):
             about = start | {"row": name}
             rows.append(about | {m: getattr(summary.spreads.get(key), name, None) for m, key in keys.items()})
     columns = ["target", "checkpoint", "row", "fold", "epoch", "images", *summary.metrics]

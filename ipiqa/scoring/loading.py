@@ -16,7 +16,7 @@ from ipiqa import registry
 from ipiqa.config.loading import parse_override
 from ipiqa.datasets.table import Target
 from ipiqa.errors import ConfigError, DataError, did_you_mean, located
-from ipiqa.files import content_sha256
+from ipiqa.files import content_sha256, seed_folders
 from ipiqa.models.bundle import CONFIG, README, WEIGHTS, ModelSpec, Training, read_checkpoint
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.weights import one_line, printable
@@ -26,7 +26,8 @@ from ipiqa.scoring.model_scorer import ModelScorer, Precision
 from ipiqa.scoring.scorer import Scorer
 
 ONNX, HUB = ".onnx", "hf-hub:"  # what names of exported graphs end with, and of models on the Hugging Face Hub begin
-PATTERNS = [CONFIG, WEIGHTS, README, f"fold_*/{CONFIG}", f"fold_*/{WEIGHTS}"]  # nothing else is downloaded
+FOLDERS = ("", "fold_*/", "seed_*/fold_*/")
+PATTERNS = [README, *(f"{f}{name}" for f in FOLDERS for name in (CONFIG, WEIGHTS))]  # nothing else is downloaded
 
 
 class TableScorer(Scorer):
@@ -53,7 +54,7 @@ def load(
 
     Args:
         what: a bundle or fold folder, a checkpoint such as best.pt, or a run folder, of which each score is the mean
-            over its folds' best epochs; a file of `ipiqa export`, FILE.onnx; "hf-hub:OWNER/NAME" or
+            over its seeds' and folds' best epochs; a file of `ipiqa export`, FILE.onnx; "hf-hub:OWNER/NAME" or
             "hf-hub:OWNER/NAME@REVISION"; a registered scorer and its settings, such as
             "clipscore architecture=RN50-quickgelu" or "table scores=scores.csv column=brisque".
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1", ...
@@ -97,9 +98,15 @@ class Loaded(NamedTuple):
         path = (self.path or Path()).absolute()
         return path if path.is_dir() else path.parent
 
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run that the fold belongs to, of all its seeds."""
+        parent = self.folder.parent
+        return parent.parent if parent.name.startswith("seed_") else parent
+
 
 def read_models(what: str | Path, folds: Sequence[int] | None = None) -> list[Loaded]:
-    """Returns the models of one kind, one per fold, that `what` stands for; arguments and errors as for `load`."""
+    """Returns the models of one kind, one per seed and fold, that `what` stands for; the rest is as for `load`."""
     if str(what).partition(" ")[0] in registry.list_registered("scorer"):
         _refuse_folds(folds, what)
         part = _registered(str(what))
@@ -199,6 +206,9 @@ def _checkpoints(what: str | Path, folds: Sequence[int] | None) -> list[Path]:
     if not is_folder or (path / "best.pt").is_file():
         _refuse_folds(folds, path)
         return [path / "best.pt" if is_folder else path]
+    if of_seeds := seed_folders(path):
+        begun = [one for one in of_seeds.values() if folds is not None or any(map(_of_fold, one.glob("fold_*")))]
+        return [file for one in begun or of_seeds.values() for file in _checkpoints(one, folds)]
     found = [(fold, file) for fold in sorted(path.glob("fold_*")) if (file := _of_fold(fold)) is not None]
     of_fold = {int(number): file for fold, file in found if (number := fold.name[5:]).isdecimal()}
     if not of_fold:

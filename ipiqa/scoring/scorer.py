@@ -82,7 +82,7 @@ class Scorer(ABC):
         """Returns one row an image: image, prompt, and for each target the score and what `columns` adds to it.
 
         `<target>_percentile` is the share, 0 to 100, of the images trained on whose MOS is lower; `<target>_std` the
-        standard deviation of the folds' scores, where there are several.
+        standard deviation of the scores of its models, where there are several: one per fold and seed.
         """
         import pandas
 

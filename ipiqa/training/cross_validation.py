@@ -31,7 +31,7 @@ logger = logging.getLogger("ipiqa")
 
 
 def run(config: Config, *, folds: list[int] | None = None, resume: bool = False) -> Path:
-    """Trains and evaluates the folds asked for and returns the run folder.
+    """Trains and evaluates the folds asked for, with each of `run.seeds`, and returns the run folder.
 
     Args:
         folds: numbers of folds, from 0; None for all of `run.num_folds`.
@@ -53,22 +53,43 @@ def run(config: Config, *, folds: list[int] | None = None, resume: bool = False)
         processor = build.make_processor(config)
         data = build.load_data(config, processor)
         splits = {fold: build.split_of(config, data.table, fold) for fold in chosen}
-        _check_early(config, data, splits, device)
-        weights = run_folder.weights_of(config, chosen)
-        content = run_folder.content_of(device, data, splits.values()) | weights
-        with run_folder.claimed(config, content, chosen, resume=resume) as stop:
-            for fold in chosen:
-                if run_folder.is_finished(run_dir, fold):
-                    logger.info("fold %d is finished, skipped", fold)
-                    continue
-                now = run_folder.weights_of(config, [fold])  # each fold reads its own files anew
-                run_folder.check_identity({name: weights[name] for name in now}, now, run_dir)
-                FoldRun(config, data, processor, splits[fold], device, content, stop).run(resume)
+        seeds = run_folder.of_seeds(config)
+        for one in seeds if config.run.checkpoint is not None else seeds[:1]:  # which may be another for each
+            _check_early(one, data, splits, device)
+        begun = [True]
+        if config.run.seeds is not None:
+            begun = dist.from_main(dist.on_main(lambda: run_folder.begin_seeds(config, resume=resume)))
+        for one, is_begun in zip(seeds, begun, strict=True):
+            _run_folds(one, processor, data, splits, device, resume=resume and is_begun)
     return run_dir
 
 
+def _run_folds(
+    config: Config, processor: SquashProcessor, data: Data, splits: dict[int, Split], device: torch.device, *,
+    resume: bool,
+) -> None:  # fmt: skip
+    """Trains and evaluates folds with one seed, in the run folder of the config."""
+    run_dir = Path(config.run.output_dir)
+    weights = run_folder.weights_of(config, splits)
+    content = run_folder.content_of(device, data, splits.values()) | weights
+    with run_folder.claimed(config, content, list(splits), resume=resume) as stop:
+        for fold, split in splits.items():
+            if run_folder.is_finished(run_dir, fold):
+                logger.info("fold %d is finished, skipped", fold)
+                continue
+            now = run_folder.weights_of(config, [fold])  # each fold reads its own files anew
+            run_folder.check_identity({name: weights[name] for name in now}, now, run_dir)
+            FoldRun(config, data, processor, split, device, content, stop).run(resume)
+
+
 def _check_early(config: Config, data: Data, splits: dict[int, Split], device: torch.device) -> None:
-    """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images."""
+    """Raises, before the run folder is made, what would stop a fold at its start: weights or too few images.
+
+    So does `run.patience` without a part to choose the epoch on: the reported images must not end training.
+    """
+    if config.run.patience is not None and not all(len(split.selection) for split in splits.values()):
+        advice = "Set run.val_fraction, such as 0.1, or run.patience=null."
+        raise ConfigError(f"run.patience: {config.run.patience}, but the reported part may not end training. {advice}")
     model = build.make_model(config, len(data.table.targets), data.table.targets)
     spec = build.describe_model(config, model, data.table.targets)
     if config.run.checkpoint is not None:
@@ -167,12 +188,12 @@ class FoldRun:
         best_epoch = trainer.progress.best_epoch
         if best_epoch == 0:
             logger.warning("fold %d: no epoch has finite metrics; the last one stands for the best", self.split.fold)
-            best_epoch = trainer.max_epochs
+            best_epoch = trainer.progress.epoch
             if dist.is_main():
                 checkpoint.save(trainer.best_path, trainer.model_state())
-        elif best_epoch != trainer.max_epochs:
+        elif best_epoch != trainer.progress.epoch:
             best = trainer.best_evaluation()
-        self._write({"best": (best_epoch, best), "last": (trainer.max_epochs, last)})
+        self._write({"best": (best_epoch, best), "last": (trainer.progress.epoch, last)})
         dist.barrier()
 
     def _write(self, evaluations: dict[str, tuple[int | None, Evaluation]]) -> None:

@@ -70,7 +70,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
 def _check(config: Config) -> None:
     """Raises ConfigError where the config describes another kind of run."""
     build.check_kind(config, folds=False)
-    for name in ("evaluate", "val_fraction", "num_folds", "head_learning_rate_scale"):
+    for name in ("evaluate", "val_fraction", "num_folds", "seeds", "patience", "head_learning_rate_scale"):
         value, default = getattr(config.run, name), getattr(RunConfig, name)
         if value != default:
             raise ConfigError(f"run.{name}: {value!r} does nothing in pre-training. Leave it at {default!r}.")

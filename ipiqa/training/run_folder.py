@@ -32,7 +32,7 @@ logger = logging.getLogger("ipiqa")
 CONFIG, IDENTITY = "config.yaml", "identity.json"  # settings, and what is read, by hash: later jobs are compared
 
 # Settings that a continued run may change: not what comes out of it. Of paths, the content is compared instead.
-_HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds")
+_HARMLESS_RUN = ("output_dir", "num_workers", "log_every", "save_every", "device", "num_folds", "seeds")
 _HARMLESS_DATA = (
     "annotations", "images", "shards", "val_shards", "image_cache", "feature_cache", "cache_dir", "cache_limit_gb",
 )  # fmt: skip
@@ -57,6 +57,8 @@ def identity_of(config: Config) -> dict[str, Any]:
 def checkpoint_path(config: Config, fold: int) -> str:
     """Returns the file that `run.checkpoint` means for a fold: a bundle's weights, or a run's best.pt of that fold."""
     path = Path(str(config.run.checkpoint))
+    of_seed = seed_dir(path, config.run.seed)
+    path = of_seed if of_seed.is_dir() else path
     if (path / bundle.CONFIG).is_file():
         return str(path / bundle.WEIGHTS)
     return str(fold_dir(path, fold) / "best.pt") if path.is_dir() else str(path)
@@ -112,7 +114,9 @@ def check_same_run(config: Config, content: Mapping[str, Any]) -> tuple[Config, 
     naming each difference, and DataError where the record of the run cannot be read.
     """
     run_dir = Path(config.run.output_dir)
-    stored, recorded = load_config(run_dir / CONFIG), _read_content(run_dir / IDENTITY)
+    stored = load_config(run_dir / CONFIG)
+    check_identity({"run.seeds": stored.run.seeds}, {"run.seeds": config.run.seeds}, run_dir)
+    recorded = _read_content(run_dir / IDENTITY)
     common = [name for name in content if name in recorded]
     before, now = ({name: values[name] for name in common} for values in (recorded, content))
     check_identity(identity_of(stored) | before, identity_of(config) | now, run_dir)
@@ -130,6 +134,39 @@ def _read_content(path: Path) -> dict[str, Any]:
 def fold_dir(run_dir: Path, fold: int) -> Path:
     """Returns the folder of one fold, counted from 0."""
     return run_dir / f"fold_{fold:02d}"
+
+
+def seed_dir(run_dir: Path, seed: int) -> Path:
+    """Returns the folder of the run of one seed, where a run has `run.seeds`."""
+    return run_dir / f"seed_{seed}"
+
+
+def of_seeds(config: Config) -> list[Config]:
+    """Returns the config of the run of each seed, each with a folder of its own; without `run.seeds`, this one."""
+    run = config.run
+    runs = [
+        replace(run, seed=n, seeds=None, output_dir=str(seed_dir(Path(run.output_dir), n))) for n in run.seeds or ()
+    ]
+    return [replace(config, run=one) for one in runs] or [config]
+
+
+def begin_seeds(config: Config, *, resume: bool) -> list[bool]:
+    """Records the seeds of a run, and returns for each whether its run is begun; seeds may be added later.
+
+    Raises ConfigError where the folder holds another run.
+    """
+    with _opened(Path(config.run.output_dir), resume) as run_dir:
+        seeds = list(config.run.seeds or ())
+        if (run_dir / CONFIG).is_file():
+            stored = load_config(run_dir / CONFIG)
+            if stored.run.seeds is None:
+                check_identity({"run.seeds": None}, {"run.seeds": seeds}, run_dir)
+            check_identity(identity_of(stored), identity_of(config), run_dir)
+            seeds = list(dict.fromkeys([*(stored.run.seeds or ()), *seeds]))
+        write_text(run_dir / CONFIG, replace(config, run=replace(config.run, seeds=seeds)).to_yaml())
+        for seed in seeds:  # so that a report knows those that are still missing
+            seed_dir(run_dir, seed).mkdir(exist_ok=True)
+    return [(Path(one.run.output_dir) / CONFIG).is_file() for one in of_seeds(config)]
 
 
 def is_finished(run_dir: Path, fold: int) -> bool:
@@ -160,24 +197,15 @@ def claimed(config: Config, content: Mapping[str, Any], folds: list[int], *, res
 def _claim(
     config: Config, content: Mapping[str, Any], folds: list[int], resume: bool, locks: contextlib.ExitStack
 ) -> None:
-    run_dir, stored = Path(config.run.output_dir), None
-    config_path = run_dir / CONFIG
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
-    if resume and not config_path.is_file():
-        raise ConfigError(f"{run_dir}: there is no run to continue. Leave out --resume to start one.")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir / ".claim.lock", wait=60, advice="Start this job once more."):
-        if config_path.is_file():
+    stored = None
+    with _opened(Path(config.run.output_dir), resume) as run_dir:
+        if (config_path := run_dir / CONFIG).is_file():
             if not resume and (not folds or any(fold_dir(run_dir, f).exists() for f in folds)):
                 advice = "Continue it with --resume or choose another run.output_dir."
                 raise ConfigError(f"{run_dir} already holds a run. {advice}")
             stored, recorded = check_same_run(config, content)
             content = {**content, **recorded}
             config = replace(stored, run=replace(stored.run, num_folds=max(stored.run.num_folds, config.run.num_folds)))
-        elif any(not path.name.startswith(".") and path.name != IDENTITY for path in run_dir.iterdir()):
-            advice = "Choose another folder, or empty this one."
-            raise ConfigError(f"run.output_dir: '{run_dir}' holds files but no run. {advice}")
         ours = [fold_dir(run_dir, fold) for fold in folds if not is_finished(run_dir, fold)] if folds else [run_dir]
         advice = "Wait for it" + (", or take other folds with --folds." if folds else ".")
         locks.enter_context(locked(*(run_dir / f".{folder.name}.lock" for folder in ours), advice=advice))
@@ -189,6 +217,22 @@ def _claim(
             folder.mkdir(exist_ok=True)
             for half_written in folder.glob(".*.tmp"):  # of a job that was killed while it wrote
                 half_written.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(run_dir: Path, resume: bool) -> Iterator[Path]:
+    """Makes a run folder and holds it while the block runs; ConfigError where it cannot be a run's, or resumed."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run.output_dir: '{run_dir}' is a file. Choose a folder.")
+    if resume and not (run_dir / CONFIG).is_file():
+        raise ConfigError(f"{run_dir}: there is no run to continue. Leave out --resume to start one.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with locked(run_dir / ".claim.lock", wait=60, advice="Start this job once more."):
+        others = [path for path in run_dir.iterdir() if not path.name.startswith(".") and path.name != IDENTITY]
+        if others and not (run_dir / CONFIG).is_file():
+            advice = "Choose another folder, or empty this one."
+            raise ConfigError(f"run.output_dir: '{run_dir}' holds files but no run. {advice}")
+        yield run_dir
 
 
 def record_job(run_dir: Path, folds: list[int], resume: bool) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors
 from ipiqa.models.pooling import AttentionPool
+from ipiqa.models.towers import transformers
 from ipiqa.models.towers.image_tower import STRIDE, WHERE, ImageFeatures, ResNetTower
 from ipiqa.models.towers.open_clip_towers import OpenClipImageEncoder
 from ipiqa.models.weights import Tensors, read_tensors
@@ -88,7 +89,7 @@ class ImageEncoder(ResNetTower):
 @register("image_encoder", "clip")
 def clip_image_encoder(
     image_size: int, *, architecture: str = "auto", weights: FilePath | None = None, sha256: str | None = None,
-    freeze: Literal["none", "all"] = "none",
+    freeze: Literal["none", "all"] = "none", lora_rank: int | None = None, lora_alpha: float = 16.0,
 ) -> ImageEncoder | OpenClipImageEncoder:  # fmt: skip
     """Returns the image tower of a published CLIP.
 
@@ -99,14 +100,19 @@ def clip_image_encoder(
             such as "openai", which it downloads; None draws them at random.
         sha256: what the hash of the weights file must be.
         freeze: "all" keeps the tower as it is, BatchNorm statistics included.
+        lora_rank: of a vision transformer with `freeze` "all": the attention and MLP layers of its blocks train by a
+            change of this rank (LoRA), 1 to the width; None for no change.
+        lora_alpha: the change is scaled by this number over the rank.
     """
     is_auto = architecture == "auto"
     is_resnet = is_auto or isinstance(architecture_settings(architecture, WHERE)["vision_cfg"].get("layers"), list)
     tensors = clip_tensors(architecture, weights, sha256, WHERE, has_gelu=not is_resnet)  # a ResNet has ReLU
     if not is_resnet:
-        return OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
+        vit = OpenClipImageEncoder(image_size, architecture, tensors, str(weights), freeze=freeze == "all")
+        return transformers.adapted(vit, lora_rank, lora_alpha, WHERE)
     sizes = ResNetSizes.of_tensors(tensors or {}, weights) if is_auto else ResNetSizes.of_architecture(architecture)
-    return ImageEncoder(sizes, image_size, tensors, weights, freeze=freeze == "all")
+    resnet = ImageEncoder(sizes, image_size, tensors, weights, freeze=freeze == "all")
+    return transformers.adapted(resnet, lora_rank, lora_alpha, WHERE)
 
 
 @register("image_encoder", "clip_resnet")

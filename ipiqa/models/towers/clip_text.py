@@ -10,6 +10,7 @@ from torch import nn
 
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, clip_tensors, load_exactly
+from ipiqa.models.towers import transformers
 from ipiqa.models.towers.open_clip_towers import OpenClipPromptEncoder, is_clip_text
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, read_tensors
@@ -172,6 +173,7 @@ class PromptEncoder(PromptFeatures):
 def clip_prompt_encoder(
     *, architecture: str = "auto", weights: FilePath | None = None, sha256: str | None = None,
     freeze: Freeze = "reference", qa_token: QAToken = "none", train_embeddings: bool | None = None,
+    lora_rank: int | None = None, lora_alpha: float = 16.0,
 ) -> PromptEncoder | OpenClipPromptEncoder:  # fmt: skip
     """Returns the text tower of a published CLIP.
 
@@ -186,6 +188,7 @@ def clip_prompt_encoder(
             before the end token ("suffix").
         train_embeddings: whether the embeddings of all tokens train, as in the reference under the name of qa_token;
             None for yes unless `freeze` is "all".
+        lora_rank: as for the image encoder `clip`, like `lora_alpha`.
     """
     tensors = clip_tensors(architecture, weights, sha256, WHERE)
     is_auto = architecture == "auto"
@@ -193,15 +196,18 @@ def clip_prompt_encoder(
         if freeze == "reference" or qa_token != "none" or (train_embeddings and freeze == "all"):
             problem = f"{architecture!r} has no text tower of OpenAI's CLIP, to which freeze: reference and [QA] belong"
             raise ConfigError(f"{WHERE}: {problem}. Set freeze: all (or none) and qa_token: none.")
-        return OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
+        tower = OpenClipPromptEncoder(architecture, tensors, str(weights), freeze=freeze == "all")
+        return transformers.adapted(tower, lora_rank, lora_alpha, WHERE)
     sizes = TextSizes.of_tensors(tensors or {}, weights) if is_auto else TextSizes.of_architecture(architecture)
-    return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
+    clip = PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
+    return transformers.adapted(clip, lora_rank, lora_alpha, WHERE)
 
 
 @register("prompt_encoder", "clip_text")
 def clip_text(
     *, width: int, layers: int, heads: int, embed_dim: int, weights: FilePath | None = None, freeze: Freeze = "none",
-    qa_token: QAToken = "none", train_embeddings: bool | None = None,
+    qa_token: QAToken = "none", train_embeddings: bool | None = None, lora_rank: int | None = None,
+    lora_alpha: float = 16.0,
 ) -> PromptEncoder:  # fmt: skip
     """Returns a text tower of CLIP's kind in the sizes given: small ones train in minutes.
 
@@ -209,4 +215,5 @@ def clip_text(
     """
     sizes = TextSizes(width, layers, heads, embed_dim)
     tensors = None if weights is None else read_tensors(weights, f"{WHERE}.weights")
-    return PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
+    clip = PromptEncoder(sizes, tensors, weights, freeze=freeze, qa_token=qa_token, train_embeddings=train_embeddings)
+    return transformers.adapted(clip, lora_rank, lora_alpha, WHERE)

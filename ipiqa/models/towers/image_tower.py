@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import load_exactly
 from ipiqa.models.pooling import resize_positions
+from ipiqa.models.towers.transformers import merged_tensors
 from ipiqa.models.weights import Tensors, one_line, read_tensors, renamed
 from ipiqa.registry import FilePath, register
 
@@ -48,11 +49,11 @@ class ImageTower(nn.Module):
 
     def section(self) -> dict[str, Any]:
         """Returns the section that builds this tower without any file."""
-        return self._section | {"freeze": "all" if self.frozen else "none"}
+        return {"freeze": "all" if self.frozen else "none"} | self._section
 
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under the names that files of such towers have; `weights` takes them back."""
-        return renamed(self.state_dict(), {own: name for name, own in self.file_names.items()})
+        return renamed(merged_tensors(self), {own: name for name, own in self.file_names.items()})
 
     def load_tensors(self, tensors: Tensors | None, weights: str | None) -> None:
         """Takes its part of the tensors in the file `weights`, positions resized to its map; None leaves all random."""

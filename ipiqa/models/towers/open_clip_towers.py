@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from ipiqa import prompts as clip_prompts
 from ipiqa.errors import ConfigError, DataError
 from ipiqa.models.clip_weights import architecture_settings, load_exactly
+from ipiqa.models.towers import transformers
 from ipiqa.models.towers.image_tower import WHERE, ImageFeatures, ImageTower, check_size
 from ipiqa.models.towers.prompt_features import PromptFeatures
 from ipiqa.models.weights import Tensors, one_line
@@ -39,9 +39,8 @@ class OpenClipImageEncoder(ImageTower):
             side = round(tokens.shape[1] ** 0.5)
             if side * side != tokens.shape[1]:
                 raise ValueError(f"{tokens.shape[1]} tokens make no square map")
-            blocks = self._trunk.blocks if self._trunk is not None else self.visual.transformer.resblocks
         self.grid, self.channels, self.embed_dim = (side, side), tokens.shape[2], pooled.shape[1]
-        self.num_layers = len(blocks) + 1
+        self.num_layers = transformers.count_layers(self)
         self.load_tensors(tensors, weights)
         self.train()
         if freeze:
@@ -67,9 +66,7 @@ class OpenClipImageEncoder(ImageTower):
         return getattr(self.visual, "trunk", None)
 
     def depth(self, name: str) -> int:
-        if block := re.search(r"\b(?:res)?blocks\.(\d+)", name):
-            return int(block[1]) + 1
-        return 0 if re.search(r"conv1|embed|cls_token|reg_token|ln_pre|norm_pre", name) else self.num_layers
+        return transformers.depth(name, self.num_layers)
 
     def _tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns patch tokens (B, N, C) and the pooled feature (B, D)."""

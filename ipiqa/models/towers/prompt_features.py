@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ipiqa import prompts as clip_prompts
+from ipiqa.models.towers import transformers
 from ipiqa.models.weights import Tensors
 
 Prompts = Sequence[str] | torch.Tensor  # B texts, their tokens int64 (B, context), or their features float (B, D)
@@ -27,7 +28,7 @@ class PromptFeatures(nn.Module):
 
     def clip_tensors(self) -> Tensors:
         """Returns the tensors under the names that files of such encoders have; a [QA] token has none."""
-        return {name: value for name, value in self.state_dict().items() if name != "qa_embedding"}
+        return {name: value for name, value in transformers.merged_tensors(self).items() if name != "qa_embedding"}
 
     @abstractmethod
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -36,6 +37,15 @@ class PromptFeatures(nn.Module):
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Returns what `forward` takes in place of prompts: tokens (B, context)."""
         return clip_prompts.tokenize(prompts)
+
+    @property
+    def num_layers(self) -> int:
+        """Depth of everything behind the tower."""
+        return transformers.count_layers(self)
+
+    def depth(self, name: str) -> int:
+        """Returns how many layers lie before one of its parameters, for run.layer_decay: 0 to num_layers."""
+        return transformers.depth(name, self.num_layers)
 
     @property
     def is_frozen(self) -> bool:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ipiqa.errors import ConfigError, DataError, did_you_mean
 from ipiqa.models.clip_weights import load_exactly
+from ipiqa.models.towers import transformers
 from ipiqa.models.towers.image_tower import WHERE, ImageFeatures, ImageTower
 from ipiqa.models.weights import Tensors, one_line, read_tensors, renamed
 from ipiqa.registry import FilePath, register
@@ -29,7 +30,7 @@ class TimmTower(ImageTower):
     def __init__(
         self, image_size: int, *, architecture: str, weights: FilePath | None = None,
         pool_layers: list[str] | None = None, statistics: Literal["mean", "gram"] = "mean",
-        freeze: Literal["none", "all"] = "none",
+        freeze: Literal["none", "all"] = "none", lora_rank: int | None = None, lora_alpha: float = 16.0,
     ) -> None:  # fmt: skip
         """Builds the tower; ConfigError where timm has none of that name or it does not take this image size.
 
@@ -41,6 +42,7 @@ class TimmTower(ImageTower):
             pool_layers: names of modules whose output is a map, such as ["blocks.4"]; None for timm's own pool.
             statistics: what is taken of each of these, in the order that they are computed in.
             freeze: "all" keeps the tower as it is, BatchNorm statistics included.
+            lora_rank: of a transformer, as for the image encoder `clip`, like `lora_alpha`.
         """
         super().__init__()
         self._section = {
@@ -72,11 +74,12 @@ class TimmTower(ImageTower):
         self.channels, self.grid = token_map.shape[1], (token_map.shape[2], token_map.shape[3])
         self._parts = tuple(part.shape[1] for part in parts)
         self.embed_dim = sum(self._parts)
-        self._depths = _depths(self.tower)
-        self.num_layers = max(self._depths.values(), default=0) + 1
         self.train()
         if freeze == "all":
             self.freeze()
+        transformers.adapted(self, lora_rank, lora_alpha, WHERE)
+        self._depths = _depths(self.tower)
+        self.num_layers = max(self._depths.values(), default=0) + 1
 
     @staticmethod
     def normalisation(architecture: str) -> tuple[list[float], list[float]]:
