@@ -198,7 +198,7 @@ def test_the_table_has_the_means_of_the_folds(write, done: Path, capsys: pytest.
     assert (done / "ablation.md").read_text() in shown and "not finished" not in shown
     assert {path.name for path in done.iterdir()} == {
         *FOLDERS,
-        *(f"ablation.{x}" for x in ("md", "csv", "tex", "json")),
+        *(f"ablation.{x}" for x in ("md", "csv", "tex", "json", "svg")),
     }
     with (done / "ablation.csv").open(newline="") as file:
         lines = {(row["row"], row["checkpoint"], row["target"]): row for row in csv.DictReader(file)}

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -227,3 +228,20 @@ def test_latex_and_names_with_special_signs(rows, tmp_path: Path) -> None:
         page = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{latex}\end{{document}}"
         (tmp_path / "t.tex").write_text(page)
         subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_plot_has_every_finished_row_where_its_numbers_are(rows, tmp_path: Path) -> None:
+    write_ablation(tmp_path / "out", [*rows, row("to come", None), dataclasses.replace(rows[1], name="<b>&")])
+    drawn = ElementTree.parse(tmp_path / "out/ablation.svg").getroot()  # a name with signs of XML must not break it
+    space = "{http://www.w3.org/2000/svg}"
+    names = [text.text for text in drawn.findall(f"{space}text")]
+    assert names == ["whole", "worse", "alike", "<b>&"]
+    saved = json.loads((tmp_path / "out/ablation.json").read_text())["rows"]
+    for target, panel in zip(("quality", "alignment"), drawn.findall(f"{space}g"), strict=True):
+        dots = [float(dot.get("cx", "nan")) for dot in panel.findall(f"{space}circle")]
+        bars = [[float(bar.get(x, "nan")) for x in ("x1", "x2")] for bar in panel.findall(f"{space}line[@class='bar']")]
+        found = [saved[i]["targets"][target]["last"]["srcc"] for i in range(3)]
+        places = np.array([[dots[i], *bars[i]] for i in range(3)])
+        numbers = np.array([[one["mean"], one["low"], one["high"]] for one in found])
+        fit = np.polyfit(numbers.ravel(), places.ravel(), 1)
+        assert fit[0] > 0 and np.abs(np.polyval(fit, numbers) - places).max() < 0.1  # one scale for all of a panel

@@ -14,6 +14,7 @@ from ipiqa.evaluation.results import CHECKPOINTS, RunResult, fold_numbers, short
 from ipiqa.evaluation.summary import Summary, common_folds, compare, facts, interval_words, summarise, warnings
 from ipiqa.files import write_json, write_text
 from ipiqa.metrics import CHOSEN, METRICS, PairedTest, Spread, holm
+from ipiqa.report.plots import forest
 from ipiqa.report.render import MISSING, markdown_table, render
 from ipiqa.report.tables import LEGENDS, label, mean_std, number
 
@@ -114,7 +115,7 @@ class Ablation:
 def write_ablation(
     folder: Path, rows: Sequence[AblationRow], *, name: str = "ablation", columns: tuple[str, ...] = COLUMNS
 ) -> str:
-    """Writes <name>.md, .csv, .tex and .json into a folder, with these metrics, and returns the markdown.
+    """Writes <name>.md, .csv, .tex, .json and .svg into a folder, with these metrics, and returns the markdown.
 
     The other rows are compared with the first. Where none is finished, a DataError is raised and nothing is written.
     """
@@ -124,6 +125,7 @@ def write_ablation(
     for kind, content in {"md": text, "csv": ablation_csv(ablation), "tex": ablation_latex(ablation)}.items():
         write_text(folder / f"{name}.{kind}", content)
     write_json(folder / f"{name}.json", ablation_json(ablation))
+    write_text(folder / f"{name}.svg", ablation_svg(ablation))
     return text
 
 
@@ -242,6 +244,22 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
         rows.append(about | {"targets": targets})
     above = {"format": 1, "facts": dict(facts(ablation.first)), "level": LEVEL}
     return above | {"rows": rows, "notes": ablation.notes}
+
+
+def ablation_svg(ablation: Ablation) -> str:
+    """Returns a plot of the means and intervals of all finished rows, at the last epoch where they have one."""
+    finished = [row.name for row in ablation.rows if row.run is not None]
+    rows, metric = [], ablation.first.main
+    for name in finished:
+        of_targets: list[tuple[float, float, float] | None] = []
+        for target in ablation.targets:
+            found = (ablation.results(name, checkpoint, target)[0] for checkpoint in ("last", "best"))
+            spread = next((spreads[metric] for spreads in found if metric in spreads), None)
+            of_targets.append(None if spread is None else (spread.mean, spread.low, spread.high))
+        rows.append((name, of_targets))
+    titles = [f"{target}: {label(metric)}, 95 % interval" for target in ablation.targets]
+    about = "Means and intervals of the rows of an ablation; the numbers are in the table beside it"
+    return render("ablation.svg.j2", about=about, **forest(rows, titles))
 
 
 def ablation_latex(ablation: Ablation) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
+PANEL = 260  # width of one of several panels
 MAX_POINTS = 20_000  # of one scatter chart; more would only make the file heavy
 
 Values = Sequence[float] | np.ndarray
@@ -60,6 +61,26 @@ def chart(
         "dot": 5 if number <= 300 else 3.5 if number <= 3000 else 2.5,
         "lines": [(style, place(path)) for style, path in paths if path.size],
     }  # fmt: skip
+
+
+def forest(rows: Sequence[tuple[str, Sequence[tuple[float, float, float] | None]]], titles: Sequence[str]) -> Any:
+    """Returns what ablation.svg.j2 draws: a panel for each title, and in it a mean with its interval for each row.
+
+    Each row has a name and, for each panel, (mean, low, high) or None; an interval may be nan. Panels share no axis.
+    """
+    panels = []
+    for i, title in enumerate(titles):
+        values = [own[i] for _, own in rows]
+        known = [end for value in values if value for end in value if math.isfinite(end)]
+        low, high = _range(np.array(known)) if known else (0.0, 1.0)
+
+        def place(value: float, low: float = low, high: float = high) -> float | None:
+            return round(PANEL * (value - low) / (high - low), 1) if math.isfinite(value) else None
+
+        dots = [None if value is None or math.isnan(value[0]) else [place(end) for end in value] for value in values]
+        axis = [(place(at), f"{at:g}") for at in ticks(low, high, 4)]
+        panels.append({"title": title, "axis": axis, "dots": dots})
+    return {"names": [name for name, _ in rows], "panels": panels, "width": PANEL}
 
 
 def _finite(x: Values, y: Values) -> np.ndarray:

@@ -19,7 +19,7 @@ def render(template: str | Path, **context: Any) -> str:
     path = Path(__file__).parent / "templates" / template
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
+        autoescape=jinja2.select_autoescape(["html.j2", "svg.j2"]),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"md": escaped, "tex": latex_escaped, "tex_figure": latex_figure, "one_line": one_line}
