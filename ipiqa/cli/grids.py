@@ -74,7 +74,7 @@ def _run_grid(grid: Any, points: Sequence[Any], name: str, columns: tuple[str, .
             print(f"{grid.output_dir}: no point is finished, so there is no table yet")
         else:
             print(write_ablation(grid.output_dir, rows, name=name, columns=columns))
-            print(f"Table: {grid.output_dir}/{name}.md  .csv  .tex  .json")
+            print(f"Table: {grid.output_dir}/{name}.md  .csv  .tex  .json  .svg")
 
     return _run(grid.points, points, show)
 
