@@ -160,7 +160,8 @@ def model_sha256(what: str | Path, folds: Sequence[int] | None = None) -> str:
             files += [path / CONFIG, path / WEIGHTS] if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
     else:
         text = str(what)
-        files = [Path(str(value)).expanduser() for value in _given(text.partition(" ")[2]).values()]
+        settings = text.partition(" ")[2]
+        files = [Path(str(value)).expanduser() for value in _given(settings).values()] if "=" in settings else []
     hashes = content_sha256([file for file in files if file.is_file()])
     return hashlib.sha256("".join([*hashes, text]).encode()).hexdigest()[:16]
 
