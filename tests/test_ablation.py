@@ -310,6 +310,7 @@ def test_a_failing_row_is_reported_and_the_others_run(
     assert state["c"] == "finished" and state["a"].startswith("failed: what is wrong.")
 
 
+@pytest.mark.slow
 def test_two_processes_run_two_points(write, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import sys\nfrom ipiqa.cli import main\nsys.exit(main(sys.argv[1:]))\n")

@@ -113,6 +113,7 @@ def train(cfg: Path, output_dir: str, resume: bool, stop_at: int | None) -> None
         os._exit(INTERRUPTED)
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_average_and_resume_it(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     assert run_together(2, train, cfg, f"{tmp_path}/whole", False, None) == [0, 0]

@@ -189,7 +189,7 @@ def test_tokens_that_are_not_clips_are_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "the tokens of this prompt encoder are not CLIP's" in refused(build)
 
 
-@pytest.mark.parametrize("name", ["vit_b32_levels", "siglip2", "views_224"])
+@pytest.mark.parametrize("name", ["vit_b32_levels", pytest.param("siglip2", marks=pytest.mark.slow), "views_224"])
 def test_the_published_configs_build_models_that_score(name: str) -> None:
     changes = ["model.image_encoder.weights=null"]
     if name == "views_224":  # its sizes are those of a file

@@ -172,6 +172,7 @@ def train(config: Path, output_dir: str, feature_cache: str) -> None:
     run(load_config(config, *options), folds=[0])
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_file(cfg: Path, tmp_path: Path) -> None:
     config = model_config(cfg, "ipiqa")
     assert run_together(2, train, config, f"{tmp_path}/stored", "true") == [0, 0]

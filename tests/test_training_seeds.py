@@ -212,6 +212,7 @@ def train(cfg: Path, options: list[str]) -> None:
     run(load_config(cfg, *options))
 
 
+@pytest.mark.slow
 def test_several_processes_train_every_seed(cfg: Path, tmp_path: Path) -> None:
     options = ["run.seeds=[3, 5]", "run.batch_size=4", "run.max_epochs=1", f"run.output_dir={tmp_path}/two"]
     assert run_together(2, train, cfg, options) == [0, 0]
