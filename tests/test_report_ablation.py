@@ -245,3 +245,11 @@ def test_the_plot_has_every_finished_row_where_its_numbers_are(rows, tmp_path: P
         numbers = np.array([[one["mean"], one["low"], one["high"]] for one in found])
         fit = np.polyfit(numbers.ravel(), places.ravel(), 1)
         assert fit[0] > 0 and np.abs(np.polyval(fit, numbers) - places).max() < 0.1  # one scale for all of a panel
+
+
+def test_the_plot_has_room_for_long_names(tmp_path: Path) -> None:
+    long = "product of image and prompt feature beside the fusion"
+    write_ablation(tmp_path / "out", [row(long, write_run(tmp_path / "long", **FOLDS))])
+    drawn = ElementTree.parse(tmp_path / "out/ablation.svg").getroot()
+    (text,) = drawn.findall("{http://www.w3.org/2000/svg}text")
+    assert float(text.get("x", "nan")) >= 6.5 * len(long)  # it ends there, at 13 px

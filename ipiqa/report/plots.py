@@ -8,7 +8,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
-PANEL = 260  # width of one of several panels
+PANEL, LETTER = 260, 7  # width of one of several panels, and of a letter of the names beside them
 MAX_POINTS = 20_000  # of one scatter chart; more would only make the file heavy
 
 Values = Sequence[float] | np.ndarray
@@ -80,7 +80,9 @@ def forest(rows: Sequence[tuple[str, Sequence[tuple[float, float, float] | None]
         dots = [None if value is None or math.isnan(value[0]) else [place(end) for end in value] for value in values]
         axis = [(place(at), f"{at:g}") for at in ticks(low, high, 4)]
         panels.append({"title": title, "axis": axis, "dots": dots})
-    return {"names": [name for name, _ in rows], "panels": panels, "width": PANEL}
+    names = [name for name, _ in rows]
+    left = 30 + LETTER * max(map(len, names), default=0)
+    return {"names": names, "panels": panels, "left": left, "width": PANEL}
 
 
 def _finite(x: Values, y: Values) -> np.ndarray:
