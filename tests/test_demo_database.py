@@ -14,10 +14,12 @@ from conftest import REPOSITORY
 from PIL import Image
 from scipy.stats import spearmanr
 
+import ipiqa.export
 from ipiqa import registry
 from ipiqa.build import make_dataset
 from ipiqa.cli import main
 from ipiqa.config.loading import Config, load_config
+from ipiqa.datasets.databases.published import Agiqa3k
 from ipiqa.datasets.image_folder import TablePairs
 from ipiqa.demo import database as demo
 from ipiqa.demo import encoders
@@ -200,3 +202,12 @@ def test_encoders_need_a_file_to_be_written_to(tmp_path: Path) -> None:
     config = dataset_config(tmp_path, "model.prompt_encoder.weights=null")
     with pytest.raises(ConfigError, match=r"model\.prompt_encoder\.weights: null\. Name the file"):
         warm_up(config, WarmUp(num_pairs=64, epochs=1))
+
+
+def test_model_cards_know_the_table_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the card of a model of the demo would not say that its data is synthetic."""
+    monkeypatch.setattr("ipiqa.demo.database.render_all", lambda *arguments, **settings: None)
+    demo.write_demo_dataset(tmp_path)
+    table = Agiqa3k(annotations=str(tmp_path / "data.csv"), images="x").load()
+    card = Path(ipiqa.export.__file__).with_name("templates") / "card.md.j2"
+    assert table.sha256 in card.read_text(encoding="utf-8")
