@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 from torch import nn
 
 from ipiqa import registry
-from ipiqa.datasets.table import Target
+from ipiqa.datasets.table import AnnotationTable, Target
 from ipiqa.models.bundle import ModelSpec, own_section
 from ipiqa.scoring.model_scorer import ModelScorer
 
@@ -50,3 +54,21 @@ def noise() -> Image.Image:
     """Returns an upright image of coloured patches."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((60, 90))
+
+
+def add_architectures(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes architectures known to open_clip by their names."""
+    for name, one in settings.items():
+        (folder / f"{name}.json").write_text(json.dumps(one))
+    open_clip.add_model_config(folder)
+
+
+def image_table(folder: Path, ending: str, height: int) -> AnnotationTable:
+    """Returns a table of seven rows and six images in `folder`: the first image stands in the last row, too."""
+    folder.mkdir()
+    names = [f"{number}.{ending}" for number in (3, 1, 2, 5, 4, 0)]
+    for number, name in enumerate(names):
+        pixels = np.random.RandomState(number).randint(0, 256, (height, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    names.append(names[0])
+    return AnnotationTable(tuple(names), ("p",) * 7, np.zeros((7, 1)), ("quality",), ("g",) * 7, folder)

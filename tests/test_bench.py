@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from small_models import add_architectures
 from toy import write_config
 from webdriver import browser
 
@@ -329,8 +330,7 @@ def test_every_scorer_with_a_name_is_described(capsys: pytest.CaptureFixture[str
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """A file of random weights of a tiny CLIP, as HPS publishes its own: a state dict under its name."""
     folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-bench.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder)
+    add_architectures(folder, {"tiny-bench": TINY})
     torch.manual_seed(0)
     model = open_clip.create_model("tiny-bench", pretrained=None)
     torch.save({"state_dict": model.state_dict()}, folder / "tiny.pt")

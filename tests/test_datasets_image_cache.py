@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import image_table
 
 from ipiqa import files
 from ipiqa.datasets import image_cache
@@ -33,15 +34,7 @@ ROWS = np.array([5, 0, 3, 6])
 
 @pytest.fixture
 def table(tmp_path: Path) -> AnnotationTable:
-    """Seven rows of six images: the first image stands in the last row, too."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    names = [f"{number}.jpg" for number in (3, 1, 2, 5, 4, 0)]
-    for number, name in enumerate(names):
-        pixels = np.random.RandomState(number).randint(0, 256, (20, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    names.append(names[0])
-    return AnnotationTable(tuple(names), ("p",) * 7, np.zeros((7, 1)), ("quality",), ("g",) * 7, folder)
+    return image_table(tmp_path / "images", "jpg", 20)
 
 
 def opened(table: AnnotationTable, size: int = 16, limit_gb: float = 1.0) -> ImageSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import run_together
+from processes import INTERRUPTED, run_together, train
 from test_engine_trainer import assert_same_files, make_trainer
 from toy import write_config
 
@@ -20,10 +19,7 @@ from ipiqa.config.loading import load_config
 from ipiqa.engine import checkpoint
 from ipiqa.engine.stop import Interrupted, StopSignals
 from ipiqa.errors import ConfigError, DataError
-from ipiqa.tasks.quality_regression import QualityRegression
 from ipiqa.training.cross_validation import run
-
-INTERRUPTED = 7  # exit status
 
 
 def test_it_is_the_average_over_steps_of_weights_and_of_batchnorm_statistics(tmp_path: Path) -> None:
@@ -91,34 +87,12 @@ def test_a_resumed_run_goes_on_with_the_average(stop_epoch: int, stop_step: int,
         make_trainer(tmp_path / "parts", ema=0.9).restore(lambda state: None)
 
 
-def train(cfg: Path, output_dir: str, resume: bool, stop_at: int | None) -> None:
-    """Trains fold 0 in one of several processes, each with its average in a file; may stop in a step."""
-    plain_step, steps = QualityRegression.step, 0
-
-    def step(self: QualityRegression, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == stop_at and os.environ["RANK"] == "1":
-            signal.raise_signal(signal.SIGTERM)
-        return plain_step(self, model, batch)
-
-    QualityRegression.step = step  # type: ignore[method-assign]
-    try:
-        run(
-            load_config(cfg, "run.batch_size=4", "run.ema=0.9", f"run.output_dir={output_dir}"),
-            folds=[0],
-            resume=resume,
-        )
-    except Interrupted:
-        os._exit(INTERRUPTED)
-
-
 @pytest.mark.slow
 def test_two_processes_have_one_average_and_resume_it(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
-    assert run_together(2, train, cfg, f"{tmp_path}/whole", False, None) == [0, 0]
-    assert run_together(2, train, cfg, f"{tmp_path}/parts", False, 6) == [INTERRUPTED] * 2
-    assert run_together(2, train, cfg, f"{tmp_path}/parts", True, None) == [0, 0]
+    assert run_together(2, train, cfg, f"{tmp_path}/whole", False, None, "run.ema=0.9") == [0, 0]
+    assert run_together(2, train, cfg, f"{tmp_path}/parts", False, 6, "run.ema=0.9") == [INTERRUPTED] * 2
+    assert run_together(2, train, cfg, f"{tmp_path}/parts", True, None, "run.ema=0.9") == [0, 0]
     left, right = (checkpoint.load(tmp_path / name / "fold_00/last.pt") for name in ("whole", "parts"))
     for part in ("model", "newest"):
         assert all(torch.equal(value, right[part][name]) for name, value in left[part].items())

@@ -10,11 +10,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import RESNET, build
+from small_models import RESNET, build, image_table
 
 from ipiqa import registry
 from ipiqa.datasets.checks import image_hashes
@@ -32,15 +31,7 @@ FLIPS = torch.tensor([True, False, True, True, False, False])
 
 @pytest.fixture
 def table(tmp_path: Path) -> AnnotationTable:
-    """Seven rows of six images: the first image stands in the last row, too."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    names = [f"{number}.png" for number in (3, 1, 2, 5, 4, 0)]
-    for number, name in enumerate(names):
-        pixels = np.random.RandomState(number).randint(0, 256, (40, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    names.append(names[0])
-    return AnnotationTable(tuple(names), ("p",) * 7, np.zeros((7, 1)), ("quality",), ("g",) * 7, folder)
+    return image_table(tmp_path / "images", "png", 40)
 
 
 def tower_of(name: str = "clip_resnet", seed: int = 0) -> ImageTower:

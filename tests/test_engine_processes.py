@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from processes import run_together
+from processes import INTERRUPTED, run_together, train
 from toy import write_config
 
-from ipiqa.config.loading import load_config
 from ipiqa.engine import checkpoint
-from ipiqa.engine.stop import Interrupted
-from ipiqa.tasks.quality_regression import QualityRegression
-from ipiqa.training.cross_validation import run
-
-INTERRUPTED = 7  # exit status
-
-
-def train(cfg: Path, output_dir: str, resume: bool, stop_at: int | None) -> None:
-    """Trains fold 0; where `stop_at` is given, process 1 gets a signal in that step."""
-    plain_step, steps = QualityRegression.step, 0
-
-    def step(self: QualityRegression, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == stop_at and os.environ["RANK"] == "1":
-            signal.raise_signal(signal.SIGTERM)
-        return plain_step(self, model, batch)
-
-    QualityRegression.step = step  # type: ignore[method-assign]
-    config = load_config(cfg, "run.batch_size=4", f"run.output_dir={output_dir}")
-    try:
-        run(config, folds=[0], resume=resume)
-    except Interrupted:
-        os._exit(INTERRUPTED)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
+from small_models import add_architectures
 
 import ipiqa
 from ipiqa import cli, registry
@@ -42,10 +42,8 @@ PROMPTS = ["a red tree", "a blue house beside a river, oil painting, " * 4, "wor
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    (folder / "tiny-gelu.json").write_text(json.dumps(TINY))
-    (folder / "tiny-quick.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
-    open_clip.add_model_config(folder)
+    known = {"tiny-gelu": TINY, "tiny-quick": TINY | {"quick_gelu": True}}
+    add_architectures(tmp_path_factory.mktemp("architectures"), known)
 
 
 def write(folder: Path, section: dict[str, Any], *, seed: int = 0, size: int = 32) -> Path:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from conftest import REPOSITORY, refused
-from small_models import NASTY, PROMPT, RESNET, TEXT, noise
+from small_models import NASTY, PROMPT, RESNET, TEXT, add_architectures, noise
 from test_models_towers import ARCHITECTURES
 from torch.nn import functional
 from toy import write_config
@@ -36,11 +34,9 @@ LONG_WORD = "pneumonoultramicroscopicsilicovolcanoconiosis " * 10
 
 @pytest.fixture(autouse=True, scope="module")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    for name in ("tiny-vit-quickgelu", "tiny-vit"):
-        settings = ARCHITECTURES[name] | {"text_cfg": ARCHITECTURES["tiny-vit-quickgelu"]["text_cfg"]}
-        (folder / f"{name}-levels.json").write_text(json.dumps(settings))
-    open_clip.add_model_config(folder)
+    text = {"text_cfg": ARCHITECTURES["tiny-vit-quickgelu"]["text_cfg"]}
+    known = {f"{name}-levels": ARCHITECTURES[name] | text for name in ("tiny-vit-quickgelu", "tiny-vit")}
+    add_architectures(tmp_path_factory.mktemp("architectures"), known)
 
 
 def build(targets: tuple[Target, ...] = TARGETS, size: int = 64, **settings: Any) -> tuple[Any, ModelSpec]:

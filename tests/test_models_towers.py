@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import refused
 from safetensors.torch import save_file
+from small_models import add_architectures
 from torch import nn
 from toy import write_config
 
@@ -70,10 +71,7 @@ ARCHITECTURES = {
 
 @pytest.fixture(autouse=True, scope="module")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    for name, settings in ARCHITECTURES.items():
-        (folder / f"{name}.json").write_text(json.dumps(settings))
-    open_clip.add_model_config(folder)
+    add_architectures(tmp_path_factory.mktemp("architectures"), ARCHITECTURES)
 
 
 def build(section: dict[str, Any], image_size: int = 32) -> nn.Module:

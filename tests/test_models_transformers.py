@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pandas as pd
 import pytest
 import torch
 from conftest import refused
+from small_models import add_architectures
 from torch import nn
 from toy import write_config
 
@@ -44,10 +43,7 @@ CLIP_TEXT = {"name": "clip_text", "width": 8, "layers": 3, "heads": 1, "embed_di
 
 @pytest.fixture(autouse=True, scope="module")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    for name, settings in ARCHITECTURES.items():
-        (folder / f"{name}.json").write_text(json.dumps(settings))
-    open_clip.add_model_config(folder)
+    add_architectures(tmp_path_factory.mktemp("architectures"), ARCHITECTURES)
 
 
 def build(image_encoder: Any, prompt_encoder: Any = CLIP_TEXT, size: int = 32) -> nn.Module:

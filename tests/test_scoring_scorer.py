@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
+from small_models import add_architectures
 from toy import write_config
 
 import ipiqa
@@ -42,11 +42,7 @@ MODELS = [name for name in registry.list_registered("model") if name != "image2p
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_architecture(tmp_path_factory: pytest.TempPathFactory) -> None:
-    import json
-
-    folder = tmp_path_factory.mktemp("architectures")
-    (folder / "tiny-bundle.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder)
+    add_architectures(tmp_path_factory.mktemp("architectures"), {"tiny-bundle": TINY})
 
 
 @pytest.fixture(scope="module")
