@@ -43,6 +43,11 @@ _MOST_HASHES = 2_000_000  # kept in one file, in records of 48 bytes: 96 MB
 _SETTLED_NS = 2_000_000_000  # a file that was not written for so long has a time of its own
 
 
+def seed_dir(run_dir: Path, seed: int) -> Path:
+    """Returns the folder of the run of one seed, where a run has `run.seeds`."""
+    return run_dir / f"seed_{seed}"
+
+
 def seed_folders(run_dir: Path) -> dict[int, Path]:
     """Returns seed -> folder of its run, in order; none where a run was not trained with several."""
     found = {int(path.name[5:]): path for path in run_dir.glob("seed_*") if path.name[5:].isdecimal()}

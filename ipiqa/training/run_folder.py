@@ -23,7 +23,7 @@ from ipiqa.datasets.splits import Split
 from ipiqa.engine.log import recording
 from ipiqa.engine.stop import StopSignals
 from ipiqa.errors import ConfigError, DataError, shorten
-from ipiqa.files import content_sha256, locked, write_json, write_text
+from ipiqa.files import content_sha256, locked, seed_dir, write_json, write_text
 from ipiqa.models import bundle
 from ipiqa.registry import flatten
 
@@ -134,11 +134,6 @@ def _read_content(path: Path) -> dict[str, Any]:
 def fold_dir(run_dir: Path, fold: int) -> Path:
     """Returns the folder of one fold, counted from 0."""
     return run_dir / f"fold_{fold:02d}"
-
-
-def seed_dir(run_dir: Path, seed: int) -> Path:
-    """Returns the folder of the run of one seed, where a run has `run.seeds`."""
-    return run_dir / f"seed_{seed}"
 
 
 def of_seeds(config: Config) -> list[Config]:
